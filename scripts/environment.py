@@ -1,0 +1,66 @@
+"""Build the course's environment in .venv: packages from requirements.lock, the library, the Jupyter kernel.
+
+    python3.11 scripts/environment.py     (Windows: py -3.11 scripts\\environment.py)
+
+Needs only Python and, the first time, a package index. A second call does nothing twice.
+"""
+import os
+import subprocess
+import sys
+import time
+import venv
+from hashlib import sha256
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+
+
+def digest(paths: list[Path]) -> str:
+    "One hash of the names and contents of `paths`."
+    return sha256(b"".join(p.relative_to(ROOT).as_posix().encode() + p.read_bytes() for p in sorted(paths))).hexdigest()
+
+
+def run(*command: str | Path) -> None:
+    "Run `command` in the project, with pip's own sources shown to uv too."
+    env = dict(os.environ)
+    if "PIP_FIND_LINKS" in env: env.setdefault("UV_FIND_LINKS", env["PIP_FIND_LINKS"])
+    result = subprocess.run([str(c) for c in command], cwd=ROOT, env=env)
+    if result.returncode: sys.exit(f"\nStopped: `{' '.join(map(str, command[:6]))} …` failed with exit code {result.returncode}. "
+                                   "Its message stands above; mend that and call this again: what is done stays done.")
+
+
+def once(name: str, inputs: list[Path], *commands: tuple[str | Path, ...]) -> None:
+    "Run `commands` unless they already succeeded for these very `inputs`."
+    stamp, wanted = VENV / f"done-{name}", digest(inputs) + sys.version
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted: return
+    print(f"== {name}", flush=True)
+    start = time.monotonic()
+    for command in commands: run(*command)
+    stamp.write_text(wanted, encoding="utf-8")
+    print(f"   {name} took {time.monotonic()-start:.0f} s", flush=True)
+
+
+def main() -> None:
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        sys.exit(f"This is Python {sys.version.split()[0]}; the course needs 3.11, 3.12 or 3.13. Install one and call it by name: python3.11 {sys.argv[0]}")
+    if not PYTHON.exists():
+        print("== virtual environment", flush=True)
+        try: venv.create(VENV, with_pip=True)
+        except subprocess.CalledProcessError as e:
+            sys.exit(f"Python cannot make a virtual environment with pip in it ({e}). On Debian and Ubuntu: sudo apt-get install python3-venv")
+    lock, overrides = ROOT / "requirements.lock", ROOT / "scripts" / "overrides.txt"
+    uv = next(line for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith("uv=="))
+    pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input")
+    install = (PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON)
+    packaging = [ROOT / "settings.ini", ROOT / "setup.py"]
+    once("packages", [lock, overrides], (*pip, "install", "--quiet", uv), (*install, "-r", lock, "--overrides", overrides))
+    once("library", [lock, *packaging], (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
+    once("export", [lock, *packaging, *(ROOT / "nbs").rglob("[!.]*.ipynb")], (BIN / "nbdev_export",))
+    once("kernel", [lock, ROOT / "mlops_course" / "tools" / "house.py"], (PYTHON, "-c", "from mlops_course.tools.house import install_kernel; install_kernel()"))
+
+
+if __name__ == "__main__":
+    main()
