@@ -78,9 +78,9 @@ def run(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit
     "Run LESSONS (all if none) through papermill, and leave a report. A lesson is named by number, topic or file."
     from pathlib import Path
 
-    from mlops_course.tools.house import find_root, pick
+    from mlops_course.tools.house import pick, runs_folder
     from mlops_course.tools.running import parse_value, run_lessons
-    folder = Path(out).resolve() if out else find_root()/'_course'/'run'
+    folder = Path(out).resolve() if out else runs_folder()/'run'
     results = run_lessons(pick(lessons), {k:parse_value(v) for k,v in parameters}, jobs, folder, limit)
     for r in results:
         if r.status != 'passed': click.echo(f"\n{r.lesson} {r.status} in cell {r.cell}:\n{r.source}\n{r.traceback}", err=True)

@@ -41,9 +41,10 @@ def exercise_of(
 ) -> dict:         # The notebook for learners
     "`solution` without its answers, hints, wrong answers and outputs."
     def open_cell(cell):
-        source = ''.join(cell['source'])
         if cell['cell_type'] != 'code': return cell
-        return cell | dict(source=(unsolve(source) if role_of(cell) == 'answer' else source).splitlines(True), outputs=[], execution_count=None)
+        source,metadata = ''.join(cell['source']),cell['metadata']
+        if role_of(cell) == 'answer': source,metadata = unsolve(source),metadata | dict(tags=[*metadata['tags'], 'raises-exception'])
+        return cell | dict(source=source.splitlines(True), metadata=metadata, outputs=[], execution_count=None)
     return solution | dict(cells=[open_cell(c) for c in solution['cells'] if role_of(c) not in TEACHERS])
 
 def as_text(notebook:dict) -> str:

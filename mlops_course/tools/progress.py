@@ -11,7 +11,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .house import find_root
+from .house import find_root, runs_folder
 
 # %% ../../nbs/tools/progress.ipynb #4fc5e1ba
 def write_whole(
@@ -29,7 +29,7 @@ def write_whole(
 # %% ../../nbs/tools/progress.ipynb #75b44487
 def progress_file() -> Path:
     "Where this learner's progress is kept."
-    return find_root()/'_course'/'progress.json'
+    return runs_folder()/'progress.json'
 
 def load(
     path:Path|None=None, # A progress file; the learner's own if none

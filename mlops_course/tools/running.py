@@ -27,7 +27,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .house import Lesson, be_quiet, find_root
+from .house import Lesson, be_quiet, find_root, runs_folder
 from .progress import write_whole
 
 # %% ../../nbs/tools/running.ipynb #74a60294
@@ -145,7 +145,6 @@ ANSI = re.compile(r'\x1b\[[0-9;]*m')
 
 def failing_cell(
     executed:Path, # A notebook that papermill wrote
-    done:int,      # How many cells had ended
 ) -> dict:         # Cell number, source, traceback
     "The cell that `executed` stopped at."
     if not executed.exists(): return {}
@@ -154,8 +153,8 @@ def failing_cell(
         for output in cell.get('outputs', []):
             if output['output_type'] == 'error' and 'raises-exception' not in cell['metadata'].get('tags', []):
                 return dict(cell=number, source=''.join(cell['source']), traceback=ANSI.sub('', '\n'.join(output['traceback'])))
-    at = next((i for i,c in enumerate(cells) if c['metadata'].get('papermill', {}).get('status') in ('running', 'failed')), done)
-    return dict(cell=at, source=''.join(cells[at]['source']), traceback='') if at < len(cells) else {}
+    started = [i for i,c in enumerate(cells) if c['metadata'].get('papermill', {}).get('start_time')]
+    return dict(cell=started[-1], source=''.join(cells[started[-1]]['source']), traceback='') if started else {}
 
 # %% ../../nbs/tools/running.ipynb #1a66435b
 def source_hash(
@@ -248,14 +247,14 @@ def run_lessons(
     chosen:list[Lesson],      # Lessons to run
     parameters:dict|None=None,# Given to each lesson that knows them
     at_once:int=1,            # How many may run side by side?
-    out:Path|None=None,       # Folder for notebooks and report; `_course/run` if none
+    out:Path|None=None,       # Folder for notebooks and report; `run` in the runs folder if none
     limit_s:float=600,        # Seconds after which a lesson is stopped
     console:Console|None=None,
 ) -> list[Result]:            # In lesson order
     "Run `chosen` through papermill; leave executed notebooks and a report in `out`, and a stamp for each that ran as it is."
     be_quiet()
-    parameters,console,root = parameters or {},console or Console(),find_root()
-    out = out or root/'_course'/'run'
+    parameters,console = parameters or {},console or Console()
+    out = out or runs_folder()/'run'
     shares = share_parameters(chosen, parameters)
     partial = out/f'.partial-{os.getpid()}'
     partial.mkdir(parents=True, exist_ok=True)
@@ -267,10 +266,10 @@ def run_lessons(
                 executed,result = partial/f'{job.lesson}.ipynb',Result(job.lesson, job.status, round(job.seconds, 1), round(job.peak_mb))
                 if job.status != 'passed':
                     log = ANSI.sub('', job.log.read_text(encoding='utf-8', errors='replace'))[-3000:]
-                    where = failing_cell(executed, job.done)
+                    where = failing_cell(executed)
                     result.cell,result.source = where.get('cell'),where.get('source', '')
                     result.traceback = where.get('traceback') or (f'stopped after {limit_s:.0f} s in this cell' if job.status == 'hung' else log)
-                elif not parameters: stamp(by_name[job.lesson], job.seconds, root/'_course'/'stamps')
+                elif not parameters: stamp(by_name[job.lesson], job.seconds, runs_folder()/'stamps')
                 if job.status != 'hung' and executed.exists(): os.replace(executed, out/executed.name)
                 results.append(result)
         results.sort(key=lambda r: r.lesson)

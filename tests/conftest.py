@@ -1,0 +1,39 @@
+"Shared by all tests: quiet tools, no learner's progress touched, and a way to write small notebooks."
+import os
+import shutil
+
+import nbformat
+import pytest
+
+from mlops_course.tools.house import be_quiet, find_root
+
+be_quiet()
+os.environ['MLOPS_COURSE_BATCH'] = '1'
+
+
+@pytest.fixture(scope='session')
+def root():
+    return find_root()
+
+
+def code(source, *tags):
+    "A code cell."
+    return nbformat.v4.new_code_cell(source, metadata={'tags': list(tags)} if tags else {})
+
+
+def write_notebook(path, *cells):
+    "Write `cells`, or their sources, as a notebook for the course's kernel."
+    kernel = {'name': 'mlops-course', 'display_name': 'MLOps course', 'language': 'python'}
+    nb = nbformat.v4.new_notebook(cells=[c if isinstance(c, dict) else code(c) for c in cells], metadata={'kernelspec': kernel})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, path)
+    return path
+
+
+def needs(program, why):
+    "The path of `program`; where it is missing, CI fails and other machines skip."
+    found = shutil.which(program)
+    if found: return found
+    message = f"{program} is missing ({why}). scripts/debian.sh installs it"
+    if os.environ.get('CI'): pytest.fail(message)
+    return pytest.skip(message)

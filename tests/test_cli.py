@@ -1,0 +1,67 @@
+"The command line as a person meets it."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import write_notebook
+
+from mlops_course.tools.cli import main
+
+COURSE = Path(sys.executable).with_name('mlops-course' + ('.exe' if os.name == 'nt' else ''))
+
+
+def course(*words, cwd=None):
+    return subprocess.run([COURSE, *words], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize('name', sorted(main.commands))
+def test_every_command_has_help_with_an_example(name):
+    result = CliRunner().invoke(main, [name, '--help'])
+    assert result.exit_code == 0
+    assert f'mlops-course {name}' in result.output.split('Example:')[1]
+
+
+@pytest.mark.parametrize(('words', 'meant'), [(['rnu'], "Did you mean 'run'"), (['run', 'lifecicle'], "did you mean '01_lifecycle'"),
+    (['verify', '2_ocr'], "did you mean '02_ocr'"), (['run', '-p', 'sead', '1'], "No chosen lesson has a parameter 'sead'")])
+def test_a_wrong_word_is_answered_with_the_nearest_right_one(words, meant):
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert meant in result.output
+    assert 'Traceback' not in result.output
+
+
+@pytest.mark.parametrize('where', ['.', 'nbs/tools', 'data/pages'])
+def test_it_works_from_any_folder_inside_the_project(root, where):
+    result = course('exercises', '--check', cwd=root/where)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_help_loads_nothing_heavy():
+    loaded = subprocess.run([sys.executable, '-c', 'import sys, mlops_course.tools.cli; print(*sys.modules)'], capture_output=True, text=True, check=True).stdout.split()
+    assert not {'numpy', 'pandas', 'torch', 'IPython', 'nbformat', 'pydantic', 'rich'} & set(loaded)
+
+
+def test_progress_lists_every_question(root):
+    out = course('progress', cwd=root).stdout
+    for path in (root/'solutions').glob('[0-9][0-9]_*.ipynb'): assert path.stem in out
+
+
+@pytest.mark.slow
+def test_run_leaves_a_report_and_fails_when_a_lesson_fails(tmp_path, monkeypatch):
+    project = tmp_path/'a course'
+    for name in ('settings.ini', 'config.yaml', 'params.yaml', 'requirements.lock'):
+        (project/name).parent.mkdir(exist_ok=True)
+        (project/name).write_bytes((Path(__file__).parent.parent/name).read_bytes())
+    write_notebook(project/'nbs'/'01_good.ipynb', 'print(1)')
+    write_notebook(project/'nbs'/'02_bad.ipynb', 'x = 1', '1/0')
+    result = course('run', '--jobs', '2', cwd=project/'nbs')
+    assert result.returncode == 1
+    assert '02_bad failed in cell 1' in result.stderr
+    assert 'ZeroDivisionError' in result.stderr
+    assert '1 of 2 lessons ran' in result.stdout
+    assert [r['status'] for r in json.loads((project/'_course'/'run'/'report.json').read_text(encoding='utf-8'))['lessons']] == ['passed', 'failed']
+    assert [o.name for o in (project/'_course'/'stamps').iterdir()] == ['01_good.json']

@@ -1,0 +1,89 @@
+"Exercises: made from solutions, true to their contract, and gradable by plain papermill."
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import code, write_notebook
+
+from mlops_course.tools.exercises import contract, solutions, stale_exercises
+from mlops_course.tools.house import lessons
+
+SOLUTIONS = solutions()
+
+
+def papermill(source, out, *words, **env):
+    "Plain papermill, as an instructor calls it."
+    return subprocess.run([sys.executable, '-m', 'papermill', source, out, '--no-progress-bar', *words], capture_output=True, text=True, env=env or None)
+
+
+def record(out):
+    return json.loads(out.with_suffix('.json').read_text(encoding='utf-8'))
+
+
+def test_every_lesson_has_an_exercise_and_a_solution(root):
+    assert [p.name for p in SOLUTIONS] == [o.path.name for o in lessons()] == sorted(p.name for p in (root/'exercises').glob('[0-9][0-9]_*[!0-9].ipynb'))
+
+
+@pytest.mark.parametrize('path', SOLUTIONS, ids=lambda p: p.stem)
+def test_every_question_keeps_its_contract(path):
+    assert contract(path) == []
+
+
+def test_exercises_are_what_the_solutions_make():
+    assert stale_exercises() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', SOLUTIONS, ids=lambda p: p.stem)
+def test_papermill_finds_every_question_of_an_exercise_open(path, root, tmp_path):
+    out = tmp_path/'out.ipynb'
+    result = papermill(root/'exercises'/path.name, out, '-p', 'seed', '7')
+    assert result.returncode == 0, result.stderr
+    found = record(out)
+    assert {o['outcome'] for o in found['questions'].values()} == {'open'}
+    assert found['of'] >= 3
+    assert 'seed = 7' in found['parameters']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', SOLUTIONS, ids=lambda p: p.stem)
+def test_papermill_finds_every_question_of_a_solution_passed(path, tmp_path):
+    out = tmp_path/'out.ipynb'
+    assert papermill(path, out, '-p', 'seed', '7').returncode == 0
+    found = record(out)
+    assert {o['outcome'] for o in found['questions'].values()} == {'passed'}
+    assert found['passed'] == found['of']
+
+
+def learners(path, broken):
+    "A learner's notebook: one right answer, one `broken` cell, one wrong answer."
+    return write_notebook(path, code('seed = 0', 'parameters'), "from mlops_course.tools.practice import Practice\npractice = Practice('99_example')",
+        code("with practice.check('first'): assert seed == 0", 'question:first', 'check'),
+        code(broken, 'question:second', 'answer'),
+        code("with practice.check('second'): assert twice(2) == 4", 'question:second', 'check', ),
+        code("with practice.check('third'): assert seed == 1, f'seed is {seed}, one too little'", 'question:third', 'check'))
+
+
+@pytest.mark.slow
+def test_a_failed_check_does_not_stop_the_questions_after_it(tmp_path):
+    assert papermill(learners(tmp_path/'in.ipynb', 'def twice(x): return x'), tmp_path/'out.ipynb').returncode == 0
+    found = record(tmp_path/'out.ipynb')['questions']
+    assert {q: o['outcome'] for q, o in found.items()} == {'first': 'passed', 'second': 'failed', 'third': 'failed'}
+    assert found['third']['message'] == 'seed is 0, one too little'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('broken', 'third'), [('def twice(x) return x', 'failed'), ('twice = 1/0', 'failed'), ('import os; os._exit(1)', 'not run')],
+                         ids=['syntax error', 'exception', 'dead kernel'])
+def test_a_broken_cell_costs_only_its_own_question_while_the_kernel_lives(tmp_path, broken, third):
+    source = learners(tmp_path/'in.ipynb', broken)
+    nb = nbformat.read(source, 4)
+    nb.cells[3].metadata['tags'].append('raises-exception') # as in every generated exercise
+    nbformat.write(nb, source)
+    assert papermill(source, tmp_path/'out.ipynb').returncode != 0
+    found = record(tmp_path/'out.ipynb')['questions']
+    assert found['first']['outcome'] == 'passed'
+    assert found['second']['outcome'] in ('error', 'not run')
+    assert found['third']['outcome'] == third

@@ -1,0 +1,45 @@
+"Files that are made from others are current, and nobody edited them."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlops_course.tools.readme import readme
+
+BIN = Path(sys.executable).parent
+
+
+def test_the_library_is_what_the_notebooks_export(root, tmp_path):
+    for name in ('settings.ini', 'nbs', 'mlops_course'):
+        copy = shutil.copytree if (root/name).is_dir() else shutil.copy
+        copy(root/name, tmp_path/name)
+    for path in (tmp_path/'mlops_course').rglob('*.py'):
+        if path.name != '__init__.py': path.unlink()
+    subprocess.run([BIN/'nbdev_export'], cwd=tmp_path, check=True)
+    made = {p.relative_to(tmp_path): p.read_text(encoding='utf-8') for p in (tmp_path/'mlops_course').rglob('*.py')}
+    kept = {p.relative_to(root): p.read_text(encoding='utf-8') for p in (root/'mlops_course').rglob('*.py')}
+    assert sorted(kept) == sorted(made)
+    assert [p for p in made if made[p] != kept[p]] == []
+
+
+def test_the_readme_is_made_from_the_index(root):
+    assert (root/'README.md').read_text(encoding='utf-8') == readme()
+
+
+@pytest.mark.parametrize('folder', ['nbs', 'solutions', 'exercises'])
+def test_notebooks_are_clean(root, folder):
+    for path in (root/folder).rglob('[!.]*.ipynb'):
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        assert {c.get('execution_count') for c in nb['cells']} == {None}, f"{path.name} keeps execution counts: run nbdev_clean"
+        assert {k for c in nb['cells'] for k in c['metadata']} <= {'tags'}, f"{path.name} keeps cell metadata: run nbdev_clean"
+        assert nb['metadata']['kernelspec']['name'] == 'mlops-course', path.name
+
+
+@pytest.mark.skipif(not os.environ.get('CI'), reason='while working, the tree is being changed')
+def test_set_up_changed_no_committed_file(root):
+    changed = subprocess.run(['git', 'status', '--porcelain'], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert changed == ''

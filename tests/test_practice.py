@@ -1,0 +1,87 @@
+"What a learner sees, and what is kept of it."
+import json
+import os
+
+import pytest
+from IPython.utils.capture import capture_output
+
+from mlops_course.tools import practice as p
+from mlops_course.tools import progress
+
+
+@pytest.fixture
+def learner(tmp_path, monkeypatch):
+    "A learner at an exercise with one solved question, whose progress is kept in `tmp_path`."
+    cells = [dict(cell_type='code', metadata=dict(tags=['question:double', 'answer']), source=['def double(x):\n', '    # solution\n', '    return 2*x']),
+             dict(cell_type='markdown', metadata=dict(tags=['question:double', 'hints']), source=['- Add it to itself.\n', '- x <&> x'])]
+    (tmp_path/'solutions').mkdir()
+    (tmp_path/'solutions'/'99_example.ipynb').write_text(json.dumps(dict(cells=cells)))
+    monkeypatch.setattr(p, 'find_root', lambda: tmp_path)
+    monkeypatch.setattr(progress, 'progress_file', lambda: tmp_path/'progress.json')
+    monkeypatch.delenv('MLOPS_COURSE_BATCH')
+    return p.Practice('99_example')
+
+
+def shown(learner, body):
+    "What the check of `double` displays when `body` runs inside it."
+    with capture_output() as said, learner.check('double'): body()
+    return said.outputs[0].data if said.outputs else {'text/plain': said.stdout}
+
+
+def fail(error):
+    def body(): raise error
+    return body
+
+
+def test_help_comes_only_after_an_attempt(learner):
+    assert learner.help('double').count('<details>') == 3
+    for error, helped in ((NotImplementedError('write it'), False), (AssertionError('off by 2'), True), (ZeroDivisionError('x'), True)):
+        got = p.Check(learner, 'double')
+        with capture_output(), got: raise error
+        assert (learner.outcomes['double'].outcome in ('failed', 'error')) is helped
+
+
+def test_help_escapes_what_stands_in_it(learner):
+    assert 'x &lt;&amp;&gt; x' in learner.help('double')
+
+
+def test_an_error_names_the_line_that_raised_it(learner):
+    with capture_output(), learner.check('double'): int('seven')
+    assert "invalid literal" in learner.outcomes['double'].message
+    assert "int('seven')" in learner.outcomes['double'].message
+
+
+def test_an_interrupt_is_not_swallowed(learner):
+    with pytest.raises(KeyboardInterrupt), learner.check('double'): raise KeyboardInterrupt
+
+
+def test_a_learners_attempts_are_kept_and_a_run_leaves_them_alone(learner, tmp_path, monkeypatch):
+    for body in (fail(NotImplementedError()), fail(AssertionError()), lambda: None): shown(learner, body)
+    kept = progress.load(tmp_path/'progress.json')['99_example']['double']
+    assert kept['attempts'] == 2
+    assert kept['solved']
+    monkeypatch.setenv('MLOPS_COURSE_BATCH', '1')
+    before = (tmp_path/'progress.json').read_bytes()
+    shown(learner, fail(AssertionError()))
+    assert (tmp_path/'progress.json').read_bytes() == before
+
+
+def test_a_full_disk_loses_no_progress(tmp_path, monkeypatch):
+    book = tmp_path/'progress.json'
+    progress.record('99_example', 'double', 'failed', book)
+    before = book.read_bytes()
+    def full(*_): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(OSError, match='No space left'): progress.record('99_example', 'double', 'passed', book)
+    assert book.read_bytes() == before
+    assert [o.name for o in tmp_path.iterdir()] == ['progress.json']
+
+
+def test_a_quiz_whose_answer_is_not_among_its_options_refuses_to_appear():
+    with pytest.raises(ValueError, match="computed answer is '5'"): p.Quiz('2+3?', 2+3, {'4': 'no', '6': 'no'})
+
+
+def test_a_quiz_marks_exactly_the_computed_option_as_right():
+    html = p.Quiz('2+3?', 2+3, {'4': 'one short', '5': 'both added', '6': 'one over'})._repr_html_()
+    assert html.count('Right.') == 1
+    assert html.index('>5<') < html.index('Right.') < html.index('>6<')

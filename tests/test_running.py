@@ -1,0 +1,90 @@
+"Running lessons: what hangs is named, what is interrupted leaves nothing, what fails is explained."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import code, write_notebook
+from rich.console import Console
+
+from mlops_course.tools.house import lessons
+from mlops_course.tools.running import known_parameters, run_lessons, share_parameters, source_hash
+
+pytestmark = pytest.mark.slow
+QUIET = Console(quiet=True)
+
+
+def test_a_lesson_that_hangs_is_stopped_and_its_cell_is_named(tmp_path):
+    write_notebook(tmp_path/'98_hangs.ipynb', 'x = 1', 'import time\ntime.sleep(600)')
+    result, = run_lessons(lessons(tmp_path), out=tmp_path/'out', limit_s=8, console=QUIET)
+    assert (result.status, result.cell) == ('hung', 1)
+    assert 'time.sleep(600)' in result.source
+    assert 'stopped after 8 s' in result.traceback
+    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['report.html', 'report.json']
+
+
+def test_a_lesson_whose_kernel_dies_is_a_failure_with_its_cell(tmp_path):
+    write_notebook(tmp_path/'98_dies.ipynb', 'x = 1', 'import os\nos._exit(3)')
+    result, = run_lessons(lessons(tmp_path), out=tmp_path/'out', console=QUIET)
+    assert result.status == 'failed'
+    assert 'os._exit(3)' in result.source
+    assert 'died' in result.traceback.lower()
+
+
+def test_one_bad_lesson_takes_no_other_with_it(tmp_path):
+    for name, source in (('97_good', '1+1'), ('98_bad', '1/0'), ('99_good', '1+1')): write_notebook(tmp_path/f'{name}.ipynb', source)
+    assert [r.status for r in run_lessons(lessons(tmp_path), out=tmp_path/'out', at_once=2, console=QUIET)] == ['passed', 'failed', 'passed']
+    report = json.loads((tmp_path/'out'/'report.json').read_text(encoding='utf-8'))
+    assert 'ZeroDivisionError' in report['lessons'][1]['traceback']
+    assert '2 of 3 lessons ran' in (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
+
+
+def test_peak_memory_counts_the_kernel(tmp_path):
+    write_notebook(tmp_path/'98_big.ipynb', 'import time\nx = bytearray(300_000_000)\ntime.sleep(1)')
+    result, = run_lessons(lessons(tmp_path), out=tmp_path/'out', console=QUIET)
+    assert result.peak_mb > 300
+
+
+INTERRUPTED = '''
+import sys
+from pathlib import Path
+from mlops_course.tools.house import lessons
+from mlops_course.tools.running import run_lessons
+run_lessons(lessons(Path(sys.argv[1])), out=Path(sys.argv[1], 'out'))
+'''
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGINT for one process')
+def test_an_interrupt_leaves_no_half_written_notebook_and_no_process(tmp_path):
+    write_notebook(tmp_path/'98_long.ipynb', 'x = 1', 'import time\ntime.sleep(600)')
+    process = subprocess.Popen([sys.executable, '-c', INTERRUPTED, tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def written(): return list((tmp_path/'out').glob('.partial-*/98_long.ipynb'))
+    until = time.monotonic() + 60
+    while not written() and time.monotonic() < until: time.sleep(.1)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    assert list((tmp_path/'out').iterdir()) == []
+    assert psutil.wait_procs(below, timeout=5)[1] == []
+
+
+def test_a_parameter_goes_to_the_lessons_that_know_it(tmp_path):
+    write_notebook(tmp_path/'98_one.ipynb', code('seed = 0\nn: int = 3', 'parameters'))
+    write_notebook(tmp_path/'99_two.ipynb', code('seed = 0', 'parameters'))
+    assert known_parameters(tmp_path/'98_one.ipynb') == {'seed', 'n'}
+    assert share_parameters(lessons(tmp_path), {'seed': 1, 'n': 2}) == {'98_one': {'seed': 1, 'n': 2}, '99_two': {'seed': 1}}
+
+
+def test_a_stamp_follows_the_text_and_not_the_outputs(tmp_path):
+    path = write_notebook(tmp_path/'98_one.ipynb', 'print(1)')
+    before = source_hash(path)
+    cells = json.loads(path.read_text(encoding='utf-8'))
+    cells['cells'][0]['outputs'] = [{'output_type': 'stream', 'name': 'stdout', 'text': ['1\n']}]
+    path.write_text(json.dumps(cells), encoding='utf-8')
+    assert source_hash(path) == before
+    write_notebook(path, 'print(2)')
+    assert source_hash(path) != before

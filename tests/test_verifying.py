@@ -1,0 +1,47 @@
+"Verifying stored outputs: what nbval alone would let through."
+import nbformat
+import pytest
+from conftest import code, write_notebook
+from rich.console import Console
+
+from mlops_course.tools.house import lessons
+from mlops_course.tools.verifying import explain, verify_lessons
+
+pytestmark = pytest.mark.slow
+
+
+def printed(source, text, *tags):
+    "A cell whose stored output is `text`."
+    cell = code(source, *tags)
+    cell['outputs'] = [nbformat.v4.new_output('stream', text=text)]
+    return cell
+
+
+def verdict(folder, *cells, limit_s=60):
+    write_notebook(folder/'98_lesson.ipynb', *cells)
+    only, = verify_lessons(lessons(folder), limit_s=limit_s, console=Console(quiet=True))
+    return only
+
+
+def test_a_wrong_number_is_shown_as_a_difference(tmp_path):
+    found = verdict(tmp_path, printed('print("a\\nCER", .05)', 'a\nCER 0.04\n'))
+    assert found.status == 'failed'
+    assert '-CER 0.04\n+CER 0.05' in explain(found)
+
+
+def test_a_cell_that_was_never_run_does_not_pass(tmp_path):
+    assert verdict(tmp_path, 'print(1)').status == 'failed'
+
+
+def test_an_exception_is_shown_with_its_traceback(tmp_path):
+    found = verdict(tmp_path, '1/0')
+    assert found.status == 'failed'
+    assert 'ZeroDivisionError' in explain(found)
+
+
+def test_a_cell_tagged_as_changing_may_change(tmp_path):
+    assert verdict(tmp_path, printed('import time\nprint(time.time())', '0\n', 'nbval-ignore-output')).status == 'passed'
+
+
+def test_a_lesson_that_hangs_is_stopped(tmp_path):
+    assert verdict(tmp_path, 'import time\ntime.sleep(600)', limit_s=6).status in ('hung', 'failed')
