@@ -41,8 +41,9 @@ def test_it_works_from_any_folder_inside_the_project(root, where):
 
 
 def test_help_loads_nothing_heavy():
-    loaded = subprocess.run([sys.executable, '-c', 'import sys, mlops_course.tools.cli; print(*sys.modules)'], capture_output=True, text=True, check=True).stdout.split()
-    assert not {'numpy', 'pandas', 'torch', 'IPython', 'nbformat', 'pydantic', 'rich'} & set(loaded)
+    code = 'import sys, mlops_course.tools.cli; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert not {'numpy', 'pandas', 'torch', 'IPython', 'nbformat', 'pydantic', 'rich'} & set(loaded.split())
 
 
 def test_progress_lists_every_question(root):

@@ -88,7 +88,8 @@ def stale_exercises(
     for path in solutions(root/'solutions'):
         out,wanted = root/'exercises'/path.name,as_text(exercise_of(json.loads(path.read_text(encoding='utf-8'))))
         have = out.read_text(encoding='utf-8') if out.exists() else ''
-        if have != wanted: said.append('\n'.join(unified_diff(have.splitlines(), wanted.splitlines(), f'exercises/{out.name}', f'from solutions/{out.name}', n=1, lineterm='')))
+        diff = unified_diff(have.splitlines(), wanted.splitlines(), f'exercises/{out.name}', f'from solutions/{out.name}', n=1, lineterm='')
+        if have != wanted: said.append('\n'.join(diff))
     known = {p.name for p in solutions(root/'solutions')}
     said += [f"exercises/{p.name} has no solution: remove it, or write solutions/{p.name}" for p in solutions(root/'exercises')
              if p.name not in known and '.backup' not in p.name]
@@ -134,6 +135,8 @@ def contract(
         for seed in seeds: expect(f"{question}: the solution with seed {seed}", try_answer(cells, question, answer, seed), 'passed')
         for i,wrong in enumerate(of('wrong'), 1):
             first = wrong.splitlines()[0]
-            if not first.startswith('# wrong: '): broken.append(f"{path.stem}, {question}: wrong answer {i} must start with a line '# wrong: <part of its message>'")
-            for seed in seeds: expect(f"{question}: wrong answer {i} with seed {seed}", try_answer(cells, question, wrong, seed), 'failed', first.removeprefix('# wrong: '))
+            if not first.startswith('# wrong: '): broken.append(f"{path.stem}, {question}: start wrong answer {i} with '# wrong: <part of its message>'")
+            for seed in seeds:
+                got = try_answer(cells, question, wrong, seed)
+                expect(f"{question}: wrong answer {i} with seed {seed}", got, 'failed', first.removeprefix('# wrong: '))
     return broken

@@ -8,10 +8,10 @@ __all__ = ['MIME', 'COLOURS', 'HEADS', 'Outcome', 'question_of', 'sources', 'hel
 # %% ../../nbs/tools/practice.ipynb #71464689
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from html import escape
-from pathlib import Path
 from traceback import extract_tb
 
 from IPython.display import display
@@ -84,7 +84,8 @@ class Check:
 class Practice:
     "One learner's sitting at one exercise."
     def __init__(self, exercise:str): # Name of the exercise, such as `02_ocr`
-        self.exercise,self.outcomes = exercise,{}
+        self.exercise = exercise
+        self.outcomes:dict[str, Outcome] = {}
     def __repr__(self): return f"Practice({self.exercise!r}, {len(self.outcomes)} checked)"
 
     def check(self, question:str) -> Check: # Use it in a `with` statement
@@ -119,14 +120,16 @@ class Quiz:
         options:dict[str, str], # Option -> why it is right, or what it overlooks
     ):
         self.question,self.answer,self.options = question,str(answer),options
-        if self.answer not in options: raise ValueError(f"The computed answer is {self.answer!r}, which is not among the options {list(options)}. Mend the options")
+        if self.answer not in options:
+            raise ValueError(f"The computed answer is {self.answer!r}, which is not among the options {list(options)}. Mend the options")
 
     def __repr__(self): return '\n'.join([self.question, *(f'  ( ) {o}' for o in self.options)])
 
     def _repr_html_(self):
+        def html(text): return re.sub(r'`([^`]+)`', r'<code>\1</code>', escape(text))
         def fold(option, why):
             right = option == self.answer
             verdict,colour = ('Right.', COLOURS['passed']) if right else ('No.', COLOURS['failed'])
-            return (f"<details style='margin:.2em 0'><summary style='cursor:pointer'>{escape(option)}</summary>"
-                    f"<div style='border-left:6px solid {colour};padding:.2em .8em;margin:.2em 1em'><b>{verdict}</b> {escape(why)}</div></details>")
-        return f"<div class='quiz'><p><b>{escape(self.question)}</b></p>{''.join(fold(*o) for o in self.options.items())}</div>"
+            return (f"<details style='margin:.2em 0'><summary style='cursor:pointer'>{html(option)}</summary>"
+                    f"<div style='border-left:6px solid {colour};padding:.2em .8em;margin:.2em 1em'><b>{verdict}</b> {html(why)}</div></details>")
+        return f"<div class='quiz'><p><b>{html(self.question)}</b></p>{''.join(fold(*o) for o in self.options.items())}</div>"

@@ -70,6 +70,7 @@ class Job:
     lesson: str
     command: list[str]
     log: Path
+    env: dict[str, str] | None = field(default=None, repr=False)
     status: str = 'waiting' # waiting, running, passed, failed, hung
     seconds: float = 0.
     peak_mb: float = 0.
@@ -81,7 +82,7 @@ class Job:
         self.began = time.monotonic()
         self.status = 'running'
         with self.log.open('wb') as out:
-            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.env)
 
     def look(self, limit_s:float) -> None:
         "Measure it, and stop it when its time is up."
@@ -105,7 +106,8 @@ def run_jobs(
     tick:Callable[[Job], None]=lambda j:None, # Called for each running job, a few times a second
 ) -> Iterator[Job]:                       # Each, as it ends
     "Run `jobs`, at most `at_once` at a time, and stop those that take longer than `limit_s`."
-    waiting,running = list(jobs),[]
+    waiting = list(jobs)
+    running:list[Job] = []
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -172,9 +174,12 @@ def stamp(
     lesson:Lesson, # A lesson that ran
     seconds:float, # How long it took
     folder:Path,   # Where stamps are kept
+    ran:bool=True, # Did it run without an error?
 ) -> None:
-    "Note that `lesson`, as it is now, runs."
-    write_whole(folder/f'{lesson.name}.json', json.dumps(dict(
+    "Note that `lesson`, as it is now, runs; or forget that it ever did."
+    path = folder/f'{lesson.name}.json'
+    if not ran: return path.unlink(missing_ok=True)
+    write_whole(path, json.dumps(dict(
         lesson=lesson.name, source=source_hash(lesson.path), lock=lock_hash(), seconds=round(seconds, 1), date=datetime.now(UTC).date().isoformat()), indent=1))
 
 # %% ../../nbs/tools/running.ipynb #de8ae659
@@ -190,7 +195,8 @@ class Result:
     traceback: str = ''
 
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color-scheme:light dark}
-table{border-collapse:collapse;width:100%}td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid #8885}td.n{text-align:right;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;width:100%}td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid #8885}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
 .passed{color:#2e9e5b}.failed,.hung{color:#cc3d3d}pre{overflow:auto;padding:.8em;border-left:6px solid #cc3d3d;background:#8881}'''
 
 def report_html(
@@ -204,7 +210,8 @@ def report_html(
                       for r in results if r.status != 'passed')
     good = sum(r.status == 'passed' for r in results)
     said = ', '.join(f'{k} = {v!r}' for k,v in parameters.items()) or 'default parameters'
-    return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{good} of {len(results)} lessons ran</title><style>{STYLE}</style>"
+    return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+            f"<title>{good} of {len(results)} lessons ran</title><style>{STYLE}</style>"
             f"<h1>{good} of {len(results)} lessons ran</h1><p>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {escape(said)}</p>"
             f"<table><tr><th>lesson<th>status<th>seconds<th>peak memory, MB</tr>{rows}</table>{trouble}</html>")
 
@@ -269,7 +276,7 @@ def run_lessons(
                     where = failing_cell(executed)
                     result.cell,result.source = where.get('cell'),where.get('source', '')
                     result.traceback = where.get('traceback') or (f'stopped after {limit_s:.0f} s in this cell' if job.status == 'hung' else log)
-                elif not parameters: stamp(by_name[job.lesson], job.seconds, runs_folder()/'stamps')
+                if not parameters: stamp(by_name[job.lesson], job.seconds, runs_folder()/'stamps', job.status == 'passed')
                 if job.status != 'hung' and executed.exists(): os.replace(executed, out/executed.name)
                 results.append(result)
         results.sort(key=lambda r: r.lesson)

@@ -1,0 +1,90 @@
+"Set-up as a stranger meets it: a fresh copy in a path with a space, as root or as an ordinary user, twice, then without a network."
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == 'nt', reason='uses make; on Windows the workflow runs scripts/environment.py')]
+NOBODY = 65534
+ROOTS_PYTHON = Path(sys.base_prefix)/'bin'/'python3.11' if sys.version_info[:2] == (3, 11) else Path(sys.base_prefix)/'bin'/'python3'
+
+
+def fresh_copy(root, folder):
+    "The project as a clone would have it, what is not committed yet included, in `folder`."
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=root, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split('\0')):
+        if not (root/name).is_file(): continue
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root/name, folder/name)
+    return folder
+
+
+def make(folder, target, python=ROOTS_PYTHON, **kwargs):
+    env = os.environ | dict(PYTHON=str(python)) | kwargs.pop('env', {})
+    return subprocess.run(['make', target], cwd=folder, capture_output=True, text=True, env=env, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def clone(root, tmp_path_factory):
+    "A fresh copy, set up once."
+    folder = fresh_copy(root, tmp_path_factory.mktemp('a learner')/'my course')
+    first = make(folder, 'env')
+    assert first.returncode == 0, first.stdout + first.stderr
+    return folder
+
+
+def test_one_command_is_enough_to_run_a_lesson(clone):
+    ran = subprocess.run([clone/'.venv'/'bin'/'mlops-course', 'run', '01'], cwd=clone/'data', capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert str(clone/'_course') in ran.stdout
+
+
+def test_a_second_call_does_nothing_and_needs_no_network(clone):
+    again = make(clone, 'env', env=dict(UV_OFFLINE='1', PIP_NO_INDEX='1'))
+    assert again.returncode == 0
+    assert again.stdout == ''
+
+
+def test_an_edited_notebook_is_exported_by_the_next_call(clone):
+    lesson = clone/'nbs'/'tools'/'house.ipynb'
+    text = lesson.read_text(encoding='utf-8')
+    lesson.write_text(text.replace('One numbered notebook of the course.', 'One lesson.'), encoding='utf-8')
+    assert make(clone, 'env').returncode == 0
+    assert '"One lesson."' in (clone/'mlops_course'/'tools'/'house.py').read_text(encoding='utf-8')
+
+
+def test_help_lists_every_target(root):
+    shown = set(re.findall(r'^  make (\w+)', make(root, 'help').stdout, re.M))
+    assert {'lab', 'course', 'check', 'test', 'docs', 'exercises', 'bench', 'clean', 'help'} <= shown
+
+
+def test_a_wrong_python_is_refused_by_name(root):
+    told = 'import sys; sys.version_info = (3, 9, 0); sys.version = "3.9.0"; sys.argv = ["scripts/environment.py"]; exec(open("scripts/environment.py").read())'
+    refused = subprocess.run([sys.executable, '-c', f'__file__ = "scripts/environment.py"; {told}'], cwd=root, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert 'This is Python 3.9.0; the course needs 3.11, 3.12 or 3.13' in refused.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='the tests already run as an ordinary user')
+def test_an_ordinary_user_sets_up_and_runs_a_lesson(root, tmp_path_factory):
+    python = Path('/usr/bin/python3')
+    if subprocess.run([python, '-c', 'import ensurepip, sys; assert sys.version_info >= (3, 11)'], capture_output=True).returncode:
+        pytest.fail(f"{python} cannot make a virtual environment. scripts/debian.sh installs python3-venv")
+    home = tmp_path_factory.mktemp('an ordinary user')
+    folder = fresh_copy(root, home/'my course')
+    for place in (home, *home.rglob('*')): os.chown(place, NOBODY, NOBODY)
+    for place in (home, *home.parents[:2]): place.chmod(0o755)
+    def demote():
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    env = dict(HOME=str(home), MPLCONFIGDIR=str(home), UV_CACHE_DIR=str(home/'uv'))
+    ready = make(folder, 'env', python, preexec_fn=demote, env=env)
+    assert ready.returncode == 0, ready.stdout + ready.stderr
+    course = folder/'.venv'/'bin'/'mlops-course'
+    ran = subprocess.run([course, 'run', '01'], cwd=folder, capture_output=True, text=True, preexec_fn=demote, env=os.environ | env)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

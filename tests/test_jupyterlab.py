@@ -1,0 +1,171 @@
+"A learner's session in a real browser: open JupyterLab, run lesson 02, answer its exercise wrongly, then rightly."
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import needs
+
+from mlops_course.tools.exercises import role_of
+from mlops_course.tools.practice import question_of
+from mlops_course.tools.running import end
+
+pytestmark = pytest.mark.slow
+ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+SHOTS = Path(os.environ.get('MLOPS_COURSE_SHOTS', os.devnull)) # a folder, to look at what a learner sees
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def project(root, tmp_path_factory):
+    "A copy to learn in, so that the session changes nothing of ours."
+    folder = tmp_path_factory.mktemp('learner')/'course'
+    for name in ('nbs', 'exercises', 'solutions', 'data', 'settings.ini', 'config.yaml', 'params.yaml', 'requirements.lock'):
+        if (root/name).is_dir(): shutil.copytree(root/name, folder/name)
+        else: shutil.copy(root/name, folder/name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def lab(project):
+    "The address of JupyterLab, started by the course's own command."
+    port, home = free_port(), project.parent/'home'
+    env = {k: v for k, v in os.environ.items() if k != 'MLOPS_COURSE_BATCH'}
+    env |= {f'JUPYTER{o}_DIR': str(home/o) for o in ('_CONFIG', 'LAB_SETTINGS', 'LAB_WORKSPACES')} | dict(HOME=str(home), JUPYTER_TOKEN='learner')
+    command = [Path(sys.executable).with_name('mlops-course'), 'lab', '--no-browser', '--port', str(port)]
+    with (project.parent/'lab.log').open('w') as log: server = subprocess.Popen(command, cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > until or server.poll() is not None: pytest.fail((project.parent/'lab.log').read_text())
+                time.sleep(.1)
+        yield f'http://127.0.0.1:{port}'
+    finally: end(server.pid)
+
+
+@contextmanager
+def browser_page(lab):
+    "A page in a headless browser that may talk to the lab only."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=needs('chromium', 'drives JupyterLab'), args=ARGS)
+        page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.outside = []
+        page.on('request', lambda r: page.outside.append(r.url) if r.url.startswith('http') and not r.url.startswith(lab) else None)
+        try: yield page
+        finally: browser.close()
+
+
+def open_notebook(page, lab, path):
+    page.goto(f'{lab}/lab/tree/{path}?reset&token=learner')
+    page.locator('.jp-NotebookPanel:visible .jp-Notebook').wait_for(timeout=60_000)
+    page.get_by_text('MLOps course | Idle').wait_for(timeout=60_000)
+
+
+def run_all(page):
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+    page.wait_for_timeout(500)
+    page.get_by_text('MLOps course | Idle').wait_for(timeout=120_000)
+
+
+def save(page):
+    page.keyboard.press('Escape')
+    page.keyboard.press('Control+s')
+    page.wait_for_timeout(1000)
+
+
+def shot(page, name):
+    if SHOTS.is_dir(): page.screenshot(path=SHOTS/f'{name}.png')
+
+
+def test_the_lab_opens_on_the_first_page(lab):
+    with browser_page(lab) as page:
+        page.goto(f'{lab}/?token=learner')
+        page.get_by_role('heading', name='MLOps course').first.wait_for(timeout=60_000)
+        shot(page, 'first page')
+        assert page.outside == []
+
+
+def test_lesson_02_runs_from_top_to_bottom(lab, project):
+    with browser_page(lab) as page:
+        open_notebook(page, lab, 'nbs/02_ocr.ipynb')
+        shot(page, 'lesson 02 opened')
+        run_all(page)
+        save(page)
+        for part in range(4):
+            page.locator('.jp-WindowedPanel-outer:visible').evaluate('(e, part) => { e.scrollTop = e.scrollHeight*part/4 }', part)
+            page.wait_for_timeout(400)
+            shot(page, f'lesson 02 part {part}')
+        assert page.outside == []
+    cells = json.loads((project/'nbs'/'02_ocr.ipynb').read_text(encoding='utf-8'))['cells']
+    code = [c for c in cells if c['cell_type'] == 'code']
+    assert all(c['execution_count'] for c in code if ''.join(c['source']).strip())
+    assert not [o for c in code for o in c['outputs'] if o['output_type'] == 'error' and 'raises-exception' not in c['metadata'].get('tags', [])]
+
+
+def answers(root):
+    "The first question of exercise 02: its id, a wrong answer and the solution."
+    cells = json.loads((root/'solutions'/'02_ocr.ipynb').read_text(encoding='utf-8'))['cells']
+    question = next(q for c in cells if (q := question_of(c)))
+    def source(role): return next(''.join(c['source']) for c in cells if question_of(c) == question and role_of(c) == role)
+    return question, source('wrong'), source('answer')
+
+
+def put(page, source):
+    "Type `source` over the cell that defines the same function."
+    name = re.search(r'^def \w+', source, re.M)[0]
+    editor = page.locator('.jp-CodeCell .cm-content', has_text=name).first
+    editor.scroll_into_view_if_needed()
+    editor.click()
+    page.keyboard.press('Control+a')
+    page.keyboard.insert_text(source)
+
+
+def test_an_exercise_is_answered_wrongly_then_rightly(lab, project):
+    question, wrong, right = answers(project)
+    with browser_page(lab) as page:
+        open_notebook(page, lab, 'exercises/02_ocr.ipynb')
+        first = page.locator('.jp-OutputArea-output', has_text=re.compile(f'(Right|Not yet|Not answered yet).*{question}', re.S)).first
+        run_all(page)
+        first.scroll_into_view_if_needed()
+        assert 'Not answered yet' in first.inner_text()
+        assert first.locator('details').count() == 0
+        shot(page, 'exercise open')
+        put(page, wrong)
+        run_all(page)
+        first.scroll_into_view_if_needed()
+        said = first.inner_text()
+        assert 'Not yet' in said
+        assert wrong.splitlines()[0].removeprefix('# wrong: ') in said
+        assert not first.get_by_text('Hint 2').is_visible()
+        first.get_by_text('Hint 1').click()
+        assert first.get_by_text('Hint 2').is_visible()
+        shot(page, 'exercise wrong, first hint open')
+        put(page, right)
+        run_all(page)
+        first.scroll_into_view_if_needed()
+        assert 'Right' in first.inner_text()
+        shot(page, 'exercise right')
+        save(page)
+        assert page.outside == []
+    book = json.loads((project/'_course'/'progress.json').read_text(encoding='utf-8'))
+    assert book['02_ocr'][question]['solved']
+    assert book['02_ocr'][question]['attempts'] == 2
