@@ -62,7 +62,8 @@ def main() -> None:
     once("packages", [lock, overrides], (*pip, "install", "--quiet", uv), (*install, "-r", lock, "--overrides", overrides))
     once("library", [lock, *packaging], (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
     once("export", [lock, *packaging, *(ROOT / "nbs").rglob("[!.]*.ipynb")], (BIN / "nbdev_export",))
-    once("jupyter", [lock, ROOT / "mlops_course" / "tools" / "house.py"], (PYTHON, "-c", "from mlops_course.tools.house import install_jupyter; install_jupyter()"))
+    jupyter = "from mlops_course.tools.house import install_jupyter; install_jupyter()"
+    once("jupyter", [lock, ROOT / "mlops_course" / "tools" / "house.py"], (PYTHON, "-c", jupyter))
 
 
 if __name__ == "__main__":
