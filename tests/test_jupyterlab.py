@@ -15,7 +15,7 @@ import pytest
 from conftest import needs
 
 from mlops_course.tools.exercises import role_of
-from mlops_course.tools.practice import question_of
+from mlops_course.tools.practice import MIME, question_of
 from mlops_course.tools.running import end
 
 pytestmark = pytest.mark.slow
@@ -79,17 +79,26 @@ def open_notebook(page, lab, path):
     page.get_by_text('MLOps course | Idle').wait_for(timeout=60_000)
 
 
-def run_all(page):
+def run_all(page, path, done):
+    "Run all cells, and save until what is saved in `path` is `done`."
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    page.wait_for_timeout(500)
-    page.get_by_text('MLOps course | Idle').wait_for(timeout=120_000)
+    until = time.monotonic() + 120
+    while True:
+        page.wait_for_timeout(1000)
+        page.keyboard.press('Control+s')
+        page.wait_for_timeout(500)
+        code = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+        if done(code): return code
+        assert time.monotonic() < until, [''.join(c['source'])[:80] for c in code if not c['execution_count']]
 
 
-def save(page):
-    page.keyboard.press('Escape')
-    page.keyboard.press('Control+s')
-    page.wait_for_timeout(1000)
+def all_ran(code):
+    return all(c['execution_count'] for c in code)
+
+
+def errors(code):
+    return [o for c in code for o in c['outputs'] if o['output_type'] == 'error' and 'raises-exception' not in c['metadata'].get('tags', [])]
 
 
 def shot(page, name):
@@ -108,17 +117,13 @@ def test_lesson_02_runs_from_top_to_bottom(lab, project):
     with browser_page(lab) as page:
         open_notebook(page, lab, 'nbs/02_ocr.ipynb')
         shot(page, 'lesson 02 opened')
-        run_all(page)
-        save(page)
-        for part in range(4):
-            page.locator('.jp-WindowedPanel-outer:visible').evaluate('(e, part) => { e.scrollTop = e.scrollHeight*part/4 }', part)
+        code = run_all(page, project/'nbs'/'02_ocr.ipynb', all_ran)
+        assert errors(code) == []
+        for part in range(8):
+            page.locator('.jp-WindowedPanel-outer:visible').evaluate('(e, part) => { e.scrollTop = e.scrollHeight*part/8 }', part)
             page.wait_for_timeout(400)
             shot(page, f'lesson 02 part {part}')
         assert page.outside == []
-    cells = json.loads((project/'nbs'/'02_ocr.ipynb').read_text(encoding='utf-8'))['cells']
-    code = [c for c in cells if c['cell_type'] == 'code']
-    assert all(c['execution_count'] for c in code if ''.join(c['source']).strip())
-    assert not [o for c in code for o in c['outputs'] if o['output_type'] == 'error' and 'raises-exception' not in c['metadata'].get('tags', [])]
 
 
 def answers(root):
@@ -139,32 +144,40 @@ def put(page, source):
     page.keyboard.insert_text(source)
 
 
-def test_an_exercise_is_answered_wrongly_then_rightly(lab, project):
-    question, wrong, right = answers(project)
+def outcome_of(question, outcome):
+    "Whether saved cells hold this `outcome` of `question`, and all of them ran."
+    def done(code):
+        said = [o['data'].get(MIME, {}) for c in code for o in c['outputs'] if 'data' in o]
+        return all_ran(code) and any((o.get('question'), o.get('outcome')) == (question, outcome) for o in said)
+    return done
+
+
+def test_an_exercise_is_answered_wrongly_then_rightly(root, lab, project):
+    from playwright.sync_api import expect
+    question, wrong, right = answers(root)
+    path = project/'exercises'/'02_ocr.ipynb'
     with browser_page(lab) as page:
         open_notebook(page, lab, 'exercises/02_ocr.ipynb')
-        first = page.locator('.jp-OutputArea-output', has_text=re.compile(f'(Right|Not yet|Not answered yet).*{question}', re.S)).first
-        run_all(page)
-        first.scroll_into_view_if_needed()
-        assert 'Not answered yet' in first.inner_text()
-        assert first.locator('details').count() == 0
+        box = page.locator('.jp-OutputArea-output', has_text=re.compile(f'(Right|Not yet|Not answered yet): {question}')).first
+        run_all(page, path, outcome_of(question, 'open'))
+        box.scroll_into_view_if_needed()
+        expect(box).to_contain_text('Not answered yet')
+        expect(box.locator('details')).to_have_count(0)
         shot(page, 'exercise open')
         put(page, wrong)
-        run_all(page)
-        first.scroll_into_view_if_needed()
-        said = first.inner_text()
-        assert 'Not yet' in said
-        assert wrong.splitlines()[0].removeprefix('# wrong: ') in said
-        assert not first.get_by_text('Hint 2').is_visible()
-        first.get_by_text('Hint 1').click()
-        assert first.get_by_text('Hint 2').is_visible()
+        run_all(page, path, outcome_of(question, 'failed'))
+        box.scroll_into_view_if_needed()
+        expect(box).to_contain_text('Not yet')
+        expect(box).to_contain_text(wrong.splitlines()[0].removeprefix('# wrong: '))
+        expect(box.get_by_text('Hint 2')).not_to_be_visible()
+        box.get_by_text('Hint 1').click()
+        expect(box.get_by_text('Hint 2')).to_be_visible()
         shot(page, 'exercise wrong, first hint open')
         put(page, right)
-        run_all(page)
-        first.scroll_into_view_if_needed()
-        assert 'Right' in first.inner_text()
+        run_all(page, path, outcome_of(question, 'passed'))
+        box.scroll_into_view_if_needed()
+        expect(box).to_contain_text('Right')
         shot(page, 'exercise right')
-        save(page)
         assert page.outside == []
     book = json.loads((project/'_course'/'progress.json').read_text(encoding='utf-8'))
     assert book['02_ocr'][question]['solved']
