@@ -35,7 +35,8 @@ def said(
         elif o['output_type'] == 'error': parts.append(('error', f"{o['ename']}: {o['evalue']}"))
         else: parts += [(kind, v) for kind,v in sorted(o['data'].items()) if kind not in PICTURES]
     def text(v): return v if isinstance(v, str) else ''.join(v) if isinstance(v, list) else json.dumps(v, sort_keys=True)
-    return [line for kind,v in parts for line in [f'[{kind}]', *text(v).splitlines()]]
+    def lines(kind, v): return (text(v).replace('><', '>\n<') if kind == 'text/html' else text(v)).splitlines() # one tag a line
+    return [line for kind,v in parts for line in [f'[{kind}]', *lines(kind, v)]]
 
 def difference(
     stored:list[dict], # Outputs in the notebook
@@ -104,6 +105,12 @@ def verify_lessons(
 def explain(
     verdict:Verdict, # A lesson that did not pass
 ) -> str:
-    "Each difference of `verdict`, with the cell that made it."
-    cells = [f"{verdict.lesson}, code cell {t['cell']}: {t['what']}\n\n{t['source']}\n\n{t['detail']}" for t in verdict.trouble]
-    return '\n\n'.join(cells) or f"{verdict.lesson} {verdict.status} after {verdict.seconds:.0f} s\n{verdict.log}"
+    "Each difference of `verdict`, with the cell that made it; after an exception the rest may only follow from it, and is counted."
+    said,left = [],list(verdict.trouble)
+    while left:
+        t = left.pop(0)
+        said.append(f"{verdict.lesson}, code cell {t['cell']}: {t['what']}\n\n{t['source']}\n\n{t['detail']}")
+        if 'exception' in t['what'] and left:
+            said.append(f"({len(left)} cells after it differ too, perhaps only because of it)")
+            break
+    return '\n\n'.join(said) or f"{verdict.lesson} {verdict.status} after {verdict.seconds:.0f} s\n{verdict.log}"
