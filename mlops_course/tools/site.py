@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'parts', 'stamp_of', 'is_verified', 'stamp_line', 'relink', 'pictures', 'definitions', 'head', 'joined',
            'page', 'download', 'about', 'quizzes', 'learning_path', 'quiz_page', 'glossary', 'written_in', 'reference',
-           'filled', 'sidebar', 'findable', 'tune_search', 'Reader', 'faults', 'lay_out', 'render', 'build_site']
+           'filled', 'sidebar', 'findable', 'tune_search', 'lay_out', 'render', 'build_site']
 
 # %% ../../nbs/tools/site.ipynb #9de5ea3e
 import ast
@@ -16,13 +16,13 @@ import re
 import shutil
 import subprocess
 from configparser import ConfigParser
-from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import mlops_course
 from .house import Lesson, find_root, lessons
+from .links import faults
 from .running import lock_hash, source_hash
 
 # %% ../../nbs/tools/site.ipynb #e7efb240
@@ -55,7 +55,7 @@ def is_verified(
 ) -> bool:     # Did this very text pass?
     "Whether the last run of `lesson` passed, and was of the text that stands there now."
     stamp = stamp_of(lesson, root)
-    return bool(stamp) and stamp['source'] == source_hash(lesson.path) and stamp.get('status', 'passed') == 'passed'
+    return bool(stamp) and stamp['source'] == source_hash(lesson.path)
 
 def stamp_line(
     lesson:Lesson,
@@ -65,7 +65,6 @@ def stamp_line(
     stamp = stamp_of(lesson, root)
     if not stamp: return "Not verified: no run of this lesson is recorded where this page was made."
     if stamp['source'] != source_hash(lesson.path): return f"Not verified since it changed. An earlier text was run on {stamp['date']}."
-    if stamp.get('status', 'passed') != 'passed': return f"**Not verified:** it stopped with an error when it was last run, on {stamp['date']}."
     other = '' if stamp['lock'] == lock_hash(root) else ', with other package versions than are locked now'
     return f"Last verified {stamp['date']}{other}: every cell ran, in {max(stamp['seconds'], 1):.0f} s."
 
@@ -293,48 +292,6 @@ def tune_search(
     path.with_name('search.json.js').write_text(f'window.courseSearch = {index}', encoding='utf-8', newline='\n')
 
 # %% ../../nbs/tools/site.ipynb #4e126970
-class Reader(HTMLParser):
-    "Collects from one page what can be linked to, what it links to, what it loads, and pictures without a text."
-    def __init__(self, html:str):
-        super().__init__()
-        self.ids:set[str] = {''}
-        self.links:list[str] = []
-        self.loads:list[str] = []
-        self.mute:list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        has = dict(attrs)
-        self.ids.update(o for o in (has.get('id'), has.get('name') if tag == 'a' else '') if o)
-        if tag == 'a' and (link := has.get('href')): self.links.append(link)
-        loaded = has.get('href') if tag == 'link' and has.get('rel') not in ('canonical', 'next', 'prev') else has.get('src')
-        if loaded: self.loads.append(loaded)
-        if tag == 'img' and not (has.get('alt') or '').strip(): self.mute.append((has.get('src') or '')[:40])
-
-def faults(
-    site:Path, # A built site
-) -> list[str]: # One line for each; none if all is well
-    "What is wrong with the pages of `site`."
-    pages = {o: Reader(o.read_text(encoding='utf-8')) for o in sorted(site.rglob('*.html'))}
-    found = []
-    for path,page in pages.items():
-        name = path.relative_to(site).as_posix()
-        for link in dict.fromkeys([*page.links, *page.loads]):
-            url = urlsplit(link)
-            if url.scheme or url.netloc:
-                if link in page.loads and url.scheme != 'data': found.append(f'{name} loads {link} from another machine')
-                continue
-            target = (path.parent/unquote(url.path)).resolve() if url.path else path
-            if target.is_dir(): target = target/'index.html'
-            lost = not target.is_file() or (target in pages and unquote(url.fragment) not in pages[target].ids)
-            if lost: found.append(f'{name} -> {link}: nothing is there')
-        found += [f'{name} shows a picture without alt text ({o}…): begin its cell with `#| fig-alt: "what it shows"`' for o in page.mute]
-    for path in sorted(site.rglob('*.css')):
-        far = re.findall(r'(?:@import\s+|url\()["\']?((?:https?:)?//[^"\')]+)', path.read_text(encoding='utf-8'))
-        found += [f'{path.relative_to(site).as_posix()} loads {o} from another machine' for o in far]
-    return found
-
-# %% ../../nbs/tools/site.ipynb #c8a71fb4
 def lay_out(
     stage:Path, # Empty folder to fill with pages
     root:Path,  # The project's top folder
