@@ -187,7 +187,6 @@ def test_brackets_in_a_finding_are_printed_as_they_are(capsys: pytest.CaptureFix
 
 
 def test_broken_settings_are_found(tmp_path: Path):
-    pytest.importorskip("mlops_course.project")
     (tmp_path / "config.yaml").write_text("paths: [", encoding="utf-8")
     finding = next(iter(clinic.check_services(tmp_path)))
     assert finding.name == "Settings"
