@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Services', 'Ocr', 'Scoring', 'Params', 'Secrets', 'Settings', 'read_yaml', 'read_secrets', 'describe',
-           'load_settings', 'plain', 'get_logger', 'version_of', 'git_state', 'environment']
+           'Services', 'Ocr', 'Scoring', 'Data', 'Params', 'Secrets', 'Settings', 'read_yaml', 'read_secrets',
+           'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state', 'environment']
 
 # %% ../nbs/01_lifecycle.ipynb #75e1cc1f
 import json
@@ -105,11 +105,18 @@ class Scoring(Section):
     "How lesson 03 scores."
     resamples: Whole = Field(ge=1) # bootstrap samples behind an interval
 
+class Data(Section):
+    "What the pipeline in `dvc.yaml` draws (lesson 06)."
+    seed: Whole = Field(default=0, ge=0, lt=2**32)
+    lines: Whole = Field(default=600, ge=1) # clean lines; v2 adds to them
+    pages: Whole = Field(default=6, ge=0)   # clean pages; v2 adds to them
+
 class Params(Section):
     "Numbers that change a result, from `params.yaml`."
     seed: Whole = Field(ge=0, lt=2**32) # the range that NumPy takes
     ocr: Ocr
     scoring: Scoring
+    data: Data = Data()
 
 class Secrets(Section):
     "What nobody may read over a shoulder, from `.env`."

@@ -62,6 +62,8 @@ def main() -> None:
     once("packages", [lock, overrides], (*pip, "install", "--quiet", uv), (*install, "-r", lock, "--overrides", overrides))
     once("library", [lock, *packaging], (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
     once("export", [lock, *packaging, *(ROOT / "nbs").rglob("[!.]*.ipynb")], (BIN / "nbdev_export",))
+    feed = "from mlops_course.data import fetch_feed; fetch_feed()"
+    once("feed", [lock, ROOT / "mlops_course" / "data.py"], (PYTHON, "-c", feed))
     jupyter = "from mlops_course.tools.house import install_jupyter; install_jupyter()"
     once("jupyter", [lock, ROOT / "mlops_course" / "tools" / "house.py"], (PYTHON, "-c", jupyter))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'Foreseen', 'Course', 'main', 'example', 'lab', 'progress', 'run',
-           'verify', 'exercises', 'doctor', 'docs', 'bench']
+           'verify', 'exercises', 'data', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #8fb2c97e
 import os
@@ -117,6 +117,22 @@ def exercises(check:bool) -> None:
     if not said: click.echo("exercises/ is what solutions/ makes")
 
 # %% ../../nbs/tools/cli.ipynb #5d11c17f
+@main.command(epilog=example("mlops-course data v1 data/v1"))
+@click.argument('version')
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option('--lines', type=click.IntRange(1), help="Clean lines.  [default: data.lines in params.yaml]")
+@click.option('--pages', type=click.IntRange(0), help="Clean pages.  [default: data.pages in params.yaml]")
+@click.option('--seed', type=click.IntRange(0), help="[default: data.seed in params.yaml]")
+def data(version:str, folder:str, lines:int|None, pages:int|None, seed:int|None) -> None:
+    "Draw VERSION of the data into FOLDER, whole or not at all. The stages in dvc.yaml call this."
+    from mlops_course.data import make_version
+    from mlops_course.project import load_settings
+    params = load_settings().params.data
+    given = {k:v for k,v in dict(lines=lines, pages=pages, seed=seed).items() if v is not None}
+    labels = make_version(version, folder, **(params.model_dump() | given))
+    click.echo(f"{folder}: {len(labels)} lines")
+
+# %% ../../nbs/tools/cli.ipynb #fa770a76
 @main.command(epilog=example("mlops-course doctor"))
 @click.option('--json', 'as_json', is_flag=True, help="One JSON object for each finding.")
 def doctor(as_json:bool) -> None:
