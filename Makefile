@@ -36,7 +36,8 @@ test: debian env ## Everything that CI checks
 	@$(COURSE) run
 	@$(COURSE) run -p seed 7 --out _course/other
 	@$(COURSE) verify
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 -m "not slow"
+	@$(BIN)/pytest -q -m slow
 
 docs: env ## Build the site into _site/
 	@$(COURSE) docs

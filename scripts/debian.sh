@@ -7,7 +7,7 @@
 # Where everything is there it does nothing. The lessons run without any of these.
 set -euo pipefail
 
-packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck)
+packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck git-lfs)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, and ShellCheck."
