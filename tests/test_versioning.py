@@ -33,6 +33,16 @@ def kill(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
+def adds_and_restores(repo, good):
+    "DVC takes `data` in whole, and brings it back from its cache."
+    dvc("add", "data", cwd=repo)
+    assert fingerprint(repo / "data") == good
+    assert damaged(repo / ".dvc" / "cache") == []
+    shutil.rmtree(repo / "data")
+    dvc("checkout", cwd=repo)
+    assert fingerprint(repo / "data") == good
+
+
 def wait_until(true, process: subprocess.Popen, seconds: float = 60.) -> None:
     "Wait for the moment to strike."
     end = time.monotonic() + seconds
@@ -191,12 +201,7 @@ def test_add_killed_in_the_middle_loses_nothing_and_can_be_repeated(repo):
     kill(process)
     assert not (repo / "data.dvc").exists()
     assert fingerprint(repo / "data") == good
-    dvc("add", "data", cwd=repo)
-    assert fingerprint(repo / "data") == good
-    assert damaged(repo / ".dvc" / "cache") == []
-    shutil.rmtree(repo / "data")
-    dvc("checkout", cwd=repo)
-    assert fingerprint(repo / "data") == good
+    adds_and_restores(repo, good)
 
 
 @POSIX
@@ -323,12 +328,7 @@ def test_full_disk_during_add_is_said_and_the_folder_stays(repo, small_disk):
     if small_disk: # the same through our own call, which raises
         with pytest.raises(RuntimeError, match="No space left"): dvc("add", "data", cwd=repo)
         dvc("config", "--unset", "cache.dir", cwd=repo)
-    dvc("add", "data", cwd=repo)
-    assert fingerprint(repo / "data") == good
-    assert damaged(repo / ".dvc" / "cache") == []
-    shutil.rmtree(repo / "data")
-    dvc("checkout", cwd=repo)
-    assert fingerprint(repo / "data") == good
+    adds_and_restores(repo, good)
 
 
 # The project's own pipeline
