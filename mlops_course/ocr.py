@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FORMATS', 'WEIGHTS', 'ENGINES', 'find_page', 'to_rgb', 'open_header', 'load_image', 'check_image', 'light_on_dark',
            'level_light', 'fold_angle', 'skew_angle', 'rotate', 'prepare', 'Line', 'rows', 'in_reading_order',
-           'Reading', 'corners', 'Engine', 'check_weights', 'import_torchvision', 'load_easyocr', 'draw_boxes',
-           'load_rapidocr', 'join_words', 'load_tesseract', 'load_engine', 'available_engines']
+           'Reading', 'corners', 'Engine', 'check_weights', 'import_torchvision', 'without_first_weights',
+           'load_easyocr', 'draw_boxes', 'load_rapidocr', 'join_words', 'load_tesseract', 'load_engine',
+           'available_engines']
 
 # %% ../nbs/02_ocr.ipynb #e3339615
 import logging
@@ -275,7 +276,17 @@ def import_torchvision() -> None:
         _declared.append(library)
         import_module('torchvision')
 
-# %% ../nbs/02_ocr.ipynb #261117dc
+# %% ../nbs/02_ocr.ipynb #bf8e2b11
+def without_first_weights() -> Any:
+    "A context in which torch leaves new layers unfilled, for a net whose weights are read from a file next."
+    from torch.overrides import TorchFunctionMode
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, '__module__', '') == 'torch.nn.init': return args[0] if args else kwargs['tensor']
+            return func(*args, **(kwargs or {}))
+    return Unfilled()
+
+# %% ../nbs/02_ocr.ipynb #00e7c80c
 def load_easyocr(
     canvas_size:int=2560, # A page with a longer side is shrunk to this before text is searched
     gpu:bool=False,       # Run on a GPU?
@@ -289,7 +300,8 @@ def load_easyocr(
         warnings.simplefilter('ignore') # about parts of torch that will change one day
         import_torchvision()
         import easyocr
-        reader = easyocr.Reader(['en'], gpu=gpu, model_storage_directory=model_dir(), download_enabled=False, quantize=False, verbose=False)
+        with without_first_weights():
+            reader = easyocr.Reader(['en'], gpu=gpu, model_storage_directory=model_dir(), download_enabled=False, quantize=False, verbose=False)
 
     def read(image:np.ndarray) -> list[Line]:
         with warnings.catch_warnings():
