@@ -37,7 +37,7 @@ test: debian env ## Everything that CI checks
 	@$(COURSE) run -p seed 7 --out _course/other
 	@$(COURSE) verify
 	@$(BIN)/pytest -q -n 2 -m "not slow"
-	@$(BIN)/pytest -q -m slow
+	@$(BIN)/pytest -q -n 2 --dist loadfile -m slow
 
 docs: env ## Build the site into _site/
 	@$(COURSE) docs

@@ -426,6 +426,7 @@ def reads(engine, name, most):
     assert reading.seconds > 0
 
 
+@pytest.mark.slow
 def test_easyocr_reads_a_page(engine):
     reads(engine('easyocr'), 'render_4.png', .10) # measured: .047
 
@@ -439,12 +440,13 @@ def test_tesseract_reads_a_page(engine):
     reads(engine('tesseract'), 'render_4.png', .05) # measured: 0
 
 
+@pytest.mark.slow
 def test_the_engines_do_not_make_pillow_accept_half_a_file(engine):
     engine('rapidocr'), engine('easyocr')
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-@pytest.mark.parametrize('name', ['easyocr', 'rapidocr'])
+@pytest.mark.parametrize('name', [pytest.param('easyocr', marks=pytest.mark.slow), 'rapidocr'])
 def test_a_blank_page_is_no_error_and_no_noise(engine, name, capfd):
     read = engine(name)
     capfd.readouterr()

@@ -12,6 +12,8 @@ import pytest
 from mlops_course.tools.house import find_root, lessons
 from mlops_course.tools.site import build_site, quizzes, render
 
+pytestmark = pytest.mark.slow # they build the whole site, and open it in a browser
+
 ROOT = find_root()
 PHONE = {'width': 390, 'height': 844}
 WIDE = {'width': 1400, 'height': 900}
