@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +95,21 @@ def test_weights_package_that_is_not_installed_is_found(tmp_path: Path, monkeypa
     finding = check_weights(tmp_path)
     assert not finding.ok
     assert "not installed" in finding.found
+
+
+def test_doctor_and_lessons_expect_the_same_files():
+    from mlops_course import data, ocr
+    assert clinic.WEIGHTS == ocr.WEIGHTS
+    assert (clinic.FEED, clinic.FEED_SHA256) == (data.FEED, data.FEED_SHA256)
+
+
+def test_damaged_feed_is_found_with_the_way_to_a_whole_one(tmp_path: Path):
+    (tmp_path / clinic.FEED).write_bytes(b"cut off")
+    finding = clinic.check_feed(tmp_path, tmp_path)
+    assert not finding.ok
+    assert finding.needed
+    assert finding.remedy.startswith("Delete that file, then: ")
+    assert "fetch_feed()" in finding.remedy
 
 
 def test_kernel_of_a_moved_project_is_found(tmp_path: Path):
@@ -205,9 +219,7 @@ def test_this_machine_has_what_the_lessons_need():
     assert [o for o in doctor() if o.needed and not o.ok] == []
 
 
-def test_doctor_loads_no_heavy_package_and_is_quick():
+def test_doctor_loads_no_heavy_package():
     code = "import sys; from mlops_course.tools.doctor import doctor; doctor(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
-    start = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
-    assert time.monotonic() - start < 10  # two on a quiet machine
