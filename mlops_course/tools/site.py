@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'parts', 'download', 'about', 'quizzes', 'learning_path', 'quiz_page', 'glossary', 'written_in', 'reference',
-           'filled', 'sidebar', 'findable', 'tune_search', 'lay_out', 'render', 'build_site']
+           'filled', 'sidebar', 'findable', 'tune_search', 'needed_files', 'repository', 'put', 'lay_out_notebooks',
+           'lay_out', 'render', 'build_site']
 
 # %% ../../nbs/tools/site.ipynb #9de5ea3e
 import json
@@ -34,7 +35,7 @@ def parts(
     if lost: raise ValueError(f"No part of the course has a place for {', '.join(lost)}: give it a number below 25, or extend `PARTS` in nbs/tools/site.ipynb")
     return {name:some for name,some in named.items() if some}
 
-# %% ../../nbs/tools/site.ipynb #43f506a4
+# %% ../../nbs/tools/site.ipynb #834ab98b
 def download(
     file:str,   # In the project, such as `nbs/02_ocr.ipynb`
     up:str='',  # `../` for each folder the page is deep
@@ -59,6 +60,7 @@ def quizzes(
     html = (''.join(o.get('data', {}).get('text/html', '')) for c in lesson.cells for o in c.get('outputs', []))
     return [o for o in html if "class='quiz'" in o]
 
+# %% ../../nbs/tools/site.ipynb #24dc6fe0
 def learning_path(
     known:list[Lesson], # In lesson order
     root:Path,          # The project's top folder
@@ -72,6 +74,7 @@ def learning_path(
         text += [f'## {part}\n', *(f'### [{o.number}. {o.title}](nbs/{o.path.name})\n\n{o.question}\n\n{about(o, root, "")}' for o in some)]
     return '\n'.join(text)
 
+# %% ../../nbs/tools/site.ipynb #2cb8a672
 def quiz_page(
     known:list[Lesson], # In lesson order
 ) -> str:               # A page
@@ -82,6 +85,7 @@ def quiz_page(
         text += [f'## [{o.number}. {o.title}](nbs/{o.path.name}) {{#quiz-{o.name}}}\n', *(f'```{{=html}}\n{q}\n```\n' for q in quizzes(o))]
     return '\n'.join(text)
 
+# %% ../../nbs/tools/site.ipynb #1d0bd592
 def glossary(
     text:str,           # The glossary, each word with a line that links to its lesson
     known:list[Lesson], # Lessons that exist
@@ -174,46 +178,68 @@ def tune_search(
     path.write_text(index, encoding='utf-8', newline='\n')
     path.with_name('search.json.js').write_text(f'window.courseSearch = {index}', encoding='utf-8', newline='\n')
 
-# %% ../../nbs/tools/site.ipynb #eb523cfc
+# %% ../../nbs/tools/site.ipynb #c6a8110a
+def needed_files(
+    root:Path, # The project's top folder
+) -> None:
+    "Refuse to build where a file is missing that every site starts from."
+    wanted = ('nbs/index.ipynb', '_quarto.yml', 'nbs/glossary.qmd')
+    if missing := [o for o in wanted if not (root/o).is_file()]:
+        raise FileNotFoundError(f"The site needs {', '.join(missing)} in {root}. Bring them back with `git checkout -- {' '.join(missing)}`")
+
+def repository(root:Path) -> str: # Web address
+    "Where the project's files can be read."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(root/'settings.ini', encoding='utf-8')
+    return f"{settings['DEFAULT']['git_url']}/blob/{settings['DEFAULT']['branch']}"
+
+def put(path:Path, text:str) -> None:
+    "Write `text`, and the folder for it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8', newline='\n')
+
+# %% ../../nbs/tools/site.ipynb #cad08a1c
+def lay_out_notebooks(
+    stage:Path,             # Folder of pages
+    root:Path,              # The project's top folder
+    known:list[Lesson],     # In lesson order
+    practised:list[Lesson], # The exercises, in lesson order
+) -> None:
+    "Write the pages of all notebooks, with the pictures that they show, into `stage`."
+    home = Lesson(root/'nbs'/'index.ipynb')
+    back = {o.name: f'[The lesson](../nbs/{o.path.name}) · ' for o in known}
+    intros = {home.path: ''} | {o.path: about(o, root) for o in known}
+    intros |= {o.path: f"::: {{.about}}\n{back.get(o.name, '')}{download(f'exercises/{o.path.name}', '../')}\n:::\n" for o in practised}
+    files = {o.path: o.path.relative_to(root).as_posix() for o in (home, *known, *practised)}
+    moved = {file: file for file in (*files.values(), 'nbs/glossary.qmd')} | {files[home.path]: 'index.ipynb'}
+    repo = repository(root)
+    for notebook in (home, *known, *practised):
+        here = files[notebook.path]
+        put(stage/moved[here], page(notebook, lambda text, here=here: relink(text, here, root, moved, repo), intros[notebook.path]))
+        for o in pictures(notebook, root):
+            (stage/o).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/o, stage/o)
+
+# %% ../../nbs/tools/site.ipynb #2afec9ae
 def lay_out(
     stage:Path, # Empty folder to fill with pages
     root:Path,  # The project's top folder
 ) -> None:
     "Write every page of the site, and its `_quarto.yml`, into `stage`."
     import yaml
-    home = root/'nbs'/'index.ipynb'
-    missing = [o.relative_to(root).as_posix() for o in (home, root/'_quarto.yml', root/'nbs'/'glossary.qmd') if not o.is_file()]
-    if missing: raise FileNotFoundError(f"The site needs {', '.join(missing)} in {root}. Bring them back with `git checkout -- {' '.join(missing)}`")
-    settings = ConfigParser(delimiters=['='])
-    settings.read(root/'settings.ini', encoding='utf-8')
-    repo = f"{settings['DEFAULT']['git_url']}/blob/{settings['DEFAULT']['branch']}"
+    needed_files(root)
     known,practised = lessons(root/'nbs'),lessons(root/'exercises')
-    moved = {'nbs/index.ipynb': 'index.ipynb', 'nbs/glossary.qmd': 'nbs/glossary.qmd'} | \
-            {f'{o.path.parent.name}/{o.path.name}': f'{o.path.parent.name}/{o.path.name}' for o in known+practised}
-    def put(place, text):
-        (stage/place).parent.mkdir(parents=True, exist_ok=True)
-        (stage/place).write_text(text, encoding='utf-8', newline='\n')
-    def show(notebook, intro=''):
-        here = notebook.path.relative_to(root).as_posix()
-        put(moved[here], page(notebook, lambda text: relink(text, here, root, moved, repo), intro))
-        for o in pictures(notebook, root):
-            (stage/o).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root/o, stage/o)
-
-    show(Lesson(home))
-    for o in known: show(o, about(o, root))
-    for o in practised:
-        back = f'[The lesson](../nbs/{o.path.name}) · ' if root/'nbs'/o.path.name in [k.path for k in known] else ''
-        show(o, f"::: {{.about}}\n{back}{download(f'exercises/{o.path.name}', '../')}\n:::\n")
-    put('learning_path.qmd', learning_path(known, root))
-    put('quiz.qmd', quiz_page(known))
-    put('nbs/glossary.qmd', glossary((root/'nbs'/'glossary.qmd').read_text(encoding='utf-8'), known))
-    modules = reference(stage, known, repo)
+    lay_out_notebooks(stage, root, known, practised)
+    put(stage/'learning_path.qmd', learning_path(known, root))
+    put(stage/'quiz.qmd', quiz_page(known))
+    put(stage/'nbs'/'glossary.qmd', glossary((root/'nbs'/'glossary.qmd').read_text(encoding='utf-8'), known))
+    modules = reference(stage, known, repository(root))
     config = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
-    put('_quarto.yml', yaml.safe_dump(filled(config, sidebar(known, practised, modules)) | dict(smalldocs=dict(linkify=True)), sort_keys=False))
+    put(stage/'_quarto.yml', yaml.safe_dump(filled(config, sidebar(known, practised, modules)) | dict(smalldocs=dict(linkify=True)), sort_keys=False))
     for path in (root/'nbs').iterdir():
         if path.suffix in ('.css', '.html'): shutil.copy(path, stage/'nbs'/path.name)
 
+# %% ../../nbs/tools/site.ipynb #5be0009f
 def render(
     stage:Path, # Folder of pages with a `_quarto.yml`
 ) -> Path:      # Folder of HTML
@@ -229,6 +255,7 @@ def render(
     except (BuildError, ConfigError) as e: raise ValueError(f"The site cannot be built: {e}. Mend the page it names, then run `mlops-course docs` again") from e
     return site
 
+# %% ../../nbs/tools/site.ipynb #40d6b34f
 def build_site(
     root:Path|None=None, # The project's top folder; found from the working folder if none
     out:Path|None=None,  # Folder to write or replace; `_site` in the project if none
