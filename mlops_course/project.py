@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Services', 'Ocr', 'Scoring', 'Data', 'Params', 'Secrets', 'Settings', 'read_yaml', 'read_secrets',
-           'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state', 'environment']
+           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Params', 'Secrets', 'Settings', 'read_yaml',
+           'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state', 'environment']
 
 # %% ../nbs/01_lifecycle.ipynb #75e1cc1f
 import json
@@ -95,7 +95,7 @@ class Services(Section):
     "Programs that listen, from `config.yaml`."
     lab_port: Whole = Field(ge=1, le=65535) # JupyterLab
 
-# %% ../nbs/01_lifecycle.ipynb #e1537da4
+# %% ../nbs/01_lifecycle.ipynb #affdb33b
 class Ocr(Section):
     "What lesson 02 accepts as a page."
     min_side: Whole = Field(ge=1)   # pixels
@@ -111,12 +111,25 @@ class Data(Section):
     lines: Whole = Field(default=600, ge=1) # clean lines; v2 adds to them
     pages: Whole = Field(default=6, ge=0)   # clean pages; v2 adds to them
 
+class Training(Section):
+    "How the recogniser is trained (lesson 07)."
+    seed: Whole = Field(default=0, ge=0, lt=2**32)
+    data: Literal['v1', 'v2', 'broad'] = 'v1'
+    steps: Whole = Field(default=600, ge=1)
+    batch: Whole = Field(default=16, ge=1)         # lines in a step
+    rate: float = Field(default=.004, gt=0)        # of learning, at its highest
+    warm_up: float = Field(default=.05, ge=0, lt=1) # share of the steps in which the rate rises
+    longest: Whole = Field(default=28, ge=1)       # characters in a line; at most 10 in the first fifth of the steps
+    width: Whole = Field(default=128, ge=8, multiple_of=4) # channels of the net
+    depth: Whole = Field(default=3, ge=0)          # blocks of the net
+
 class Params(Section):
     "Numbers that change a result, from `params.yaml`."
     seed: Whole = Field(ge=0, lt=2**32) # the range that NumPy takes
     ocr: Ocr
     scoring: Scoring
     data: Data = Data()
+    training: Training = Training()
 
 class Secrets(Section):
     "What nobody may read over a shoulder, from `.env`."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the Debian packages that the tests use: a browser, fonts, an OCR program, a checker of shell scripts.
+# Install the Debian packages that the tests and `dvc repro` use: a browser, fonts, words, an OCR program, a checker of shell scripts.
 #
 #     bash scripts/debian.sh
 #
@@ -8,6 +8,14 @@
 set -euo pipefail
 
 packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck git-lfs)
+# What the broad training lines of lesson 07 are made of: words, and the fonts in data/broad/fonts.txt.
+packages+=(
+    wamerican fonts-freefont-ttf fonts-croscore fonts-courier-prime fonts-anonymous-pro fonts-firacode fonts-jetbrains-mono
+    fonts-league-mono fonts-inconsolata fonts-ocr-a fonts-ocr-b fonts-3270 fonts-monofur fonts-hermit fonts-monoid fonts-agave
+    fonts-mononoki fonts-fantasque-sans fonts-tlwg-typewriter-ttf fonts-gnutypewriter fonts-terminus fonts-proggy fonts-unifont
+    fonts-spleen fonts-ipafont-gothic fonts-b612 fonts-roboto-unhinted fonts-lato fonts-crosextra-carlito fonts-oxygen fonts-cantarell
+    fonts-open-sans fonts-paratype fonts-play fonts-yanone-kaffeesatz fonts-bebas-neue xfonts-base xfonts-75dpi
+)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, and ShellCheck."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'Foreseen', 'Course', 'main', 'example', 'lab', 'progress', 'run',
-           'verify', 'exercises', 'data', 'doctor', 'docs', 'bench']
+           'verify', 'exercises', 'data', 'train', 'export', 'evaluate', 'read', 'score', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #8fb2c97e
 import os
@@ -131,6 +131,107 @@ def data(version:str, folder:str, lines:int|None, pages:int|None, seed:int|None)
     given = {k:v for k,v in dict(lines=lines, pages=pages, seed=seed).items() if v is not None}
     labels = make_version(version, folder, **(params.model_dump() | given))
     click.echo(f"{folder}: {len(labels)} lines")
+
+# %% ../../nbs/tools/cli.ipynb #bbcc66bc
+@main.command(epilog=example("mlops-course train _course/mine --data v1 --seconds 60"))
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option('--data', type=click.Choice(['v1', 'v2', 'broad']), help="What to learn from.  [default, as for all below: training in params.yaml]")
+@click.option('--steps', type=click.IntRange(1), help="How long to train.")
+@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="The same, as time: the steps that this machine takes in so many seconds.")
+@click.option('--batch', type=click.IntRange(1), help="Lines in a step.")
+@click.option('--rate', type=click.FloatRange(0, min_open=True), help="Learning rate, at its highest.")
+@click.option('--warm-up', type=click.FloatRange(0, 1, max_open=True), help="Share of the steps in which the rate rises.")
+@click.option('--longest', type=click.IntRange(1), help="Characters in a line.")
+@click.option('--width', type=click.IntRange(8), help="Channels of the net.")
+@click.option('--depth', type=click.IntRange(0), help="Blocks of the net.")
+@click.option('--seed', type=click.IntRange(0))
+@click.option('--init', type=click.Path(exists=True, file_okay=False), help="Begin with the recogniser in this folder.")
+@click.option('--checkpoint', type=click.Path(dir_okay=False), help="Go on from this file, and keep it.  [default: one in _course, then removed]")
+@click.option('--every', default=250, show_default=True, type=click.IntRange(1), help="Steps between reports.")
+@click.option('--device', default='auto', show_default=True, help="auto, cpu or cuda.")
+def train(folder:str, seconds:float|None, init:str|None, checkpoint:str|None, every:int, device:str, **given) -> None:
+    "Train a recogniser and write it to FOLDER. Interrupted, the same command goes on."
+    from pathlib import Path
+
+    from mlops_course import training as t
+    from mlops_course.project import fingerprint, load_settings
+    from mlops_course.tools.house import runs_folder
+    settings = load_settings()
+    recipe = t.Recipe(**(settings.params.training.model_dump() | {k:v for k,v in given.items() if v is not None}))
+    net = t.load_recogniser(init) if init else None
+    if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
+    if seconds: recipe = recipe.model_copy(update={'steps': t.steps_in(seconds, recipe)})
+    made_by = fingerprint(recipe, Path(t.__file__), settings.paths.data/'broad', str(init)) # other code or data begins anew
+    path = Path(checkpoint) if checkpoint else runs_folder()/'training'/f'{made_by}.pt'
+    def report(step, m, _): click.echo(f"step {step}/{recipe.steps}: loss {m['loss']:.3f}, CER {m['cer']:.4f}, {m['seconds']:.0f} s", err=True)
+    net,_ = t.train(recipe, report, every, path, net, device=device)
+    t.save_recogniser(net, folder, recipe=recipe.model_dump())
+    if not checkpoint: path.unlink()
+    click.echo(f"{folder}: {net}")
+
+@main.command(epilog=example("mlops-course export data/recogniser"))
+@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+def export(folder:str) -> None:
+    "Write the recogniser in FOLDER as FOLDER/model.onnx, for machines without PyTorch."
+    from pathlib import Path
+
+    from mlops_course.training import export_onnx, load_recogniser
+    click.echo(export_onnx(load_recogniser(folder), Path(folder)/'model.onnx'))
+
+@main.command(epilog=example("mlops-course evaluate data/recogniser"))
+@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.option('--lines', default=150, show_default=True, type=click.IntRange(2), help="Of each kind.")
+@click.option('--pages', default=4, show_default=True, type=click.IntRange(2), help="Of each kind.")
+def evaluate(folder:str, lines:int, pages:int) -> None:
+    "Score the recogniser in FOLDER beside the other engines, and write FOLDER/metrics.json and its model card."
+    import json
+    from pathlib import Path
+
+    from mlops_course import training as t
+    from mlops_course.data import write_json
+    from mlops_course.ocr import available_engines
+    net = t.load_recogniser(folder)
+    def opened(name, line): return t.Custom(net, line) if name == 'custom' else t.open_engine(name, line)
+    scores = t.evaluate(opened, ['custom', *available_engines()], t.held_out(lines, pages))
+    found = {name: {o['slice']: {k: round(o[k], 4) for k in ('items', 'cer', 'low', 'high', 'exact')} for o in rows.to_dict('records')}
+             for name,rows in scores.groupby('engine')}
+    said = json.loads(Path(folder, 'recogniser.json').read_text(encoding='utf-8'))
+    t.save_atomically(Path(folder)/'metrics.json', lambda to: write_json(to, found))
+    card = t.model_card(said, scores, sum(o.numel() for o in net.parameters()))
+    t.save_atomically(Path(folder)/'README.md', lambda to: to.write_text(card, encoding='utf-8'))
+    click.echo(scores.round(4).to_string(index=False))
+
+# %% ../../nbs/tools/cli.ipynb #31b6be35
+@main.command(epilog=example("mlops-course read data/pages/render_1.png --engine custom"))
+@click.argument('images', nargs=-1, required=True)
+@click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr or tesseract.")
+@click.option('--lines', is_flag=True, help="Every image is one cropped line.")
+def read(images:tuple[str, ...], engine:str, lines:bool) -> None:
+    "Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same."
+    import json
+
+    from mlops_course.training import read_files
+    bad = False
+    for found in read_files(engine, images, lines):
+        click.echo(json.dumps(found, ensure_ascii=False))
+        bad |= 'error' in found
+    sys.exit(bad)
+
+@main.command(epilog=example("mlops-course score data/pages/labels.csv --engine custom"))
+@click.argument('labels', type=click.Path())
+@click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr or tesseract.")
+@click.option('--lines', is_flag=True, help="Every image is one cropped line.")
+@click.option('--ignore-case', is_flag=True, help="Count A and a as the same.")
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+def score(labels:str, engine:str, lines:bool, ignore_case:bool, jobs:int) -> None:
+    "Score an engine on the images that LABELS lists: a table with the columns file and text. Prints one JSON line, after one for each bad file."
+    import json
+
+    from mlops_course.training import score_files
+    found,bad = score_files(labels, engine, lines, ignore_case, jobs)
+    for o in bad: click.echo(json.dumps(o, ensure_ascii=False))
+    click.echo(json.dumps(found))
+    sys.exit(bool(bad))
 
 # %% ../../nbs/tools/cli.ipynb #fa770a76
 @main.command(epilog=example("mlops-course doctor"))
