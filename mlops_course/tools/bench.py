@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures', 'data_figures',
-           'model_figures', 'figures']
+           'tracking_figures', 'model_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #62f16779
 import json
@@ -108,6 +108,24 @@ def data_figures() -> Iterator[dict]:
             make_version(version, Path(tmp, version), 1000, 20, feed=feed)
             yield dict(figure='data version of 1000 lines and 20 pages', version=version, seconds=time.perf_counter() - start)
 
+# %% ../../nbs/tools/bench.ipynb #3ab17205
+def tracking_figures() -> Iterator[dict]:
+    "Seconds to open a store, and microseconds to log a metric: to write it down, and until it has arrived."
+    from mlops_course.tracking import open_store, track
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        for state in ('new', 'old'):
+            start = time.perf_counter()
+            store = open_store(Path(tmp, 'mlflow.db'), 'bench')
+            yield dict(figure='store opened', store=state, seconds=time.perf_counter() - start)
+        n = 5000
+        with track(store) as run:
+            run.next_s = float('inf') # nothing is sent meanwhile
+            start = time.perf_counter()
+            for step in range(n): run.metrics({'cer': step/n}, step)
+            written = time.perf_counter() - start
+            run.send(now=True)
+            yield dict(figure='metric logged', written_us=1e6*written/n, arrived_us=1e6*(time.perf_counter() - start)/n)
+
 # %% ../../nbs/tools/bench.ipynb #a98bd58e
 def model_figures() -> Iterator[dict]:
     "Every engine on held-out lines and pages and, where they are at hand, on real receipt lines: errors and seconds, side by side."
@@ -130,9 +148,9 @@ def model_figures() -> Iterator[dict]:
             rows = score(preds, {str(i): text for i,(_,text) in enumerate(pairs)}, fold_case=fold_case)
             yield dict(figure='model', slice=part, engine=name, images=len(pairs), cer=rate(rows), seconds_per_image=seconds/len(pairs))
 
-# %% ../../nbs/tools/bench.ipynb #c3266f69
+# %% ../../nbs/tools/bench.ipynb #11f8e914
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
-    data=data_figures, models=model_figures)
+    data=data_figures, models=model_figures, tracking=tracking_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
