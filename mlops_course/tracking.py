@@ -203,7 +203,7 @@ def deliver(
                 client.log_artifact(run_id, str(outbox.folder/str(first['n'])/place.name), str(place.parent) if place.parent.name else None)
             outbox.mark(part[-1]['n'])
 
-# %% ../nbs/08_tracking.ipynb #0083c212
+# %% ../nbs/08_tracking.ipynb #97bd6e3a
 def png(
     image:np.ndarray, # Grey or RGB, uint8
 ) -> bytes:
@@ -259,13 +259,13 @@ class Run:
 
     def send(self, now:bool=False) -> int: # What still waits
         "Send what waits, unless that would take more than a twentieth of the time. With `now`, in any case."
-        from mlflow.exceptions import MlflowException
         start = time.monotonic()
         if now or start >= self.next_s:
             try:
                 deliver(self.store.client, self.id, self.outbox)
                 self.trouble = ''
-            except (MlflowException, OSError) as e: self.trouble = hidden(str(e)).partition('\n')[0]
+            except Exception as e: # noqa: BLE001 - whatever it is, the training is worth more; it is kept, and said at the end
+                self.trouble = hidden(str(e)).partition('\n')[0]
             self.next_s = time.monotonic() + max(1., 20*(time.monotonic() - start))
         return len(self.outbox.waiting)
 

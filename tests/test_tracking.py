@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 from conftest import needs
 
 from mlops_course.project import load_settings
+from mlops_course.tools.cli import main
 from mlops_course.tracking import (
     Outbox,
     Peak,
@@ -44,6 +46,7 @@ from mlops_course.tracking import (
 )
 from mlops_course.training import Recipe, draw_lines
 
+pytestmark = pytest.mark.filterwarnings('ignore:The ``noload`` loader strategy') # inside MLflow
 POSIX = pytest.mark.skipif(os.name == 'nt', reason='sends POSIX signals')
 QUICK = Recipe(steps=8, batch=4, width=16, depth=1, longest=5)
 TEN_VALUES = [o/10 for o in range(10)]
@@ -144,6 +147,7 @@ def test_two_stores_live_side_by_side_and_nothing_global_changes(empty, tmp_path
     assert mlflow.get_tracking_uri() == before
 
 
+@pytest.mark.slow
 def test_importing_does_nothing_visible(tmp_path):
     check = "import os, sys; from mlops_course import tracking; print(sorted(os.listdir('.')), 'mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, '-c', check], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -297,6 +301,18 @@ def test_what_could_not_be_sent_is_kept_and_sent_later_in_order_once(store, away
     assert runs(store)[0]['status'] == 'FINISHED'
     assert read_artifact(store, run.id, 'a.txt') == b'kept'
     assert (send_kept(store), waiting(store)) == ([], [])
+
+
+@pytest.mark.parametrize('error', [ValueError('a page instead of JSON'), RuntimeError('a surprise'), ConnectionResetError('reset')], ids=repr)
+def test_whatever_the_store_raises_the_run_goes_on(store, monkeypatch, error):
+    def fail(*_, **__): raise error
+    with track(store) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(store.client, 'log_batch', fail)
+            run.metrics({'cer': .5}, 1)
+            run.send(now=True)
+            assert run.trouble == str(error)
+    assert values(store, run.id) == [(1, .5)]
 
 
 def test_what_arrived_but_was_not_marked_is_not_doubled(store, monkeypatch):
@@ -567,6 +583,28 @@ def test_a_failed_run_is_not_made_again(store):
 def test_differences_name_the_place_and_both_values():
     was, now = {'git': {'commit': 'a'}, 'threads': {'x': 1}, 'data': {'v1': '1'}}, {'git': {'commit': 'b'}, 'threads': {'x': 2}, 'data': {}}
     assert differences(was, now) == ['data.v1: 1 then, None now', 'git.commit: a then, b now']
+
+
+# Commands
+
+@pytest.fixture
+def as_setting(store, tmp_path, monkeypatch):
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', store.uri)
+    monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path/'runs'))
+    return store
+
+
+def test_the_command_lists_runs(as_setting):
+    for name in ('good', 'bad'):
+        with track(as_setting, name) as run: run.metrics({'cer': .1 if name == 'good' else .9})
+    said = CliRunner().invoke(main, ['runs', '--where', 'metrics.cer < 0.5'])
+    assert said.exit_code == 0
+    assert 'good' in said.output
+    assert 'bad' not in said.output
+    assert 'No runs in' in CliRunner().invoke(main, ['runs', '--experiment', 'another']).output
+    wrong = CliRunner().invoke(main, ['runs', '--where', 'cer below one'])
+    assert wrong.exit_code == 2
+    assert 'refuses: Invalid' in wrong.output
 
 
 # Pages
