@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures', 'data_figures',
            'tracking_figures', 'model_figures', 'figures']
 
-# %% ../../nbs/tools/bench.ipynb #62f16779
+# %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
 import os
 import subprocess
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -108,10 +109,13 @@ def data_figures() -> Iterator[dict]:
             make_version(version, Path(tmp, version), 1000, 20, feed=feed)
             yield dict(figure='data version of 1000 lines and 20 pages', version=version, seconds=time.perf_counter() - start)
 
-# %% ../../nbs/tools/bench.ipynb #3ab17205
+# %% ../../nbs/tools/bench.ipynb #bb07cb12
 def tracking_figures() -> Iterator[dict]:
     "Seconds to open a store, and microseconds to log a metric: to write it down, and until it has arrived."
     from mlops_course.tracking import open_store, track
+    start = time.perf_counter()
+    import_module('mlflow')
+    yield dict(figure='mlflow imported', seconds=time.perf_counter() - start)
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         for state in ('new', 'old'):
             start = time.perf_counter()
