@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures', 'data_figures',
-           'tracking_figures', 'model_figures', 'figures']
+           'model_figures', 'tracking_figures', 'compression_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -109,27 +109,6 @@ def data_figures() -> Iterator[dict]:
             make_version(version, Path(tmp, version), 1000, 20, feed=feed)
             yield dict(figure='data version of 1000 lines and 20 pages', version=version, seconds=time.perf_counter() - start)
 
-# %% ../../nbs/tools/bench.ipynb #bb07cb12
-def tracking_figures() -> Iterator[dict]:
-    "Seconds to open a store, and microseconds to log a metric: to write it down, and until it has arrived."
-    from mlops_course.tracking import open_store, track
-    start = time.perf_counter()
-    import_module('mlflow')
-    yield dict(figure='mlflow imported', seconds=time.perf_counter() - start)
-    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-        for state in ('new', 'old'):
-            start = time.perf_counter()
-            store = open_store(Path(tmp, 'mlflow.db'), 'bench')
-            yield dict(figure='store opened', store=state, seconds=time.perf_counter() - start)
-        n = 5000
-        with track(store) as run:
-            run.next_s = float('inf') # nothing is sent meanwhile
-            start = time.perf_counter()
-            for step in range(n): run.metrics({'cer': step/n}, step)
-            written = time.perf_counter() - start
-            run.send(now=True)
-            yield dict(figure='metric logged', written_us=1e6*written/n, arrived_us=1e6*(time.perf_counter() - start)/n)
-
 # %% ../../nbs/tools/bench.ipynb #a98bd58e
 def model_figures() -> Iterator[dict]:
     "Every engine on held-out lines and pages and, where they are at hand, on real receipt lines: errors and seconds, side by side."
@@ -152,9 +131,55 @@ def model_figures() -> Iterator[dict]:
             rows = score(preds, {str(i): text for i,(_,text) in enumerate(pairs)}, fold_case=fold_case)
             yield dict(figure='model', slice=part, engine=name, images=len(pairs), cer=rate(rows), seconds_per_image=seconds/len(pairs))
 
-# %% ../../nbs/tools/bench.ipynb #11f8e914
+# %% ../../nbs/tools/bench.ipynb #bb07cb12
+def tracking_figures() -> Iterator[dict]:
+    "Seconds to open a store, and microseconds to log a metric: to write it down, and until it has arrived."
+    from mlops_course.tracking import open_store, track
+    start = time.perf_counter()
+    import_module('mlflow')
+    yield dict(figure='mlflow imported', seconds=time.perf_counter() - start)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        for state in ('new', 'old'):
+            start = time.perf_counter()
+            store = open_store(Path(tmp, 'mlflow.db'), 'bench')
+            yield dict(figure='store opened', store=state, seconds=time.perf_counter() - start)
+        n = 5000
+        with track(store) as run:
+            run.next_s = float('inf') # nothing is sent meanwhile
+            start = time.perf_counter()
+            for step in range(n): run.metrics({'cer': step/n}, step)
+            written = time.perf_counter() - start
+            run.send(now=True)
+            yield dict(figure='metric logged', written_us=1e6*written/n, arrived_us=1e6*(time.perf_counter() - start)/n)
+
+# %% ../../nbs/tools/bench.ipynb #4733a556
+def compression_figures() -> Iterator[dict]:
+    "Error, size and speed of the shipped recogniser, a distilled student, and what ONNX and eight bits make of both."
+    from mlops_course import compression as c
+    from mlops_course.training import OnnxRecogniser, Recipe, draw_lines, export_onnx, save_recogniser
+    teacher,which = c.find_teacher(steps=300)
+    test,usual = draw_lines(300, 1, 'v1', 'test'),[o for o,_ in draw_lines(64, 4, 'v1', 'train')]
+    displays = c.draw_kinds(display=1)
+    new = displays(300, 3, '', 'test')
+    with TemporaryDirectory() as tmp:
+        folder,recipe = Path(tmp),Recipe(steps=300, width=teacher.design.width//2, depth=teacher.design.depth)
+        student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
+        for name,net in (('teacher', teacher), ('student', student)):
+            save_recogniser(net, folder/name)
+            yield dict(figure='variant', variant=name, teacher=which, mb=c.size_mb(folder/name), **c.measure(net, test))
+            whole = export_onnx(net, folder/f'{name}.onnx')
+            static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
+            for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
+                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.size_mb(path), **c.measure(OnnxRecogniser(path), test))
+        adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)
+        merged = c.merge(adapted)
+        save_recogniser(merged, folder/'merged')
+        for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
+            yield dict(figure='variant', variant=name, mb=c.size_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
+
+# %% ../../nbs/tools/bench.ipynb #85f72a39
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
-    data=data_figures, models=model_figures, tracking=tracking_figures)
+    data=data_figures, models=model_figures, tracking=tracking_figures, compression=compression_figures)
 
 def figures(
     only:str|None=None, # One group; all if none

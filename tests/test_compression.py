@@ -1,0 +1,348 @@
+"Students, adapters and eight-bit files (lesson 10), across files and the command line. The nets are tiny: what is tested is the machinery."
+import json
+from copy import deepcopy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mlops_course.compression import (
+    PARTS,
+    Answers,
+    adapt,
+    distill,
+    distilling_loss,
+    draw_from,
+    draw_kinds,
+    find_teacher,
+    layers_in,
+    load_adapter,
+    measure,
+    merge,
+    put_on,
+    quantise,
+    same_lines,
+    save_adapter,
+    size_mb,
+    soften,
+    teacher_loss,
+    weights_id,
+)
+from mlops_course.tools.cli import main
+from mlops_course.training import (
+    Batch,
+    Design,
+    OnnxRecogniser,
+    Recipe,
+    Recogniser,
+    ctc_loss,
+    draw_lines,
+    export_onnx,
+    load_recogniser,
+    save_recogniser,
+    side_by_side,
+    train,
+)
+
+SHORT = Recipe(steps=3, batch=4, width=16, depth=1)
+DISPLAYS = draw_kinds(display=1)
+
+
+def tiny(seed=0, width=32, **more):
+    torch.manual_seed(seed)
+    return Recogniser(Design(width=width, depth=1, **more)).eval()
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return draw_lines(12, 0, "v1", "test")
+
+
+@pytest.fixture(scope="module")
+def images(lines):
+    return side_by_side([o for o, _ in lines[:4]])
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    "A tiny net, and a copy of it with an adapter that has learnt a little."
+    net = tiny()
+    return net, adapt(net, SHORT, DISPLAYS, every=3)[0]
+
+
+# The teacher's answers
+
+def test_a_stored_answer_is_not_asked_for_again(images, tmp_path):
+    first = Answers(tiny(), tmp_path)
+    said = first(torch.from_numpy(images))
+    again = Answers(tiny(), tmp_path) # as after a restart
+    assert torch.equal(again(torch.from_numpy(images)), said)
+    assert (first.asked, again.asked) == (1, 0)
+
+
+def test_another_teacher_is_asked_itself(images, tmp_path):
+    said = Answers(tiny(0), tmp_path)(torch.from_numpy(images))
+    other = Answers(tiny(1), tmp_path)
+    assert not torch.equal(other(torch.from_numpy(images)), said)
+    assert other.asked == 1
+
+
+def test_a_training_with_the_same_lines_asks_once_about_each_batch(lines, tmp_path):
+    for _ in range(2): distill(tiny(), SHORT, tmp_path, alpha=1, draw=same_lines(draw_from(lines)), every=3, valid=lines[:2])
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_answers_are_read_without_running_what_a_file_holds(images, tmp_path):
+    answers = Answers(tiny(), tmp_path)
+    answers(torch.from_numpy(images))
+    path, = tmp_path.glob("*.npy")
+    np.save(path, np.array([{"run": "me"}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"): answers(torch.from_numpy(images))
+
+
+# The student
+
+def test_a_higher_temperature_is_less_sure():
+    given = torch.tensor([.9, .09, .01]).log()
+    largest = [soften(given, o).exp().max().item() for o in (1, 2, 5, 1000)]
+    assert largest == sorted(largest, reverse=True)
+    assert (largest[0], largest[-1]) == (pytest.approx(.9), pytest.approx(1/3, abs=.01))
+
+
+def test_the_loss_does_not_shrink_with_the_temperature(images):
+    student, teacher = (torch.from_numpy(tiny(o).log_probs(images)) for o in (0, 1))
+    low, high = (teacher_loss(student, teacher, o).item() for o in (1., 4.))
+    assert .3 < high/low < 3
+
+
+def test_alpha_shares_the_loss_between_teacher_and_labels(lines, images, tmp_path):
+    batch = Batch(torch.from_numpy(images), [o for _, o in lines[:4]])
+    given, answers = torch.from_numpy(tiny(1).log_probs(images)), Answers(tiny(), tmp_path)
+    soft, hard = teacher_loss(given, answers(batch.images)).item(), ctc_loss(given, batch).item()
+    for alpha in (0, .25, 1): assert distilling_loss(answers, alpha=alpha)(given, batch).item() == pytest.approx(alpha*soft + (1 - alpha)*hard, rel=1e-4)
+
+
+def test_a_teacher_alone_never_looks_at_texts(images, tmp_path):
+    nobody = Batch(torch.from_numpy(images), ["\0"]*4) # in no alphabet
+    given = torch.from_numpy(tiny(1).log_probs(images))
+    assert distilling_loss(Answers(tiny(), tmp_path), alpha=1)(given, nobody) > 0
+
+
+def test_a_student_comes_closer_to_its_teacher(images, tmp_path):
+    teacher, recipe = tiny(), Recipe(steps=25, batch=4, width=16, depth=1)
+    student, _ = distill(teacher, recipe, tmp_path, alpha=1, every=25)
+    far = teacher_loss(*(torch.from_numpy(o.log_probs(images)) for o in (tiny(width=16), teacher))).item()
+    near = teacher_loss(*(torch.from_numpy(o.log_probs(images)) for o in (student, teacher))).item()
+    assert near < far
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({"temperature": 0}, "above 0"), ({"alpha": 1.5}, "from 0"), ({"alpha": -.1}, "from 0")])
+def test_a_knob_out_of_range_is_refused(wrong, said, tmp_path):
+    with pytest.raises(ValueError, match=said): distill(tiny(), SHORT, tmp_path, **wrong)
+
+
+def test_a_teacher_with_another_alphabet_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="same alphabet"): distill(tiny(alphabet="abc"), SHORT, tmp_path)
+
+
+# Lines
+
+def test_few_lines_are_all_that_is_drawn(lines):
+    drawn = draw_from(lines)(50, 0)
+    assert {text for _, text in drawn} <= {text for _, text in lines}
+    assert [o for _, o in draw_from(lines)(50, 0)] == [o for _, o in drawn] != [o for _, o in draw_from(lines)(50, 1)]
+
+
+def test_kinds_come_in_their_shares():
+    drawn = draw_kinds(display=3, render=1)(200, 0, longest=8)
+    dark = sum(np.median(image) < 128 for image, _ in drawn)
+    assert .6 < dark/200 < .9
+
+
+@pytest.mark.parametrize("mix", [{}, {"neon": 1}])
+def test_an_unknown_kind_is_refused(mix):
+    with pytest.raises(ValueError, match="photo_simulated"): draw_kinds(**mix)
+
+
+# The adapter
+
+def test_an_adapter_off_leaves_the_net_as_it_was_to_the_bit(adapted, images):
+    net, worn = adapted
+    assert abs(worn.log_probs(images) - net.log_probs(images)).max() > 1e-3
+    with worn.disable_adapter(): assert abs(worn.log_probs(images) - net.log_probs(images)).max() < 1e-5
+    assert weights_id(worn) == weights_id(net) == weights_id(tiny())
+
+
+def test_training_without_care_moves_the_net_below(images):
+    careless, _ = train(SHORT, net=put_on(tiny()), draw=DISPLAYS, every=3)
+    assert weights_id(careless) != weights_id(tiny())
+
+
+@pytest.mark.parametrize("targets", [("eye",), ("along", "say")])
+def test_only_the_target_modules_learn(targets):
+    names = [name for name, o in put_on(tiny(), targets=targets).named_parameters() if o.requires_grad]
+    assert {name.removeprefix("base_model.model.").split(".")[0] for name in names} == set(targets)
+
+
+def test_the_adapter_grows_with_its_rank():
+    one, four = (sum(o.numel() for o in put_on(tiny(), rank=rank).parameters() if o.requires_grad) for rank in (1, 4))
+    assert four == 4*one
+
+
+@pytest.mark.parametrize("targets", [(), ("query", "key")])
+def test_unknown_target_modules_are_refused(targets):
+    with pytest.raises(ValueError, match=", ".join(PARTS)): layers_in(tiny(), targets)
+
+
+def test_rank_zero_is_refused():
+    with pytest.raises(ValueError, match="1 or more"): put_on(tiny(), rank=0)
+
+
+def test_a_merged_net_is_an_ordinary_one_that_reads_the_same(adapted, images, tmp_path):
+    _, worn = adapted
+    made = merge(worn)
+    assert type(made) is Recogniser
+    assert not any(o._forward_pre_hooks for o in made.modules()) # nothing of the adapter's training stays behind
+    assert abs(made.log_probs(images) - worn.log_probs(images)).max() < 1e-4
+    save_recogniser(made, tmp_path)
+    assert np.array_equal(load_recogniser(tmp_path).log_probs(images), made.log_probs(images))
+    with worn.disable_adapter(): assert abs(worn.log_probs(images) - made.log_probs(images)).max() > 0 # it was a copy that was merged
+
+
+def test_an_adapter_comes_back_from_its_file(adapted, images, tmp_path):
+    net, worn = adapted
+    save_adapter(worn, tmp_path/"adapter")
+    back = load_adapter(net, tmp_path/"adapter")
+    kept = worn.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in back.state_dict().items())
+    assert abs(back.log_probs(images) - worn.log_probs(images)).max() < 1e-5
+
+
+def test_an_adapter_is_refused_beside_another_net(adapted, tmp_path):
+    save_adapter(adapted[1], tmp_path)
+    with pytest.raises(ValueError, match="Load the net that it was trained on"): load_adapter(tiny(1), tmp_path)
+
+
+def test_a_damaged_adapter_is_refused(adapted, tmp_path):
+    save_adapter(adapted[1], tmp_path)
+    raw = bytearray((tmp_path/"adapter_model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path/"adapter_model.safetensors").write_bytes(raw)
+    with pytest.raises(ValueError, match="damaged"): load_adapter(adapted[0], tmp_path)
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="save_adapter"): load_adapter(tiny(), tmp_path)
+
+
+# Eight bits
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return export_onnx(tiny(width=64), tmp_path_factory.mktemp("onnx")/"whole.onnx")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_eight_bits_take_less_and_say_nearly_the_same(whole, dynamic, lines, images, tmp_path):
+    made = quantise(whole, tmp_path/"small.onnx", [] if dynamic else [o for o, _ in lines], dynamic)
+    assert size_mb(made) < .6*size_mb(whole)
+    small, large = OnnxRecogniser(made), OnnxRecogniser(whole)
+    assert small.design == large.design
+    assert abs(small.log_probs(images) - large.log_probs(images)).max() < .1
+    assert [o.name for o in tmp_path.iterdir()] == ["small.onnx"] # and nothing that was needed on the way
+
+
+def test_the_weights_are_really_eight_bits(whole, lines, tmp_path):
+    model = onnx.load(quantise(whole, tmp_path/"small.onnx", [o for o, _ in lines]))
+    def count(kind): return sum(int(np.prod(o.dims)) for o in model.graph.initializer if o.data_type == kind)
+    assert count(onnx.TensorProto.INT8) > 10*count(onnx.TensorProto.FLOAT)
+
+
+def test_static_quantisation_without_lines_is_refused(whole, tmp_path):
+    with pytest.raises(ValueError, match="dynamic=True"): quantise(whole, tmp_path/"small.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantising_what_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="export_onnx"): quantise(tmp_path/"none.onnx", tmp_path/"small.onnx", dynamic=True)
+
+
+# Measuring, and finding the teacher
+
+def test_an_adapter_s_size_is_that_of_its_weights(adapted, tmp_path):
+    save_adapter(adapted[1], tmp_path)
+    assert size_mb(tmp_path) == (tmp_path/"adapter_model.safetensors").stat().st_size/1e6
+    with pytest.raises(FileNotFoundError, match="weights were expected"): size_mb(tmp_path/"none")
+
+
+def test_a_measure_is_an_error_rate_and_a_time(lines):
+    found = measure(tiny(), lines, timed=3)
+    assert found["ms"] > 0
+    assert found["cer"] > .5 # it has learnt nothing
+
+
+def test_the_named_teacher_is_found(tmp_path):
+    save_recogniser(tiny(), tmp_path/"mine")
+    net, which = find_teacher(tmp_path/"mine")
+    assert weights_id(net) == weights_id(tiny())
+    assert "mine" in which
+    with pytest.raises(FileNotFoundError, match="save_recogniser"): find_teacher(tmp_path/"none")
+
+
+# The commands
+
+def compress(*words):
+    result = CliRunner().invoke(main, ["compress", *map(str, words)])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_recogniser(tiny(), tmp_path/"teacher")
+    return tmp_path
+
+
+def test_the_command_distils_a_student_of_half_the_width(folder):
+    words = ("distill", "--teacher", folder/"teacher", "--out", folder/"student", "--steps", 2, "--batch", 2, "--answers", folder/"answers")
+    said = compress(*words, "--temperature", 3, "--alpha", 1)
+    assert len(list((folder/"answers").iterdir())) == 2
+    assert load_recogniser(folder/"student").design == Design(width=16, depth=1)
+    about = json.loads((folder/"student"/"recogniser.json").read_text(encoding="utf-8"))
+    assert (about["temperature"], about["alpha"], about["teacher"]) == (3, 1, weights_id(tiny()))
+    assert said["mb"] == pytest.approx(size_mb(folder/"student"), abs=1e-4)
+
+
+def test_the_command_adapts_chosen_modules(folder):
+    words = ("adapt", "--model", folder/"teacher", "--steps", 2, "--batch", 2, "--rank", 2, "--alpha", 4, "--target-modules", "eye", "--target-modules", "say")
+    compress(*words, "--out", folder/"adapter")
+    config = json.loads((folder/"adapter"/"adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 4, sorted(layers_in(tiny(), ("eye", "say"))))
+    compress(*words, "--out", folder/"merged", "--merge")
+    images = side_by_side([o for o, _ in DISPLAYS(3, 0)])
+    apart, together = load_adapter(tiny(), folder/"adapter"), load_recogniser(folder/"merged")
+    assert abs(apart.log_probs(images) - together.log_probs(images)).max() < 1e-4
+
+
+def test_the_command_quantises(folder):
+    said = compress("quantise", "--model", folder/"teacher", "--out", folder/"small.onnx", "--lines", 4)
+    assert OnnxRecogniser(folder/"small.onnx").design == tiny().design
+    assert said["mb"] < said["mb_before"]
+
+
+@pytest.mark.parametrize("words", [("distill", "--alpha", 2), ("distill", "--temperature", 0), ("adapt", "--kind", "neon"),
+                                   ("adapt", "--target-modules", "query")])
+def test_a_wrong_word_is_one_line_and_no_file(folder, words):
+    name = "--teacher" if words[0] == "distill" else "--model"
+    result = CliRunner().invoke(main, ["compress", *map(str, words), name, str(folder/"teacher"), "--out", str(folder/"out")])
+    assert result.exit_code == 2
+    assert "expected" in result.output
+    assert not (folder/"out").exists()
+
+
+def test_a_net_is_not_changed_by_what_is_made_of_it(adapted, images):
+    net = deepcopy(adapted[0])
+    merge(put_on(net))
+    assert weights_id(net) == weights_id(tiny())
