@@ -2,7 +2,7 @@
 
     python data/compress_longer.py [FOLDER OF THE TEACHER]
 
-Lesson 10 loads what this writes, and says so. The teacher is the project's recogniser if none is named. One thread; about ten minutes on a quiet machine.
+Lesson 10 loads what this writes, and says so. The teacher is trained on v1 first, if none is named. One thread; about a quarter of an hour on a quiet machine.
 """
 import json
 import platform

@@ -6,7 +6,7 @@
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', 'steps_option', 'batch_option', 'rate_option',
            'seed_option', 'Foreseen', 'Course', 'main', 'example', 'tell', 'lab', 'progress', 'run', 'verify',
            'exercises', 'data', 'train', 'export', 'evaluate', 'read', 'score', 'runs', 'ui', 'compress',
-           'model_option', 'distill', 'adapt', 'quantise', 'doctor', 'docs', 'bench']
+           'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -268,10 +268,15 @@ def ui(port:int) -> None:
         try: server.watchman.wait()
         except KeyboardInterrupt: click.echo()
 
-# %% ../../nbs/tools/cli.ipynb #7e14d2b9
+# %% ../../nbs/tools/cli.ipynb #094e71f6
 @main.group(epilog=example("mlops-course compress quantise --model runs/student --out runs/student.onnx"))
 def compress() -> None:
     "Make a recogniser smaller, or teach it one more kind of line."
+
+def own_recogniser() -> Any:
+    "Where the project's recogniser lies."
+    from mlops_course.tools.house import find_root
+    return find_root()/'data'/'recogniser'
 
 def model_option(name:str) -> Any:
     "The option that names the net to begin with."
@@ -301,7 +306,7 @@ def distill(model:str|None, out:str, student_width:int|None, student_depth:int|N
 
     from mlops_course import compression as c
     from mlops_course.training import Recipe, cer_of, draw_lines, load_recogniser, save_recogniser
-    teacher = load_recogniser(model or c.shipped())
+    teacher = load_recogniser(model or own_recogniser())
     plan = Recipe(width=student_width or teacher.design.width//2, depth=student_depth or teacher.design.depth, **recipe)
     with TemporaryDirectory() as tmp: student,_ = c.distill(teacher, plan, answers or tmp, temperature, alpha, every=plan.steps)
     save_recogniser(student, out, recipe=plan.model_dump(), teacher=c.weights_id(teacher), temperature=temperature, alpha=alpha)
@@ -324,7 +329,7 @@ def adapt(model:str|None, out:str, rank:int, alpha:int, target_modules:tuple[str
     "Teach a net a new kind of line with a LoRA adapter."
     from mlops_course import compression as c
     from mlops_course.training import Recipe, cer_of, draw_lines, load_recogniser, save_recogniser
-    net,draw,plan = load_recogniser(model or c.shipped()),c.draw_kinds(**{kind: 1.}),Recipe(**recipe)
+    net,draw,plan = load_recogniser(model or own_recogniser()),c.draw_kinds(**{kind: 1.}),Recipe(**recipe)
     adapted,_ = c.adapt(net, plan, draw, rank, alpha, target_modules or c.PARTS, every=plan.steps)
     if merge: save_recogniser(c.merge(adapted), out, recipe=plan.model_dump(), base=c.weights_id(net), rank=rank, alpha=alpha)
     else: c.save_adapter(adapted, out)
@@ -345,7 +350,7 @@ def quantise(model:str|None, out:str, lines:int, data:str, dynamic:bool, seed:in
 
     from mlops_course import compression as c
     from mlops_course.training import OnnxRecogniser, cer_of, draw_lines, export_onnx, load_recogniser
-    net = load_recogniser(model or c.shipped())
+    net = load_recogniser(model or own_recogniser())
     with TemporaryDirectory() as tmp:
         whole = export_onnx(net, Path(tmp)/'whole.onnx')
         c.quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
