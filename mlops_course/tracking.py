@@ -531,7 +531,7 @@ def reproduce(
     _,history = train(recipe, every=recipe.steps)
     return Again(run.data.metrics[metric], float(history[metric].iloc[-1]), changed)
 
-# %% ../nbs/08_tracking.ipynb #10353be4
+# %% ../nbs/08_tracking.ipynb #ab268e3e
 WATCHMAN = """
 import subprocess, sys, threading, psutil
 server = psutil.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
@@ -565,7 +565,7 @@ class Server:
         env = {**os.environ, 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'}
         with (self.artifacts/'server.log').open('ab') as log:
             self.watchman = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300 # a busy machine may need minutes
         while not self.answers():
             if self.watchman.poll() is not None or time.monotonic() > until:
                 self.stop()
