@@ -321,7 +321,7 @@ def steps_in(
     train(trial, every=CHUNK, draw=draw, valid=draw(8, 0, recipe.data, 'valid', recipe.longest))
     return max(1, round(seconds*CHUNK/(perf_counter() - start)))
 
-# %% ../nbs/07_training.ipynb #ea694a76
+# %% ../nbs/07_training.ipynb #44c49df0
 def save_recogniser(
     net:Recogniser,
     folder:str|Path, # Gets weights.safetensors and recogniser.json
@@ -336,7 +336,6 @@ def save_recogniser(
     save_atomically(folder/'recogniser.json', lambda path: write_json(path, said))
     return said
 
-# %% ../nbs/07_training.ipynb #398fa26b
 def load_recogniser(
     folder:str|Path, # Holds weights.safetensors and recogniser.json
 ) -> Recogniser:
@@ -360,7 +359,7 @@ def load_recogniser(
         net.load_state_dict({o: weights.get_tensor(o) for o in weights.keys()}) # noqa: SIM118 (no mapping)
     return net.eval()
 
-# %% ../nbs/07_training.ipynb #3a619efa
+# %% ../nbs/07_training.ipynb #9f7eb69c
 def export_onnx(
     net:Recogniser,
     path:str|Path, # Where the .onnx file goes
@@ -379,7 +378,6 @@ def export_onnx(
     save_atomically(path, write)
     return path
 
-# %% ../nbs/07_training.ipynb #da632950
 class OnnxRecogniser:
     "A recogniser that needs no PyTorch."
     def __init__(self, path:str|Path):
@@ -395,7 +393,7 @@ class OnnxRecogniser:
     def __repr__(self): return f"OnnxRecogniser({self.design})"
     def log_probs(self, images:np.ndarray) -> np.ndarray: return self.session.run(None, {'images': images.astype(np.float32)})[0]
 
-# %% ../nbs/07_training.ipynb #2fb9df94
+# %% ../nbs/07_training.ipynb #e962f772
 def standing_out(
     grey:np.ndarray, # Height × width
 ) -> np.ndarray:     # Dark where there is ink, white elsewhere
@@ -414,7 +412,6 @@ def strokes(
         ink = cv2.subtract(ink, cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones(shape, np.uint8)))
     return ink
 
-# %% ../nbs/07_training.ipynb #f8b6b7a5
 def find_boxes(
     grey:np.ndarray,                     # Upright, height × width
 ) -> list[tuple[int, int, int, int]]:    # Left, top, right, bottom of each
@@ -454,7 +451,7 @@ def cut_out(
     flat = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     return cv2.warpPerspective(image, cv2.getPerspectiveTransform(corner, flat), (width, height), borderMode=cv2.BORDER_REPLICATE)
 
-# %% ../nbs/07_training.ipynb #ab41eb54
+# %% ../nbs/07_training.ipynb #d54a97c7
 def trim_line(
     image:np.ndarray, # One line with whatever surrounds it, grey or colour
 ) -> np.ndarray:      # Grey
@@ -479,7 +476,6 @@ def trim_line(
     margin = .03*grey.shape[0] + 1
     return grey[max(0, int(top - margin)):int(bottom + margin + 2), max(0, int(left - 2*margin)):int(right + 2*margin + 2)]
 
-# %% ../nbs/07_training.ipynb #babf8151
 def read_twice(
     net:Any,                     # A `Recogniser`, or an `OnnxRecogniser`
     images:Sequence[np.ndarray], # One line each
