@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Params', 'Secrets', 'Settings', 'read_yaml',
+           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Settings', 'read_yaml',
            'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state', 'environment']
 
 # %% ../nbs/01_lifecycle.ipynb #75e1cc1f
@@ -95,7 +95,7 @@ class Services(Section):
     "Programs that listen, from `config.yaml`."
     lab_port: Whole = Field(ge=1, le=65535) # JupyterLab
 
-# %% ../nbs/01_lifecycle.ipynb #affdb33b
+# %% ../nbs/01_lifecycle.ipynb #7c0e54db
 class Ocr(Section):
     "What lesson 02 accepts as a page."
     min_side: Whole = Field(ge=1)   # pixels
@@ -123,6 +123,14 @@ class Training(Section):
     width: Whole = Field(default=128, ge=8, multiple_of=4) # channels of the net
     depth: Whole = Field(default=3, ge=0)          # blocks of the net
 
+class Gates(Section):
+    "What a model must hold to become champion (lesson 11)."
+    slices: tuple[str, ...] = ('render', 'photo_simulated', 'display') # kinds of lines that must be among those it is tried on
+    lines: Whole = Field(default=100, ge=2)  # fewest of each kind
+    slice_worse: float = Field(default=.02, ge=0) # most that the CER of a slice may rise
+    p95_ms: float = Field(default=50., gt=0) # a line
+    size_mb: float = Field(default=5., gt=0) # on disk
+
 class Params(Section):
     "Numbers that change a result, from `params.yaml`."
     seed: Whole = Field(ge=0, lt=2**32) # the range that NumPy takes
@@ -130,6 +138,7 @@ class Params(Section):
     scoring: Scoring
     data: Data = Data()
     training: Training = Training()
+    gates: Gates = Gates()
 
 class Secrets(Section):
     "What nobody may read over a shoulder, from `.env`."
