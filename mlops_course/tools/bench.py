@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures', 'data_figures',
-           'model_figures', 'tracking_figures', 'compression_figures', 'figures']
+           'registry_figures', 'model_figures', 'tracking_figures', 'compression_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -109,6 +109,26 @@ def data_figures() -> Iterator[dict]:
             make_version(version, Path(tmp, version), 1000, 20, feed=feed)
             yield dict(figure='data version of 1000 lines and 20 pages', version=version, seconds=time.perf_counter() - start)
 
+# %% ../../nbs/tools/bench.ipynb #63ffc27f
+def registry_figures() -> Iterator[dict]:
+    "What a registry costs: trying a model, registering it, loading it by its alias, deciding on a promotion."
+    from mlops_course.project import Gates
+    from mlops_course.registry import evaluate, load_version, promote, register, trial_lines
+    from mlops_course.tracking import open_store, train_tracked
+    from mlops_course.training import Recipe
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        store,lines = open_store(Path(tmp, 'mlflow.db')),trial_lines(100, 0)
+        trained = [train_tracked(Recipe(steps=2, batch=2, seed=o), store) for o in range(2)]
+        def timed(step, call):
+            cpu,start = time.process_time(),time.perf_counter()
+            call()
+            return dict(figure='registry', step=step, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
+        yield {**timed('try a model', lambda: evaluate(trained[0][0], lines)), 'lines': 300}
+        for i,(_,run_id) in enumerate(trained, 1):
+            yield timed(f'register version {i}', lambda run_id=run_id: register(store, run_id, lines, 'bench', 'bench'))
+            yield timed(f'decide on version {i}', lambda: promote(store, lines, 'bench', 'bench', gates=Gates(p95_ms=1e6)))
+        yield timed('load the champion', lambda: load_version(store))
+
 # %% ../../nbs/tools/bench.ipynb #a98bd58e
 def model_figures() -> Iterator[dict]:
     "Every engine on held-out lines and pages and, where they are at hand, on real receipt lines: errors and seconds, side by side."
@@ -177,9 +197,9 @@ def compression_figures() -> Iterator[dict]:
         for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
             yield dict(figure='variant', variant=name, mb=c.size_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
 
-# %% ../../nbs/tools/bench.ipynb #85f72a39
+# %% ../../nbs/tools/bench.ipynb #2764d2c4
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
-    data=data_figures, models=model_figures, tracking=tracking_figures, compression=compression_figures)
+    data=data_figures, models=model_figures, tracking=tracking_figures, compression=compression_figures, registry=registry_figures)
 
 def figures(
     only:str|None=None, # One group; all if none

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', 'steps_option', 'batch_option', 'rate_option',
-           'seed_option', 'Foreseen', 'Course', 'main', 'example', 'tell', 'lab', 'progress', 'run', 'verify',
-           'exercises', 'data', 'train', 'export', 'evaluate', 'read', 'score', 'runs', 'ui', 'compress',
-           'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise', 'doctor', 'docs', 'bench']
+           'seed_option', 'name_option', 'who_option', 'why_option', 'Foreseen', 'Course', 'main', 'example', 'tell',
+           'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate', 'read', 'score',
+           'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise', 'models',
+           'list_models', 'show', 'history', 'promote', 'rollback', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -17,7 +18,7 @@ import click
 
 from .. import __version__
 
-# %% ../../nbs/tools/cli.ipynb #ca859e08
+# %% ../../nbs/tools/cli.ipynb #4d25482b
 class Foreseen(click.ClickException):
     "A mistake that the user can mend."
     exit_code = 2
@@ -26,7 +27,7 @@ class Course(click.Group):
     "Commands whose foreseen errors are one line."
     def invoke(self, ctx):
         try: return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as e: raise Foreseen(str(e)) from e
+        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError) as e: raise Foreseen(str(e)) from e
 
 @click.group(cls=Course, context_settings=dict(help_option_names=['-h', '--help']), epilog="Each command explains itself: mlops-course run --help")
 @click.version_option(__version__)
@@ -356,6 +357,75 @@ def quantise(model:str|None, out:str, lines:int, data:str, dynamic:bool, seed:in
         c.quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
         test = draw_lines(200, seed, data, 'test')
         tell(out=out, mb=c.size_mb(out), mb_before=c.size_mb(whole), cer=cer_of(OnnxRecogniser(out), test), cer_before=cer_of(net, test))
+
+# %% ../../nbs/tools/cli.ipynb #3e0ee89d
+@main.group(epilog=example("mlops-course models list"))
+def models() -> None:
+    "List, show, promote and roll back registered models."
+
+name_option = click.option('--name', default='reader', show_default=True, help="Name in the registry.")
+who_option = click.option('--who', required=True, help="Who answers for it.")
+why_option = click.option('--why', required=True, help="Why; it stands in the history for good.")
+
+@models.command('list', epilog=example("mlops-course models list"))
+@name_option
+def list_models(name:str) -> None:
+    "One JSON line for each version."
+    import json
+
+    from mlops_course.registry import versions
+    from mlops_course.tracking import open_store
+    for version in versions(open_store(), name): click.echo(json.dumps(version))
+
+@models.command(epilog=example("mlops-course models show champion"))
+@click.argument('which', default='champion')
+@name_option
+def show(which:str, name:str) -> None:
+    "The card of WHICH: an alias or a number."
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from mlops_course.registry import fetch, find_version
+    from mlops_course.tracking import open_store
+    store = open_store()
+    with TemporaryDirectory() as tmp: click.echo((fetch(store, find_version(store, which, name), Path(tmp))/'card.md').read_text(encoding='utf-8'))
+
+@models.command(epilog=example("mlops-course models history"))
+@name_option
+def history(name:str) -> None:
+    "Who did what, when and why: one JSON line for each step."
+    import json
+
+    from mlops_course.registry import history as steps
+    from mlops_course.tracking import open_store
+    for entry in steps(open_store(), name): click.echo(json.dumps(entry, ensure_ascii=False))
+
+@models.command(epilog=example("mlops-course models promote challenger --who ana --why 'Trained on v2'"))
+@click.argument('which', default='challenger')
+@who_option
+@why_option
+@name_option
+@click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on.  [default: gates.lines in params.yaml]")
+def promote(which:str, who:str, why:str, name:str, lines:int|None) -> None:
+    "Let WHICH, an alias or a number, become champion if it passes every gate. Exit code 1 if it does not."
+    from mlops_course.project import load_settings
+    from mlops_course.registry import history, trial_lines
+    from mlops_course.registry import promote as decide
+    from mlops_course.tracking import open_store
+    store,gates = open_store(),load_settings().params.gates
+    decision = decide(store, trial_lines(lines or gates.lines, len(history(store, name)), gates.slices), who, why, which, name, gates)
+    click.echo(decision)
+    sys.exit(not decision.passed)
+
+@models.command(epilog=example("mlops-course models rollback --who ana --why 'Complaints since noon'"))
+@who_option
+@why_option
+@name_option
+def rollback(who:str, why:str, name:str) -> None:
+    "Bring back the champion before this one."
+    from mlops_course.registry import roll_back
+    from mlops_course.tracking import open_store
+    click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")
 
 # %% ../../nbs/tools/cli.ipynb #fa770a76
 @main.command(epilog=example("mlops-course doctor"))
