@@ -1,0 +1,398 @@
+"Searches (lesson 09): killed and resumed, shared by processes, pruned, diverged, damaged."
+import json
+import os
+import shutil
+import sqlite3
+import time
+from math import isnan
+
+import optuna
+import pytest
+from click.testing import CliRunner
+
+from mlops_course import tuning as module
+from mlops_course.tools.cli import main
+from mlops_course.tools.house import find_root
+from mlops_course.tracking import open_store, runs
+from mlops_course.training import Recipe, train
+from mlops_course.tuning import (
+    KNOBS,
+    Limits,
+    Range,
+    Search,
+    best_so_far,
+    claim,
+    importance,
+    net_of,
+    open_tuning,
+    paired,
+    remembered,
+    rescore,
+    run_trial,
+    sampler_of,
+    spaces,
+    start_helper,
+    table,
+    tune,
+    winner,
+    work_on,
+)
+
+QUICK = Recipe(steps=8, batch=2, width=16, depth=1, longest=5)
+PLAIN = Search(recipe=QUICK, knobs={'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
+
+
+@pytest.fixture(scope='session')
+def empty(tmp_path_factory):
+    "A database with MLflow's tables, made once."
+    folder = tmp_path_factory.mktemp('empty')
+    open_store(folder/'mlflow.db', 'unused')
+    return folder/'mlflow.db'
+
+
+@pytest.fixture
+def store(empty, tmp_path):
+    shutil.copy(empty, tmp_path/'mlflow.db')
+    return open_store(tmp_path/'mlflow.db', 'tuning')
+
+
+@pytest.fixture
+def plain(tmp_path): return open_tuning(tmp_path/'search.db', PLAIN)
+
+
+def params(tuning): return [o.params for o in tuning.study.trials]
+def states(tuning): return table(tuning)['state'].tolist()
+def expected(search, number): return optuna.create_study(sampler=sampler_of(search, number)).ask(spaces(search)).params
+def children(tuning, store): return {o['name']: o for o in runs(store) if o['parent'] == tuning.study.user_attrs['run']}
+
+
+# What may be searched
+
+@pytest.mark.parametrize(('knobs', 'said'), [
+    ({'rates': KNOBS['rate']}, "'rates' is no knob, did you mean 'rate'"),
+    ({'momentum': KNOBS['rate']}, 'choose from batch, rate, warm_up'),
+    ({'seed': [0, 1]}, "'seed' is no knob"),
+    ({'steps': [10, 20]}, "'steps' is no knob"),
+    ({'rate': Range(low=.1, high=.01)}, 'the first must be the smaller one'),
+    ({}, 'No knob to turn')])
+def test_a_wrong_knob_is_refused_by_name(knobs, said):
+    with pytest.raises(ValueError, match=said): spaces(Search(knobs=knobs))
+
+
+def test_a_value_that_no_recipe_takes_is_refused_before_the_search(tmp_path):
+    with pytest.raises(ValueError, match='width'): open_tuning(tmp_path/'search.db', Search(knobs={'width': [16, 'wide']}))
+
+
+def test_whole_numbers_stay_whole_and_rates_do_not():
+    found = spaces(Search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=1)}))
+    assert isinstance(found['depth'], optuna.distributions.IntDistribution)
+    assert isinstance(found['warm_up'], optuna.distributions.FloatDistribution)
+
+
+@pytest.mark.parametrize(('given', 'said'), [({'sampler': 'best'}, 'choose tpe or random'), ({'pruner': 'harsh'}, 'choose median or halving or none')])
+def test_a_wrong_sampler_or_pruner_is_refused_with_the_valid_ones(tmp_path, given, said):
+    with pytest.raises(ValueError, match=said): open_tuning(tmp_path/'search.db', Search(**given))
+
+
+def test_a_search_without_an_end_is_refused(plain):
+    with pytest.raises(ValueError, match='pass steps, trials or seconds'): tune(plain)
+
+
+# The storage
+
+def test_a_search_without_terms_must_be_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none to go on with'): open_tuning(tmp_path/'no.db')
+    assert not (tmp_path/'no.db').exists()
+
+
+def test_other_terms_are_refused_by_name(plain):
+    with pytest.raises(ValueError, match='other terms: seed 4 instead of 3'): open_tuning(plain.path, PLAIN.model_copy(update={'seed': 4}))
+
+
+@pytest.mark.parametrize('content', [b'SQLite format 3\0' + b'\xff'*5000, b'no database at all, but long enough to have a header'*20])
+def test_a_damaged_storage_is_said_to_be_damaged(tmp_path, content):
+    (tmp_path/'search.db').write_bytes(content)
+    with pytest.raises(ValueError, match='damaged, or another file'): open_tuning(tmp_path/'search.db', PLAIN)
+    assert (tmp_path/'search.db').read_bytes() == content
+
+
+def test_a_torn_storage_is_said_to_be_damaged(plain):
+    work_on(plain, Limits(trials=2))
+    whole = plain.path.read_bytes()
+    plain.path.write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match='damaged, or another file'): open_tuning(plain.path)
+
+
+def test_the_database_of_another_program_is_left_as_it_is(tmp_path):
+    with sqlite3.connect(tmp_path/'other.db') as db: db.execute('CREATE TABLE things (id)')
+    db.close()
+    before = (tmp_path/'other.db').read_bytes()
+    with pytest.raises(ValueError, match='a database with other tables'): open_tuning(tmp_path/'other.db', PLAIN)
+    assert (tmp_path/'other.db').read_bytes() == before
+
+
+# What is proposed
+
+def test_a_search_in_two_sittings_proposes_what_one_sitting_does(tmp_path):
+    for sampler in ('random', 'tpe'):
+        search = PLAIN.model_copy(update={'sampler': sampler})
+        once,first = open_tuning(tmp_path/f'{sampler}1.db', search),open_tuning(tmp_path/f'{sampler}2.db', search)
+        tune(once, trials=7)
+        tune(first, trials=3)
+        twice = tune(open_tuning(first.path), trials=7)
+        assert params(twice) == params(once), sampler
+        assert table(twice).equals(table(once)), sampler
+
+
+def test_no_setting_comes_twice(plain):
+    tune(plain, trials=2)
+    tune(open_tuning(plain.path), trials=4)
+    assert len({o['rate'] for o in params(plain)}) == 4
+
+
+# What it costs
+
+def test_the_budget_is_never_passed_and_pruned_steps_count(tmp_path):
+    tuning = open_tuning(tmp_path/'search.db', PLAIN)
+    tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.) # all at the first report
+    tune(tuning, steps=20)
+    assert states(tuning) == ['pruned']*len(states(tuning))
+    assert table(tuning)['steps'].tolist() == [2]*7 # the eighth might have cost 8, and only 6 were left
+    assert tuning.spent == 14
+
+
+def test_a_budget_smaller_than_a_trial_buys_nothing(plain):
+    assert len(table(tune(plain, steps=7))) == 0
+
+
+def test_no_trial_begins_after_the_time_is_up(plain):
+    assert len(table(tune(plain, seconds=0))) == 0
+
+
+def test_a_trial_in_hand_counts_as_a_full_one(plain):
+    with plain.lock(): pass
+    trial = claim(plain, Limits(steps=15), 'me')
+    (plain.path.parent/'search.db.workers').mkdir()
+    with module.FileLock(f'{plain.path}.workers/me'):
+        assert plain.spent == 8
+        assert claim(plain, Limits(steps=15), 'another') is None
+    assert trial.number == 0
+
+
+# How a trial ends
+
+def test_a_pruned_trial_is_a_killed_child_that_says_why(tmp_path, store):
+    tuning = open_tuning(tmp_path/'search.db', PLAIN)
+    tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.)
+    tune(tuning, store, trials=1)
+    child = children(tuning, store)['trial 0']
+    assert child['status'] == 'KILLED'
+    assert child['tags']['error'].startswith('TrialPruned: CER')
+    family = next(o for o in runs(store) if o['id'] == tuning.study.user_attrs['run'])
+    assert family['status'] == 'FINISHED'
+    assert family['metrics']['pruned'] == 1
+    assert isnan(family['metrics']['best_cer'])
+
+
+def test_a_diverged_trial_is_pruned_and_cannot_win(tmp_path, store):
+    search = Search(recipe=QUICK, knobs={'rate': [1e9, 2e9]}, sampler='random', pruner='none')
+    tuning = tune(open_tuning(tmp_path/'search.db', search), store, trials=2)
+    assert states(tuning) == ['pruned', 'pruned']
+    assert 'diverged' in children(tuning, store)['trial 0']['tags']['error']
+    with pytest.raises(ValueError, match='None of 2 trials was trained to its end'): winner(tuning)
+
+
+def test_an_error_fails_its_trial_and_its_runs_and_the_search_goes_on(tmp_path, store, monkeypatch, plain):
+    def broken(*words, **more): raise OSError('the disk is gone')
+    monkeypatch.setattr(module, 'train_tracked', broken)
+    with pytest.raises(OSError, match='the disk is gone'): tune(plain, store, trials=2)
+    monkeypatch.undo()
+    assert states(plain) == ['failed']
+    assert plain.study.trials[0].user_attrs['error'] == 'OSError: the disk is gone'
+    run = plain.study.user_attrs['run']
+    assert next(o for o in runs(store) if o['id'] == run)['status'] == 'FAILED'
+    tune(plain, store, trials=2)
+    assert states(plain) == ['failed', 'complete']
+    assert plain.study.user_attrs['run'] == run # the same run goes on
+    assert next(o for o in runs(store) if o['id'] == run)['status'] == 'FINISHED'
+
+
+def test_ctrl_c_leaves_no_trial_running(plain, monkeypatch):
+    def stopped(*words, **more): raise KeyboardInterrupt
+    monkeypatch.setattr(module, 'train', stopped)
+    with pytest.raises(KeyboardInterrupt): tune(plain, trials=1)
+    assert states(plain) == ['failed']
+
+
+# Several processes
+
+def test_a_trial_without_an_owner_is_marked_and_not_repeated(plain):
+    claim(plain, Limits(), 'a worker that is no more')
+    assert states(plain) == ['running']
+    tune(plain, trials=3)
+    assert states(plain) == ['failed', 'complete', 'complete']
+    assert params(plain) == [expected(PLAIN, o) for o in range(3)]
+
+
+def test_a_trial_whose_worker_lives_is_left_alone(plain):
+    (plain.path.parent/'search.db.workers').mkdir()
+    with module.FileLock(f'{plain.path}.workers/alive'):
+        trial = claim(plain, Limits(), 'alive')
+        work_on(open_tuning(plain.path), Limits(trials=2))
+        assert states(plain) == ['running', 'complete']
+        assert run_trial(trial, plain) == 'complete'
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, 'nothing happened'
+        time.sleep(.02)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
+    search = PLAIN.model_copy(update={'recipe': QUICK.model_copy(update={'steps': 64})})
+    tuning = open_tuning(tmp_path/'search.db', search)
+    helper = start_helper(tuning, Limits(trials=1000))
+    def in_hand(): return [o for o in tuning.study.trials if o.state.name == 'RUNNING' and o.intermediate_values]
+    wait_for(lambda: len(tuning.study.trials) > 2 and in_hand())
+    helper.kill()
+    helper.wait()
+    helper.stdin.close()
+    before = states(tuning)
+    assert before.count('running') == 1
+    lost = before.index('running')
+    tune(open_tuning(tuning.path), trials=len(before) + 1)
+    assert states(tuning) == [*('failed' if i == lost else o for i,o in enumerate(before)), 'complete']
+    assert params(tuning) == [expected(search, o) for o in range(len(before) + 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_search_without_duplicates(tmp_path, store):
+    search = PLAIN.model_copy(update={'recipe': QUICK.model_copy(update={'steps': 128})})
+    tuning = open_tuning(tmp_path/'search.db', search)
+    tune(tuning, store, seconds=40, trials=30, jobs=2)
+    trials = tuning.study.trials
+    assert {o.state.name for o in trials} == {'COMPLETE'}
+    assert params(tuning) == [expected(search, o) for o in range(len(trials))]
+    assert len({o.user_attrs['worker'] for o in trials}) == 2, (tmp_path/'search.db.log').read_text()
+    assert sorted(children(tuning, store)) == sorted(f'trial {o}' for o in range(len(trials)))
+
+
+@pytest.mark.slow
+def test_a_helper_ends_when_its_pipe_is_closed(plain):
+    helper = start_helper(plain, Limits(trials=100_000))
+    wait_for(lambda: plain.study.trials)
+    helper.stdin.close()
+    assert helper.wait(timeout=60) == 1
+
+
+@pytest.mark.slow
+def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', os.fspath(plain.path.parent))
+    (plain.path.parent/'sitecustomize.py').write_text("import os; os._exit(3)")
+    with pytest.warns(UserWarning, match='1 of 1 helpers did not end well'): tune(plain, trials=2, jobs=2)
+    assert states(plain) == ['complete', 'complete']
+
+
+# What came of it
+
+def test_the_winner_is_the_lowest_complete_one_and_its_net_is_in_its_run(tmp_path, store, plain):
+    tune(plain, store, trials=3)
+    best = winner(plain)
+    assert best.value == table(plain)['cer'].min()
+    recipe = Recipe(**{**QUICK.model_dump(), **best.params})
+    again,_ = train(recipe)
+    mine = net_of(plain, store, best)
+    assert all((a == b).all() for a,b in zip(mine.state_dict().values(), again.state_dict().values()))
+    assert rescore(mine, recipe, 20) == rescore(again, recipe, 20)
+
+
+def test_a_net_that_was_never_on_record_is_asked_for_in_vain(plain, store):
+    tune(plain, trials=1)
+    with pytest.raises(ValueError, match='searched without this store'): net_of(plain, store, winner(plain))
+
+
+def test_best_so_far_counts_what_pruned_trials_cost():
+    trials = [{'state': 'PRUNED', 'reports': {'50': .1}}, {'state': 'COMPLETE', 'reports': {'50': .9, '100': .5}},
+              {'state': 'FAIL', 'reports': {}}, {'state': 'COMPLETE', 'reports': {'50': .9, '100': .6}}]
+    found = best_so_far(trials, [100, 149, 150, 250])
+    assert [isnan(found[0]), isnan(found[1])] == [True, True]
+    assert found[2:] == [.5, .5]
+
+
+def test_importance_finds_the_knob_that_decides():
+    search = Search(knobs={'rate': Range(low=.001, high=.1, log=True), 'warm_up': Range(low=0., high=.3)})
+    drawn = [optuna.create_study(sampler=sampler_of(search.model_copy(update={'sampler': 'random'}), o)).ask(spaces(search)).params for o in range(60)]
+    def trials(knob): return [{'state': 'COMPLETE', 'params': o, 'reports': {'192': o[knob]}} for o in drawn]
+    for knob in ('rate', 'warm_up'):
+        shares = importance(remembered(trials(knob), search))
+        assert shares[knob] == max(shares.values())
+        assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_importance_of_a_few_trials_is_refused():
+    with pytest.raises(ValueError, match='have at least 4'): importance(optuna.create_study())
+
+
+def test_paired_speaks_for_the_lower_and_only_outside_the_noise():
+    low,high = [.4, .5, .8, .3, .7, .2],[.5, .6, .9, .4, .8, .3]
+    assert paired(high, low).better == 'second'
+    assert paired(low, high).better == 'first'
+    assert paired([.4, .6]*3, [.6, .4]*3).better == 'undecided'
+    assert paired(high[:5], low[:5]).better == 'undecided' # five that agree are luck once in 16 times
+    with pytest.raises(ValueError, match='one of each for every seed'): paired([.1], [.1, .2])
+
+
+def test_the_log_holds_both_searches_for_each_seed_at_equal_cost():
+    log = json.loads((find_root()/'data'/'tuning'/'searches.json').read_text(encoding='utf-8'))
+    full = Search(**log['search']).recipe.steps
+    for o in log['searches']:
+        spent = sum(max(map(int, t['reports']), default=0) for t in o['trials'])
+        assert spent == o['steps']
+        assert (log['full_trials'] - 1)*full < spent <= log['full_trials']*full
+        done = [list(t['reports'].values())[-1] for t in o['trials'] if t['state'] == 'COMPLETE']
+        assert o['claimed'] == pytest.approx(min(done), abs=1e-6)
+    seeds = {s: sorted(o['seed'] for o in log['searches'] if o['sampler'] == s) for s in ('tpe', 'random')}
+    assert seeds['tpe'] == seeds['random'] == list(range(len(seeds['tpe'])))
+
+
+# The command
+
+TINY = ['-p', 'steps', '8', '-p', 'batch', '2', '-p', 'width', '16', '-p', 'longest', '5', '--knob', 'rate', '--knob', 'depth', '--sampler', 'random']
+
+
+def say(*words):
+    found = CliRunner().invoke(main, ['tune', *map(str, words)])
+    return found.exit_code,found.output
+
+
+@pytest.mark.slow
+def test_the_command_searches_and_goes_on(store, tmp_path, monkeypatch):
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', store.uri)
+    code,said = say(tmp_path/'cli.db', '--trials', 1, *TINY)
+    assert code == 0, said
+    assert 'trial 0' in said
+    code,said = say(tmp_path/'cli.db', '--trials', 2, *TINY)
+    assert code == 2
+    assert '--resume' in said
+    code,said = say(tmp_path/'cli.db', '--trials', 2, '--resume')
+    assert code == 0, said
+    tuning = open_tuning(tmp_path/'cli.db')
+    assert len(tuning.study.trials) == 2
+    assert tuning.search.recipe == QUICK.model_copy(update={'depth': 1})
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (['--knob', 'rates', '--trials', '1'], "did you mean 'rate'"),
+    (['--trials', '1', '-p', 'colour', '3'], 'colour'),
+    ([], 'pass steps, trials or seconds'),
+    (['--resume', '--trials', '1'], 'none to go on with'),
+    (['--resume', '--trials', '1', '--sampler', 'random'], 'stand in the storage')])
+def test_the_command_refuses_in_one_line(tmp_path, words, said):
+    code,output = say(tmp_path/'cli.db', *words)
+    assert code == 2
+    assert said in output
+    assert 'Traceback' not in output
+    assert not (tmp_path/'cli.db').exists()
