@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures', 'data_figures',
-           'registry_figures', 'model_figures', 'tracking_figures', 'compression_figures', 'figures']
+           'registry_figures', 'model_figures', 'tracking_figures', 'compression_figures', 'tuning_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -197,9 +197,25 @@ def compression_figures() -> Iterator[dict]:
         for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
             yield dict(figure='variant', variant=name, mb=c.size_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
 
-# %% ../../nbs/tools/bench.ipynb #2764d2c4
+# %% ../../nbs/tools/bench.ipynb #d36e7e76
+def tuning_figures() -> Iterator[dict]:
+    "Seconds for a trial of 64 steps, without and with its run on record."
+    from mlops_course.tracking import open_store
+    from mlops_course.tuning import Search, open_tuning, tune
+    search = Search(sampler='random', pruner='none')
+    search = search.model_copy(update={'recipe': search.recipe.model_copy(update={'steps': 64}), 'knobs': {'rate': search.knobs['rate']}})
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        store = open_store(Path(tmp, 'mlflow.db'), 'bench')
+        for recorded in (False, True):
+            tuning = tune(open_tuning(Path(tmp, f'{recorded}.db'), search), store if recorded else None, trials=1)
+            start = time.perf_counter()
+            tune(tuning, store if recorded else None, trials=6)
+            yield dict(figure='trial', recorded=recorded, seconds=(time.perf_counter() - start)/5)
+
+# %% ../../nbs/tools/bench.ipynb #c3292ef5
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
-    data=data_figures, models=model_figures, tracking=tracking_figures, compression=compression_figures, registry=registry_figures)
+    data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
+    registry=registry_figures)
 
 def figures(
     only:str|None=None, # One group; all if none

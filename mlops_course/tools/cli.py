@@ -7,7 +7,7 @@ __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', '
            'seed_option', 'name_option', 'who_option', 'why_option', 'Foreseen', 'Course', 'main', 'example', 'tell',
            'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate', 'read', 'score',
            'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise', 'models',
-           'list_models', 'show', 'history', 'promote', 'rollback', 'doctor', 'docs', 'bench']
+           'list_models', 'show', 'history', 'promote', 'rollback', 'tune', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -426,6 +426,46 @@ def rollback(who:str, why:str, name:str) -> None:
     from mlops_course.registry import roll_back
     from mlops_course.tracking import open_store
     click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")
+
+# %% ../../nbs/tools/cli.ipynb #4c3107e7
+@main.command(epilog=example("mlops-course tune --trials 20 --jobs 2 --knob rate --knob batch -p steps 300"))
+@click.argument('storage', required=False, type=click.Path(dir_okay=False))
+@click.option('--trials', type=click.IntRange(1), help="Trials in all, those before counted.")
+@click.option('--steps', type=click.IntRange(1), help="Training steps of all trials together; those of pruned ones count.")
+@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="From now on; a trial that is running then goes on.")
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help="Processes that share the search.")
+@click.option('--resume', is_flag=True, help="Go on with the search in STORAGE.")
+@click.option('--knob', 'knobs', multiple=True, help="What is searched; may be repeated.  [default: rate, warm_up, width, depth, batch]")
+@click.option('--sampler', help="tpe or random.  [default: tpe]")
+@click.option('--pruner', help="median, halving or none.  [default: median]")
+@click.option('--seed', type=click.IntRange(0), help="Of what is proposed.  [default: 0]")
+@click.option('-p', 'recipe', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a number of the recipe; may be repeated.")
+@click.option('--experiment', default='tuning', show_default=True, help="Where its runs go.")
+def tune(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, jobs:int, resume:bool, knobs:tuple[str, ...], sampler:str|None,
+         pruner:str|None, seed:int|None, recipe:tuple, experiment:str) -> None:
+    "Search the knobs of a recipe; every trial is a run. STORAGE is an SQLite file.  [default: _course/tuning/search.db]"
+    from pathlib import Path
+    from typing import Any
+
+    from mlops_course.tools.house import runs_folder
+    from mlops_course.tracking import open_store
+    from mlops_course.training import Recipe
+    from mlops_course.tuning import KNOBS, Search, check_limits, open_tuning, spaces, table, winner
+    from mlops_course.tuning import tune as search_on
+    path = Path(storage or runs_folder()/'tuning'/'search.db')
+    check_limits(steps, trials, seconds)
+    terms:dict[str, Any] = {k: v for k,v in dict(sampler=sampler, pruner=pruner, seed=seed).items() if v is not None}
+    if knobs: terms['knobs'] = {o: KNOBS.get(o, []) for o in knobs}
+    if recipe: terms['recipe'] = Recipe(**{**Search().recipe.model_dump(), **dict(recipe)})
+    if resume and terms: raise Foreseen(f"The terms of a search stand in the storage, so leave out {', '.join(terms)}, or begin a new one without --resume")
+    if path.exists() and not resume: raise Foreseen(f"There is a search in {path}. Go on with it: --resume, or name another file")
+    if not resume: spaces(Search(**terms))
+    tuning = open_tuning(path, None if resume else Search(**terms))
+    try: search_on(tuning, open_store(experiment=experiment), steps, trials, seconds, jobs)
+    except BlockingIOError as e: raise Foreseen(str(e)) from e # somebody else works on it
+    click.echo(table(tuning).round(4).to_string())
+    best = winner(tuning)
+    click.echo(f"Lowest: trial {best.number}, CER {best.value:.4f} on 64 validation lines. Judge it on fresh lines before you report it")
 
 # %% ../../nbs/tools/cli.ipynb #fa770a76
 @main.command(epilog=example("mlops-course doctor"))
