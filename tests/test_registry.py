@@ -1,5 +1,8 @@
 "The registry (lesson 11): gates, two processes at once, refusals, rollbacks, forged histories and damaged files."
 import json
+import os
+import subprocess
+import sys
 from math import nan
 from pathlib import Path
 
@@ -35,7 +38,7 @@ from mlops_course.registry import (
 )
 from mlops_course.scoring import score
 from mlops_course.tools.cli import main
-from mlops_course.tracking import open_store, track, train_tracked
+from mlops_course.tracking import Server, open_store, track, train_tracked
 from mlops_course.training import Recipe, cer_of
 
 TINY = Recipe(steps=2, batch=2, width=8, depth=1, longest=4)
@@ -286,6 +289,55 @@ def test_two_entries_of_one_number_are_a_fork():
 def test_an_unknown_version_names_those_there_are(model, fill):
     name = fill('promoted', 'registered')
     with pytest.raises(ValueError, match=r"has no 'champoin'. Its versions: 1 \(champion\), 2 \(challenger\)"): load_version(model.store, 'champoin', name)
+
+
+PROMOTE = '''
+import sys
+from pathlib import Path
+from mlops_course.project import Gates
+from mlops_course.registry import promote, trial_lines
+from mlops_course.tracking import open_store
+db, name, version, ready, other = sys.argv[1:]
+import mlops_course.registry as r
+from time import sleep
+check = r.check_gates
+def together(*words): # both have tried their model before either decides
+    Path(ready).touch()
+    while not Path(other).exists(): sleep(.02)
+    return [o._replace(over=0.) for o in check(*words)]
+r.check_gates = together
+try: print(promote(open_store(Path(db)), trial_lines(24, 5, ('render', 'display'), 4), f'process {version}', 'race', version, name,
+                   Gates(slices=(), lines=2)).passed)
+except ValueError as e: print(e)
+'''
+
+
+@pytest.mark.slow
+def test_of_two_promotions_at_once_one_wins_and_the_other_must_try_again(model, fill, tmp_path):
+    name = fill('promoted', 'registered', 'registered')
+    flags = [str(tmp_path/o) for o in 'ab']
+    racers = [subprocess.Popen([sys.executable, '-c', PROMOTE, str(model.folder/'mlflow.db'), name, version, *pair], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True) for version, pair in (('2', flags), ('3', flags[::-1]))]
+    said = [o.communicate(timeout=300) for o in racers]
+    outs = sorted(out.strip().splitlines()[-1] if out.strip() else err for out, err in said)
+    assert 'True' in outs, said
+    assert any('became champion. Promote again' in o for o in outs), said
+    entries = history(model.store, name)
+    assert [o['what'] for o in entries].count('promoted') == 2
+    assert find_version(model.store, 'champion', name)['version'] == entries[-1]['version']
+
+
+@pytest.mark.slow
+def test_it_works_over_a_server_and_a_stranger_loads_the_champion(model, fill, tmp_path):
+    with Server(f'sqlite:///{(tmp_path/"served.db").as_posix()}', tmp_path/'served') as server:
+        store = open_store(server.uri, folder=tmp_path)
+        net, run_id = train_tracked(TINY, store, 'remote')
+        register(store, run_id, model.lines, 'ana', 'test')
+        assert promote(store, model.lines, 'ana', 'first', gates=OPEN).passed
+        assert cer_of(load_version(store), model.lines['render']) == cer_of(net, model.lines['render'])
+        code = "import mlflow; m = mlflow.pyfunc.load_model('models:/reader@champion'); print(list(m.predict(m.input_example).columns))"
+        done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'MLFLOW_TRACKING_URI': server.uri}, capture_output=True, text=True)
+        assert done.stdout.strip().endswith("['text', 'confidence']"), done.stderr
 
 
 # The command
