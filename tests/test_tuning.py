@@ -84,7 +84,7 @@ def test_a_value_that_no_recipe_takes_is_refused_before_the_search(tmp_path):
 
 
 def test_whole_numbers_stay_whole_and_rates_do_not():
-    found = spaces(Search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=1)}))
+    found = spaces(Search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=.5)}))
     assert isinstance(found['depth'], optuna.distributions.IntDistribution)
     assert isinstance(found['warm_up'], optuna.distributions.FloatDistribution)
 
