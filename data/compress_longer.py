@@ -1,4 +1,4 @@
-"""Train students and adapters for longer than lesson 10 has time for, and write data/compression/longer.json.
+"""Train students and adapters for longer than lesson 10 has time for, and write data/compression/longer.json, with the teacher beside it.
 
     python data/compress_longer.py [FOLDER OF THE TEACHER]
 
@@ -19,7 +19,7 @@ from mlops_course.data import write_json
 from mlops_course.training import Recipe, Recogniser, cer_of, draw_lines, save_recogniser, train
 
 FILE = Path(__file__).resolve().parent/'compression'/'longer.json'
-STUDENT_STEPS,LONGER_STEPS,ADAPT_STEPS,LABELLED,SEEDS = 300, 540, 200, 256, (0, 1)
+TEACHER_STEPS,STUDENT_STEPS,LONGER_STEPS,ADAPT_STEPS,LABELLED,SEEDS = 700, 300, 540, 200, 256, (0, 1)
 
 
 def students(teacher: Recogniser, folder: str) -> list[dict]:
@@ -67,7 +67,8 @@ def adapters(teacher: Recogniser, folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    teacher,_ = find_teacher(sys.argv[1] if len(sys.argv) > 1 else '', 700)
+    teacher,_ = find_teacher(sys.argv[1] if len(sys.argv) > 1 else '', TEACHER_STEPS)
+    if len(sys.argv) == 1: save_recogniser(teacher, FILE.parent/'teacher', data='v1', steps=TEACHER_STEPS, seed=0) # lesson 10 begins with it
     error = cer_of(teacher, draw_lines(300, 1, 'v1', 'test'))
     with TemporaryDirectory() as tmp:
         about = {'date': datetime.now(UTC).date().isoformat(), 'machine': f'{platform.machine()}, {platform.system()}', 'torch': torch.__version__,
