@@ -16,6 +16,18 @@ def root():
     return find_root()
 
 
+@pytest.fixture(scope='module')
+def browser():
+    "A headless Chromium. One at a time: while it is open, no other loop of asyncio runs in this thread."
+    from playwright.sync_api import sync_playwright
+    calm = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+            '--disable-component-update', '--disable-sync']
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=needs('chromium', 'opens pages as a reader would'), args=calm)
+        yield opened
+        opened.close()
+
+
 def code(source, *tags):
     "A code cell."
     return nbformat.v4.new_code_cell(source, metadata={'tags': list(tags)} if tags else {})

@@ -8,18 +8,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import needs
 
 from mlops_course.tools.exercises import role_of
 from mlops_course.tools.practice import MIME, question_of
 from mlops_course.tools.running import end
 
 pytestmark = pytest.mark.slow
-ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 SHOTS = Path(os.environ.get('MLOPS_COURSE_SHOTS', os.devnull)) # a folder, to look at what a learner sees
 
 
@@ -60,17 +57,14 @@ def lab(project):
     finally: end(server.pid)
 
 
-@contextmanager
-def browser_page(lab):
-    "A page in a headless browser that may talk to the lab only."
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=needs('chromium', 'drives JupyterLab'), args=ARGS)
-        page = browser.new_page(viewport=dict(width=1300, height=1000))
-        page.outside = []
-        page.on('request', lambda r: page.outside.append(r.url) if r.url.startswith('http') and not r.url.startswith(lab) else None)
-        try: yield page
-        finally: browser.close()
+@pytest.fixture
+def page(browser, lab):
+    "A page that notes what it asks of anyone but the lab."
+    page = browser.new_page(viewport=dict(width=1300, height=1000))
+    page.outside = []
+    page.on('request', lambda r: page.outside.append(r.url) if r.url.startswith('http') and not r.url.startswith(lab) else None)
+    yield page
+    page.close()
 
 
 def open_notebook(page, lab, path):
@@ -105,25 +99,23 @@ def shot(page, name):
     if SHOTS.is_dir(): page.screenshot(path=SHOTS/f'{name}.png')
 
 
-def test_the_lab_opens_on_the_first_page(lab):
-    with browser_page(lab) as page:
-        page.goto(f'{lab}/?token=learner')
-        page.get_by_role('heading', name='MLOps course').first.wait_for(timeout=60_000)
-        shot(page, 'first page')
-        assert page.outside == []
+def test_the_lab_opens_on_the_first_page(lab, page):
+    page.goto(f'{lab}/?token=learner')
+    page.get_by_role('heading', name='MLOps course').first.wait_for(timeout=60_000)
+    shot(page, 'first page')
+    assert page.outside == []
 
 
-def test_lesson_02_runs_from_top_to_bottom(lab, project):
-    with browser_page(lab) as page:
-        open_notebook(page, lab, 'nbs/02_ocr.ipynb')
-        shot(page, 'lesson 02 opened')
-        code = run_all(page, project/'nbs'/'02_ocr.ipynb', all_ran)
-        assert errors(code) == []
-        for part in range(8):
-            page.locator('.jp-WindowedPanel-outer:visible').evaluate('(e, part) => { e.scrollTop = e.scrollHeight*part/8 }', part)
-            page.wait_for_timeout(400)
-            shot(page, f'lesson 02 part {part}')
-        assert page.outside == []
+def test_lesson_02_runs_from_top_to_bottom(lab, page, project):
+    open_notebook(page, lab, 'nbs/02_ocr.ipynb')
+    shot(page, 'lesson 02 opened')
+    code = run_all(page, project/'nbs'/'02_ocr.ipynb', all_ran)
+    assert errors(code) == []
+    for part in range(8):
+        page.locator('.jp-WindowedPanel-outer:visible').evaluate('(e, part) => { e.scrollTop = e.scrollHeight*part/8 }', part)
+        page.wait_for_timeout(400)
+        shot(page, f'lesson 02 part {part}')
+    assert page.outside == []
 
 
 def answers(root):
@@ -152,33 +144,32 @@ def outcome_of(question, outcome):
     return done
 
 
-def test_an_exercise_is_answered_wrongly_then_rightly(root, lab, project):
+def test_an_exercise_is_answered_wrongly_then_rightly(root, lab, page, project):
     from playwright.sync_api import expect
     question, wrong, right = answers(root)
     path = project/'exercises'/'02_ocr.ipynb'
-    with browser_page(lab) as page:
-        open_notebook(page, lab, 'exercises/02_ocr.ipynb')
-        box = page.locator('.jp-OutputArea-output', has_text=re.compile(f'(Right|Not yet|Not answered yet): {question}')).first
-        run_all(page, path, outcome_of(question, 'open'))
-        box.scroll_into_view_if_needed()
-        expect(box).to_contain_text('Not answered yet')
-        expect(box.locator('details')).to_have_count(0)
-        shot(page, 'exercise open')
-        put(page, wrong)
-        run_all(page, path, outcome_of(question, 'failed'))
-        box.scroll_into_view_if_needed()
-        expect(box).to_contain_text('Not yet')
-        expect(box).to_contain_text(wrong.splitlines()[0].removeprefix('# wrong: '))
-        expect(box.get_by_text('Hint 2')).not_to_be_visible()
-        box.get_by_text('Hint 1').click()
-        expect(box.get_by_text('Hint 2')).to_be_visible()
-        shot(page, 'exercise wrong, first hint open')
-        put(page, right)
-        run_all(page, path, outcome_of(question, 'passed'))
-        box.scroll_into_view_if_needed()
-        expect(box).to_contain_text('Right')
-        shot(page, 'exercise right')
-        assert page.outside == []
+    open_notebook(page, lab, 'exercises/02_ocr.ipynb')
+    box = page.locator('.jp-OutputArea-output', has_text=re.compile(f'(Right|Not yet|Not answered yet): {question}')).first
+    run_all(page, path, outcome_of(question, 'open'))
+    box.scroll_into_view_if_needed()
+    expect(box).to_contain_text('Not answered yet')
+    expect(box.locator('details')).to_have_count(0)
+    shot(page, 'exercise open')
+    put(page, wrong)
+    run_all(page, path, outcome_of(question, 'failed'))
+    box.scroll_into_view_if_needed()
+    expect(box).to_contain_text('Not yet')
+    expect(box).to_contain_text(wrong.splitlines()[0].removeprefix('# wrong: '))
+    expect(box.get_by_text('Hint 2')).not_to_be_visible()
+    box.get_by_text('Hint 1').click()
+    expect(box.get_by_text('Hint 2')).to_be_visible()
+    shot(page, 'exercise wrong, first hint open')
+    put(page, right)
+    run_all(page, path, outcome_of(question, 'passed'))
+    box.scroll_into_view_if_needed()
+    expect(box).to_contain_text('Right')
+    shot(page, 'exercise right')
+    assert page.outside == []
     book = json.loads((project/'_course'/'progress.json').read_text(encoding='utf-8'))
     assert book['02_ocr'][question]['solved']
     assert book['02_ocr'][question]['attempts'] == 2

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow # they build the whole site, and open it in a brow
 ROOT = find_root()
 PHONE = {'width': 390, 'height': 844}
 WIDE = {'width': 1400, 'height': 900}
-CALM = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 # Text whose colour stands out too little from what is behind it, as [contrast, colour, background, text].
 FAINT = '''() => {
@@ -65,19 +64,6 @@ def host(site):
     server.server_close()
 
 
-@pytest.fixture(scope='session')
-def browser():
-    from playwright.sync_api import sync_playwright
-    chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if not chromium:
-        say = "No Chromium was found. Run scripts/debian.sh, or install Chromium and put it on the PATH"
-        pytest.fail(say) if os.environ.get('CI') else pytest.skip(say)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=CALM)
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def tab(browser):
     opened = browser.new_page(viewport=WIDE, color_scheme='light')
@@ -86,7 +72,7 @@ def tab(browser):
     opened.close()
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def visits(site, host, browser):
     "What happens when each page is opened on a phone."
     found = {}

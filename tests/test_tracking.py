@@ -19,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
-from conftest import needs
 
 from mlops_course.project import load_settings
 from mlops_course.tools.cli import main
@@ -610,27 +609,21 @@ def test_the_command_lists_runs(as_setting):
 # Pages
 
 @pytest.mark.slow
-def test_the_pages_show_runs_curves_and_reads(server, tmp_path):
-    from playwright.sync_api import expect, sync_playwright
+def test_the_pages_show_runs_curves_and_reads(server, browser, tmp_path):
+    from playwright.sync_api import expect
     store = open_store(server.uri, 'in the browser', folder=tmp_path)
     with track(store, 'grandmother') as parent:
         _, run_id = train_tracked(QUICK, store, 'the child', every=4, parent=parent.id)
-    chromium = needs('chromium', "opens MLflow's pages")
-    args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
-            '--disable-sync']
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=args)
-        page = browser.new_page(viewport={'width': 1400, 'height': 900})
-        page.set_default_timeout(60_000)
-        page.goto(f'{server.uri}/#/experiments/{store.experiment_id}/runs')
-        expect(page.get_by_text('grandmother').first).to_be_visible(timeout=60_000)
-        page.goto(f'{server.uri}/#/experiments/{store.experiment_id}/runs/{run_id}')
-        expect(page.get_by_text('the child').first).to_be_visible(timeout=60_000)
-        expect(page.get_by_text('warm_up').first).to_be_visible(timeout=60_000)
-        page.goto(f'{server.uri}/#/experiments/{store.experiment_id}/runs/{run_id}/artifacts')
-        page.get_by_text('reads').first.click()
-        expect(page.get_by_text('000008.png').first).to_be_visible(timeout=60_000)
-        browser.close()
+    page = browser.new_page(viewport={'width': 1400, 'height': 900})
+    page.set_default_timeout(60_000)
+    page.goto(f'{server.uri}/#/experiments/{store.experiment_id}/runs')
+    expect(page.get_by_text('grandmother').first).to_be_visible(timeout=60_000)
+    page.goto(f'{server.uri}/#/experiments/{store.experiment_id}/runs/{run_id}')
+    expect(page.get_by_text('the child').first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text('warm_up').first).to_be_visible(timeout=60_000)
+    page.goto(f'{server.uri}/#/experiments/{store.experiment_id}/runs/{run_id}/artifacts')
+    page.get_by_text('reads').first.click()
+    expect(page.get_by_text('000008.png').first).to_be_visible(timeout=60_000)
 
 
 def test_nothing_is_said_on_the_way(store, capfd, caplog):
