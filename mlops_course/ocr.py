@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'WEIGHTS', 'ENGINES', 'find_page', 'to_rgb', 'open_header', 'load_image', 'check_image', 'light_on_dark',
            'level_light', 'fold_angle', 'skew_angle', 'rotate', 'prepare', 'Line', 'rows', 'in_reading_order',
            'Reading', 'corners', 'Engine', 'check_weights', 'import_torchvision', 'without_first_weights',
-           'load_easyocr', 'draw_boxes', 'load_rapidocr', 'join_words', 'load_tesseract', 'load_engine',
-           'available_engines']
+           'easyocr_reader', 'load_easyocr', 'draw_boxes', 'rapidocr_reader', 'load_rapidocr', 'join_words',
+           'load_tesseract', 'load_engine', 'available_engines']
 
 # %% ../nbs/02_ocr.ipynb #e3339615
 import logging
@@ -287,21 +287,27 @@ def without_first_weights() -> Any:
     return Unfilled()
 
 # %% ../nbs/02_ocr.ipynb #00e7c80c
-def load_easyocr(
-    canvas_size:int=2560, # A page with a longer side is shrunk to this before text is searched
-    gpu:bool=False,       # Run on a GPU?
-) -> Engine:
-    "EasyOCR for English, from weights that are installed as a package: nothing is downloaded."
+def easyocr_reader(
+    **options:Any, # For `easyocr.Reader`
+) -> Any:
+    "EasyOCR for English on one thread, from weights that are installed as a package: nothing is downloaded."
     import torch
     from easyocr_en_models import model_dir
     check_weights(model_dir())
     torch.set_num_threads(1)
+    options = dict(gpu=False, model_storage_directory=model_dir(), download_enabled=False, quantize=False, verbose=False) | options
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # about parts of torch that will change one day
         import_torchvision()
-        import easyocr
-        with without_first_weights():
-            reader = easyocr.Reader(['en'], gpu=gpu, model_storage_directory=model_dir(), download_enabled=False, quantize=False, verbose=False)
+        from easyocr import Reader
+        with without_first_weights(): return Reader(['en'], **options)
+
+def load_easyocr(
+    canvas_size:int=2560, # A page with a longer side is shrunk to this before text is searched
+    gpu:bool=False,       # Run on a GPU?
+) -> Engine:
+    "EasyOCR as one of our engines."
+    reader = easyocr_reader(gpu=gpu)
 
     def read(image:np.ndarray) -> list[Line]:
         with warnings.catch_warnings():
@@ -324,15 +330,22 @@ def draw_boxes(
     return image
 
 # %% ../nbs/02_ocr.ipynb #e49aac0b
+def rapidocr_reader(
+    params:dict[str, Any]|None=None, # RapidOCR's own settings
+) -> Any:
+    "RapidOCR on one thread; its models come inside its package."
+    from rapidocr import RapidOCR
+    threads = {f'EngineConfig.onnxruntime.{o}_op_num_threads': 1 for o in ('intra', 'inter')}
+    reader = RapidOCR(params={'Global.log_level': 'critical', **threads, **(params or {})})
+    logging.getLogger('RapidOCR').setLevel(logging.CRITICAL) # it would warn about every blank page
+    return reader
+
 def load_rapidocr(
     side:int=736,      # A page whose shorter side is below this is enlarged before text is searched
     turned:bool=False, # May single lines stand upside down? Flips some that do not
 ) -> Engine:
-    "RapidOCR, whose models come inside its package."
-    from rapidocr import RapidOCR
-    threads = {f'EngineConfig.onnxruntime.{o}_op_num_threads': 1 for o in ('intra', 'inter')}
-    reader = RapidOCR(params={'Global.log_level': 'critical', 'Global.use_cls': turned, 'Det.limit_side_len': side, **threads})
-    logging.getLogger('RapidOCR').setLevel(logging.CRITICAL) # it would warn about every blank page
+    "RapidOCR as one of our engines."
+    reader = rapidocr_reader({'Global.use_cls': turned, 'Det.limit_side_len': side})
 
     def read(image:np.ndarray) -> list[Line]:
         found = reader(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

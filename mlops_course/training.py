@@ -67,10 +67,12 @@ from mlops_course.ocr import (
     check_image,
     check_weights,
     corners,
+    easyocr_reader,
     import_torchvision,
     in_reading_order,
     load_engine,
     load_image,
+    rapidocr_reader,
     rotate,
     skew_angle,
 )
@@ -490,8 +492,7 @@ def load_detector(
     longest:int=1600, # A page with a longer side is shrunk to this first
 ) -> Callable[[np.ndarray], list[list[list[int]]]]: # Page -> corners of each box
     "RapidOCR's search for text, without its reading."
-    from rapidocr import RapidOCR
-    engine = RapidOCR(params={'Global.log_level': 'critical', **{f'EngineConfig.onnxruntime.{o}_op_num_threads': 1 for o in ('intra', 'inter')}})
+    engine = rapidocr_reader()
     def find(image):
         scale = min(1, longest/max(image.shape))
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
@@ -542,14 +543,7 @@ class Custom(Engine):
 # %% ../nbs/07_training.ipynb #fb0fa39b
 def easyocr_line() -> Engine:
     "EasyOCR without its detector."
-    from easyocr_en_models import model_dir
-    check_weights(model_dir())
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        import_torchvision()
-        from easyocr import Reader
-        reader = Reader(['en'], gpu=False, detector=False, model_storage_directory=model_dir(), download_enabled=False, quantize=False, verbose=False)
+    reader = easyocr_reader(detector=False)
 
     def read(image:np.ndarray) -> list[Line]:
         grey,(height,width) = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),image.shape[:2]
@@ -561,8 +555,7 @@ def easyocr_line() -> Engine:
 
 def rapidocr_line() -> Engine:
     "RapidOCR without its detector."
-    from rapidocr import RapidOCR
-    reader = RapidOCR(params={'Global.log_level': 'critical', **{f'EngineConfig.onnxruntime.{o}_op_num_threads': 1 for o in ('intra', 'inter')}})
+    reader = rapidocr_reader()
 
     def read(image:np.ndarray) -> list[Line]:
         found,(height,width) = reader(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), use_det=False, use_cls=False),image.shape[:2]
@@ -634,10 +627,9 @@ def load_in_easyocr(
         warnings.simplefilter('ignore')
         import_torchvision()
         from easyocr import easyocr as inside
-        usual = inside.imgH # one height for the whole process: put it back, or other readers would read badly
-        try: reader = inside.Reader(['en'], gpu=False, recog_network=name, model_storage_directory=str(folder), user_network_directory=str(folder),
-                                    download_enabled=False, quantize=False, verbose=False)
-        finally: inside.imgH = usual
+    usual = inside.imgH # one height for the whole process: put it back, or other readers would read badly
+    try: reader = easyocr_reader(recog_network=name, model_storage_directory=str(folder), user_network_directory=str(folder))
+    finally: inside.imgH = usual
 
     def read(image:np.ndarray) -> list[Line]:
         with warnings.catch_warnings():
