@@ -118,9 +118,12 @@ def recorded(
     repo:Path, # A repository of DVC
 ) -> dict[str, str]: # Path -> md5; that of a folder ends in `.dir`
     "What the pointers and the lock file in `repo` say that the data is. Put this on record with every training run."
-    files = [*Path(repo).rglob('*.dvc'), Path(repo)/'dvc.lock']
+    files = [Path(repo)/'dvc.lock']
+    for folder,below,names in os.walk(repo):
+        below[:] = [o for o in below if not o.startswith('.')] # an environment holds thousands of folders
+        files += [Path(folder, o) for o in names if o.endswith('.dvc')]
     found:dict[str, str] = {}
-    for path in sorted(o for o in files if o.is_file() and '.dvc' not in o.relative_to(repo).parts[:-1]):
+    for path in sorted(o for o in files if o.is_file()):
         read = yaml.safe_load(path.read_text(encoding='utf-8'))
         outs = [o for stage in read.get('stages', {'': read}).values() for o in stage.get('outs', [])]
         found |= {(path.parent/o['path']).relative_to(repo).as_posix(): o['md5'] for o in outs if 'md5' in o}
