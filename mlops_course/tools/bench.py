@@ -174,10 +174,10 @@ def tracking_figures() -> Iterator[dict]:
 
 # %% ../../nbs/tools/bench.ipynb #4733a556
 def compression_figures() -> Iterator[dict]:
-    "Error, size and speed of the shipped recogniser, a distilled student, and what ONNX and eight bits make of both."
+    "Error, size and speed of lesson 10's teacher, a distilled student, and what ONNX and eight bits make of both."
     from mlops_course import compression as c
     from mlops_course.training import OnnxRecogniser, Recipe, draw_lines, export_onnx, save_recogniser
-    teacher,which = c.find_teacher(steps=300)
+    teacher,_ = c.find_teacher(find_root()/'data'/'compression'/'teacher')
     test,usual = draw_lines(300, 1, 'v1', 'test'),[o for o,_ in draw_lines(64, 4, 'v1', 'train')]
     displays = c.draw_kinds(display=1)
     new = displays(300, 3, '', 'test')
@@ -186,7 +186,7 @@ def compression_figures() -> Iterator[dict]:
         student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
         for name,net in (('teacher', teacher), ('student', student)):
             save_recogniser(net, folder/name)
-            yield dict(figure='variant', variant=name, teacher=which, mb=c.size_mb(folder/name), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.size_mb(folder/name), **c.measure(net, test))
             whole = export_onnx(net, folder/f'{name}.onnx')
             static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
             for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
