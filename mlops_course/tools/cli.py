@@ -276,8 +276,9 @@ def compress() -> None:
 
 def own_recogniser() -> Any:
     "Where the project's recogniser lies."
-    from mlops_course.tools.house import find_root
-    return find_root()/'data'/'recogniser'
+    from mlops_course.project import load_settings
+    from mlops_course.training import SHIPPED
+    return load_settings().paths.data/SHIPPED
 
 def model_option(name:str) -> Any:
     "The option that names the net to begin with."

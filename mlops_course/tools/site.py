@@ -204,6 +204,7 @@ def lay_out_notebooks(
     root:Path,              # The project's top folder
     known:list[Lesson],     # In lesson order
     practised:list[Lesson], # The exercises, in lesson order
+    repo:str,               # Web address of the project's files
 ) -> None:
     "Write the pages of all notebooks, with the pictures that they show, into `stage`."
     home = Lesson(root/'nbs'/'index.ipynb')
@@ -212,7 +213,6 @@ def lay_out_notebooks(
     intros |= {o.path: f"::: {{.about}}\n{back.get(o.name, '')}{download(f'exercises/{o.path.name}', '../')}\n:::\n" for o in practised}
     files = {o.path: o.path.relative_to(root).as_posix() for o in (home, *known, *practised)}
     moved = {file: file for file in (*files.values(), 'nbs/glossary.qmd')} | {files[home.path]: 'index.ipynb'}
-    repo = repository(root)
     for notebook in (home, *known, *practised):
         here = files[notebook.path]
         put(stage/moved[here], page(notebook, lambda text, here=here: relink(text, here, root, moved, repo), intros[notebook.path]))
@@ -229,11 +229,12 @@ def lay_out(
     import yaml
     needed_files(root)
     known,practised = lessons(root/'nbs'),lessons(root/'exercises')
-    lay_out_notebooks(stage, root, known, practised)
+    repo = repository(root)
+    lay_out_notebooks(stage, root, known, practised, repo)
     put(stage/'learning_path.qmd', learning_path(known, root))
     put(stage/'quiz.qmd', quiz_page(known))
     put(stage/'nbs'/'glossary.qmd', glossary((root/'nbs'/'glossary.qmd').read_text(encoding='utf-8'), known))
-    modules = reference(stage, known, repository(root))
+    modules = reference(stage, known, repo)
     config = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
     put(stage/'_quarto.yml', yaml.safe_dump(filled(config, sidebar(known, practised, modules)) | dict(smalldocs=dict(linkify=True)), sort_keys=False))
     for path in (root/'nbs').iterdir():
