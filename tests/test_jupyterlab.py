@@ -82,7 +82,9 @@ def run_all(page, path, done):
         page.wait_for_timeout(1000)
         page.keyboard.press('Control+s')
         page.wait_for_timeout(500)
-        code = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+        try: cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        except ValueError: continue # half of it is written
+        code = [c for c in cells if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
         if done(code): return code
         assert time.monotonic() < until, [''.join(c['source'])[:80] for c in code if not c['execution_count']]
 

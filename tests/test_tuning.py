@@ -42,14 +42,6 @@ QUICK = Recipe(steps=8, batch=2, width=16, depth=1, longest=5)
 PLAIN = Search(recipe=QUICK, knobs={'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
 
 
-@pytest.fixture(scope='session')
-def empty(tmp_path_factory):
-    "A database with MLflow's tables, made once."
-    folder = tmp_path_factory.mktemp('empty')
-    open_store(folder/'mlflow.db', 'unused')
-    return folder/'mlflow.db'
-
-
 @pytest.fixture
 def store(empty, tmp_path):
     shutil.copy(empty, tmp_path/'mlflow.db')
