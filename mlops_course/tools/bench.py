@@ -132,7 +132,10 @@ def registry_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #a98bd58e
 def model_figures() -> Iterator[dict]:
     "Every engine on held-out lines and pages and, where they are at hand, on real receipt lines: errors and seconds, side by side."
-    from mlops_course.data import read_labels
+    import cv2
+    import numpy as np
+
+    from mlops_course.data import FONTS, photo_of, read_labels, render_line
     from mlops_course.ocr import load_image
     from mlops_course.scoring import rate, score
     from mlops_course.training import held_out, open_engine
@@ -141,6 +144,10 @@ def model_figures() -> Iterator[dict]:
     if (real/'labels.csv').is_file():
         table = read_labels(real/'labels.csv')
         slices['receipt lines'] = [(load_image(real/file, min_side=1), text) for file,text in zip(table['file'], table['text'])],True
+        rng,fonts = np.random.default_rng(0),[o for o in FONTS if not o.startswith('cm')] # those lack characters
+        drawn = [(render_line(text, fonts[rng.integers(len(fonts))], 24), text) for text in table['text']] # the same texts, for the gap between ours and real
+        slices['receipt lines, rendered'] = [(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
+        slices['receipt lines, simulated photos'] = [(cv2.cvtColor(photo_of(image, rng, 1.), cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
     for part,(pairs,fold_case) in slices.items():
         for name in ('custom', 'easyocr', 'rapidocr', 'tesseract'):
             engine = open_engine(name, line=not part.startswith('page'))
