@@ -125,6 +125,7 @@ def test_the_database_of_another_program_is_left_as_it_is(tmp_path):
 
 # What is proposed
 
+@pytest.mark.slow
 def test_a_search_in_two_sittings_proposes_what_one_sitting_does(tmp_path):
     for sampler in ('random', 'tpe'):
         search = PLAIN.model_copy(update={'sampler': sampler})
