@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'WEIGHTS', 'ENGINES', 'find_page', 'to_rgb', 'open_header', 'load_image', 'check_image', 'light_on_dark',
-           'level_light', 'fold_angle', 'skew_angle', 'rotate', 'prepare', 'Line', 'rows', 'in_reading_order',
-           'Reading', 'corners', 'Engine', 'check_weights', 'import_torchvision', 'without_first_weights',
-           'easyocr_reader', 'load_easyocr', 'draw_boxes', 'rapidocr_reader', 'load_rapidocr', 'join_words',
-           'load_tesseract', 'load_engine', 'available_engines']
+           'level_light', 'fold_angle', 'skew_angle', 'rotate', 'prepare', 'Line', 'leaning', 'rows',
+           'in_reading_order', 'Reading', 'corners', 'Engine', 'check_weights', 'import_torchvision',
+           'without_first_weights', 'easyocr_reader', 'load_easyocr', 'draw_boxes', 'rapidocr_reader', 'load_rapidocr',
+           'join_words', 'load_tesseract', 'load_engine', 'available_engines']
 
 # %% ../nbs/02_ocr.ipynb #e3339615
 import logging
@@ -190,18 +190,33 @@ class Line:
     @property
     def bottom(self) -> int: return max(y for _,y in self.box)
 
-# %% ../nbs/02_ocr.ipynb #1838910b
+# %% ../nbs/02_ocr.ipynb #9e340e35
+def leaning(
+    boxes:np.ndarray, # Corners of each line: lines × 4 × 2
+) -> np.ndarray:      # Slope of each line's row
+    "How far rows fall for each pixel to the right."
+    left,right,height = boxes[:,[0, 3]].mean(axis=1),boxes[:,[1, 2]].mean(axis=1),boxes[:,:,1].mean(axis=1)
+    wide,down = np.maximum(1, right[:,0] - left[:,0]),(height - height.mean())/max(1, np.ptp(height))
+    terms = np.stack([np.ones(len(boxes)), down], axis=1)
+    calm = 100*np.eye(2) # as if boxes of 100 pixels stood level: one short box must not tilt the page
+    found = np.linalg.lstsq(np.vstack([terms*wide[:,None], calm]), np.append(right[:,1] - left[:,1], [0, 0]))[0]
+    return terms@found
+
 def rows(
     lines:list[Line],  # In any order
 ) -> list[list[Line]]: # From top to bottom; each row from left to right
-    "`lines` grouped into rows: a line joins the row whose last line it overlaps by more than half its height."
-    def shared(a, b): return (min(a.bottom, b.bottom)-max(a.top, b.top)) / max(1, min(a.bottom-a.top, b.bottom-b.top))
-    found: list[list[Line]] = []
-    for line in sorted(lines, key=lambda o: (o.left, o.top)):
-        best = max(found, key=lambda row: shared(row[-1], line), default=[])
-        if best and shared(best[-1], line) > .5: best.append(line)
-        else: found.append([line])
-    return sorted(found, key=lambda row: sum(o.top+o.bottom for o in row)/len(row))
+    "`lines` grouped into rows: once the page is straight, a line overlaps the one before it by more than half its height."
+    if not lines: return []
+    boxes = np.array([o.box for o in lines], float)
+    tall,(across,down) = boxes[:,2:,1].mean(axis=1) - boxes[:,:2,1].mean(axis=1),boxes.mean(axis=1).T
+    level = down - leaning(boxes)*across
+    def shared(a, b): return (min(tall[a], tall[b], (tall[a] + tall[b])/2 - abs(level[a] - level[b])))/max(1, min(tall[a], tall[b]))
+    found:list[list[int]] = []
+    for i in sorted(range(len(lines)), key=lambda i: (lines[i].left, lines[i].top, lines[i].box, lines[i].text)):
+        best = max(found, key=lambda row: shared(row[-1], i), default=[])
+        if best and shared(best[-1], i) > .5: best.append(i)
+        else: found.append([i])
+    return [[lines[i] for i in row] for row in sorted(found, key=lambda row: level[row].mean())]
 
 def in_reading_order(
     lines:list[Line], # In any order
