@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Settings', 'read_yaml',
-           'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state', 'environment']
+           'Api', 'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Settings',
+           'read_yaml', 'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state',
+           'environment']
 
 # %% ../nbs/01_lifecycle.ipynb #75e1cc1f
 import json
@@ -74,7 +75,7 @@ def seed_everything(
         pytorch.manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/01_lifecycle.ipynb #ce0ecfbe
+# %% ../nbs/01_lifecycle.ipynb #1a4b64ad
 def no_bool(value:Any) -> Any:
     "`value`, unless it is a truth value, which Python would count as 0 or 1."
     if value is True or value is False: raise ValueError('a number rather than a truth value')
@@ -91,9 +92,28 @@ class Paths(Section):
     data: Path # small data that belongs to the project
     runs: Path # everything that runs leave behind
 
+class Api(Section):
+    "How the service of lesson 13 listens, and what it refuses."
+    host: str = '127.0.0.1'                       # 0.0.0.0 lets other machines in
+    port: Whole = Field(default=8000, ge=0, le=65535) # any free one if 0
+    tls_certificate: Path|None = None             # with these two it speaks https
+    tls_key: Path|None = None
+    image_mb: float = Field(default=10., gt=0)
+    max_pixels: Whole = Field(default=20_000_000, ge=1) # of one image; a phone's photo has about 12 million
+    images: Whole = Field(default=16, ge=1)       # in a request for many
+    timeout_s: float = Field(default=20., gt=0)   # of a request
+    places: Whole = Field(default=32, ge=1)       # requests inside at once
+    rate: float = Field(default=5., gt=0)         # images a second for each key, in the long run
+    burst: Whole = Field(default=20, ge=1)        # images at once for each key, after a rest
+    batch: Whole = Field(default=8, ge=1)         # images read together
+    wait_ms: float = Field(default=5., ge=0)      # that the first of them waits for the others
+    workers: Whole = Field(default=1, ge=1)       # threads that read
+    allow_urls: bool = False                      # fetch images from public https addresses?
+
 class Services(Section):
     "Programs that listen, from `config.yaml`."
     lab_port: Whole = Field(ge=1, le=65535) # JupyterLab
+    api: Api = Api()
 
 # %% ../nbs/01_lifecycle.ipynb #7c0e54db
 class Ocr(Section):
