@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', 'steps_option', 'batch_option', 'rate_option',
-           'seed_option', 'name_option', 'who_option', 'why_option', 'Foreseen', 'Course', 'main', 'example', 'tell',
-           'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate', 'read', 'score',
-           'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise', 'models',
-           'list_models', 'show', 'history', 'promote', 'rollback', 'tune', 'doctor', 'docs', 'bench']
+           'seed_option', 'name_option', 'who_option', 'why_option', 'folder_option', 'Foreseen', 'Course', 'main',
+           'example', 'tell', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate',
+           'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise',
+           'models', 'list_models', 'show', 'history', 'promote', 'rollback', 'serving_folder', 'serve', 'keys', 'add',
+           'list_keys', 'revoke', 'audit', 'tune', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -427,6 +428,76 @@ def rollback(who:str, why:str, name:str) -> None:
     from mlops_course.registry import roll_back
     from mlops_course.tracking import open_store
     click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")
+
+# %% ../../nbs/tools/cli.ipynb #c1673a25
+folder_option = click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  [default: serving in _course]")
+
+def serving_folder(folder:str|None) -> Any:
+    "Where the keys and the record of the service lie."
+    from pathlib import Path
+
+    from mlops_course.tools.house import runs_folder
+    return Path(folder) if folder else runs_folder()/'serving'
+
+@main.command(epilog=example("mlops-course serve --port 8000"))
+@click.option('--host', help="Address to listen on; 0.0.0.0 lets other machines in.")
+@click.option('--port', type=click.IntRange(1, 65535), help="Port to listen on.")
+@folder_option
+def serve(host:str|None, port:int|None, folder:str|None) -> None:
+    "Serve the champion of the registry, or the shipped recogniser where there is none, until Ctrl+C."
+    from mlops_course.project import load_settings
+    from mlops_course.serving import create_app, server_options
+    from mlops_course.serving import serve as serve_app
+    from mlops_course.tools.house import be_quiet
+    be_quiet()
+    limits = load_settings().services.api
+    limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
+    tls = 'ssl_certfile' in server_options(limits)
+    try: app = create_app(folder=serving_folder(folder), limits=limits)
+    except BlockingIOError as e: raise Foreseen(str(e)) from e # another service has the folder
+    service = app.state.service
+    click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{limits.port}. Its API: /docs")
+    if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
+    if not tls and limits.host not in ('127.0.0.1', 'localhost', '::1'): click.echo("No TLS: keys and images can be read on the way", err=True)
+    serve_app(app)
+
+@main.group(epilog=example("mlops-course keys list"))
+def keys() -> None:
+    "Add, list and revoke keys for the service. A change counts at once."
+
+@keys.command(epilog=example("mlops-course keys add ana --role reader"))
+@click.argument('name')
+@click.option('--role', default='reader', show_default=True, type=click.Choice(['reader', 'admin']))
+@folder_option
+def add(name:str, role:str, folder:str|None) -> None:
+    "Make a key for NAME and print it. It is shown this once."
+    from mlops_course.serving import Keys
+    click.echo(Keys(serving_folder(folder)/'keys.json').add(name, role))
+
+@keys.command('list', epilog=example("mlops-course keys list"))
+@folder_option
+def list_keys(folder:str|None) -> None:
+    "One JSON line for each key: whose, which role, since when."
+    from mlops_course.serving import Keys
+    for o in Keys(serving_folder(folder)/'keys.json'): tell(name=o.name, role=o.role, made=o.made)
+
+@keys.command(epilog=example("mlops-course keys revoke ana"))
+@click.argument('name')
+@folder_option
+def revoke(name:str, folder:str|None) -> None:
+    "Let the key of NAME open nothing any more."
+    from mlops_course.serving import Keys
+    Keys(serving_folder(folder)/'keys.json').revoke(name)
+
+@main.command(epilog=example("mlops-course audit"))
+@click.argument('receipts', nargs=-1)
+@folder_option
+def audit(receipts:tuple[str, ...], folder:str|None) -> None:
+    "Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit). Exit code 1 if not."
+    from mlops_course.serving import verify_audit
+    wrong = verify_audit(serving_folder(folder)/'audit.jsonl', receipts)
+    for o in wrong or ['The record is whole']: click.echo(o)
+    sys.exit(bool(wrong))
 
 # %% ../../nbs/tools/cli.ipynb #4c3107e7
 @main.command(epilog=example("mlops-course tune --trials 20 --jobs 2 --knob rate --knob batch -p steps 300"))
