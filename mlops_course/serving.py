@@ -760,7 +760,7 @@ def add_reading(app:FastAPI, service:Service) -> None:
                 for done in await asyncio.gather(*(attempt(i, o) for i,o in enumerate(part, first))): yield done
         return StreamingResponse(answers(), media_type='application/x-ndjson')
 
-# %% ../nbs/13_serving.ipynb #b6e0e135
+# %% ../nbs/13_serving.ipynb #1b4ea200
 def create_app(
     source:Any=None,            # Has `load` and `models`; the project's `Source` if none
     folder:str|Path|None=None,  # For keys.json and audit.jsonl; `serving` among the project's runs if none
@@ -775,7 +775,7 @@ def create_app(
         try:
             async with service.batcher: yield
         finally: service.audit.close()
-    app = FastAPI(title='Reader', version='1', summary='Reads timetables and other printed pages', lifespan=lifespan)
+    app = FastAPI(title='Reader', version='1', summary='Reads timetables and other printed pages', lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     add_errors(app, service)
     add_operations(app, service)

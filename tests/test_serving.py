@@ -233,6 +233,10 @@ def test_the_description_has_examples_and_says_how_to_show_a_key(client):
     assert 'security' not in said['paths']['/health']['get']
 
 
+def test_no_page_of_ours_loads_scripts_from_elsewhere(client):
+    assert {client.get(o).status_code for o in ('/docs', '/redoc')} == {404}
+
+
 # Keys and roles
 
 @pytest.mark.parametrize('header', [{}, {'Authorization': 'Bearer wrong'}, {'Authorization': 'Basic YTpi'}, {'Authorization': b'Bearer \xff\xfe'}])
