@@ -287,7 +287,7 @@ async def fetch_image(
         raise
     return file # type: ignore[return-value]
 
-# %% ../nbs/13_serving.ipynb #77a57534
+# %% ../nbs/13_serving.ipynb #9b60b86f
 ROLES = ('reader', 'admin') # an admin may do all that a reader may
 
 class Key(NamedTuple):
@@ -339,7 +339,8 @@ class Keys:
     def find(self, key:str) -> Key|None:
         "Whose `key` this is. Every one is compared in the same time, so that the time tells nothing."
         digest = digest_of(key)
-        return next((o for o in [o for o in self if hmac.compare_digest(o.digest, digest)]), None)
+        found = [o for o in self if hmac.compare_digest(o.digest, digest)]
+        return found[0] if found else None
 
 def digest_of(text:str) -> str: return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
@@ -723,7 +724,7 @@ def add_operations(app:FastAPI, service:Service) -> None:
         before,now = await service.reload(key.name)
         return {'before': before, 'now': now}
 
-# %% ../nbs/13_serving.ipynb #4b58a3b5
+# %% ../nbs/13_serving.ipynb #386517d9
 Lines = Annotated[bool, Query(description='Is each image one line, rather than a page?')]
 
 def add_reading(app:FastAPI, service:Service) -> None:
@@ -742,13 +743,15 @@ def add_reading(app:FastAPI, service:Service) -> None:
         return answer
 
     @app.post('/v1/batch', tags=['reading'], openapi_extra=body(many=True), response_class=StreamingResponse,
-              responses={200: {'description': 'A line of JSON for each image: its `index`, and what /v1/read would have answered',
+              responses={200: {'description': 'A line of JSON for each image: its `index`, what /v1/read would have answered, and the `receipt`',
                                'content': {'application/x-ndjson': {'example': json.dumps({'index': 0, **EXAMPLE})}}},
                          **problems(400, 401, 408, 413, 422, 429, 500, 503)})
     async def batch(upload:Annotated[Upload, Depends(many)], line:Lines=False) -> StreamingResponse:
         "What stands on many images, sent back while the others are read. A bad one does not stop them."
-        async def attempt(i:int, file:BinaryIO) -> str:
-            try: found = (await service.read(file, line, upload.key.name))[0].model_dump()
+        async def one_of(i:int, file:BinaryIO) -> str:
+            try:
+                answer,receipt = await service.read(file, line, upload.key.name)
+                found = {**answer.model_dump(), 'receipt': receipt}
             except HTTPException as e: found = {'status': e.status_code, 'error': e.detail}
             except Exception: # noqa: BLE001 (its status went out long ago)
                 get_logger('serving').exception('batch', index=i)
@@ -757,7 +760,7 @@ def add_reading(app:FastAPI, service:Service) -> None:
         async def answers() -> AsyncIterator[str]:
             for first in range(0, len(upload.files), service.limits.batch): # never more of one request in the queue
                 part = upload.files[first:first + service.limits.batch]
-                for done in await asyncio.gather(*(attempt(i, o) for i,o in enumerate(part, first))): yield done
+                for done in await asyncio.gather(*(one_of(i, o) for i,o in enumerate(part, first))): yield done
         return StreamingResponse(answers(), media_type='application/x-ndjson')
 
 # %% ../nbs/13_serving.ipynb #1b4ea200

@@ -178,6 +178,7 @@ def test_many_images_come_back_each_with_its_number_and_a_bad_one_stops_nothing(
     assert by_index[0]['text'] == client.read(page).json()['text']
     assert by_index[1]['status'] == 422
     assert by_index[2]['sha256'] == sha256(line).hexdigest()
+    assert by_index[2]['receipt'] in (client.folder/'audit.jsonl').read_text()
 
 
 def test_many_images_are_streamed_back_before_the_last_is_read(held, tmp_path, line):
@@ -622,13 +623,14 @@ def broken_images(page, seed=0):
         data = to.getvalue()
         for at in (0, 8, 30, len(data)//2, len(data) - 3): yield data[:at]
         for n in (1, 3, 10, 50):
-            for _ in range(4):
+            for _ in range(2):
                 found = bytearray(data)
                 for i in rng.integers(0, min(len(data), 400 if n < 10 else len(data)), n): found[i] = rng.integers(256)
                 yield bytes(found)
     yield from (b'', b'GIF89a', b'\x89PNG\r\n\x1a\n', b'<html>no</html>', b'\0'*1000, rng.bytes(5000), b'%PDF-1.7', b'RIFF\x10\0\0\0WEBPVP8 ')
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning') # Pillow's, about odd files
 def test_broken_images_are_refused_and_never_a_fault(client, page):
     statuses = Counter()
     for data in broken_images(page):
@@ -647,7 +649,7 @@ def test_fuzzing_by_the_description_finds_no_fault_and_no_leak(client):
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
     seen = Counter()
     for operation in (o.ok() for o in schemathesis.openapi.from_url(f'{client.url}/openapi.json').get_all_operations()):
-        @settings(max_examples=15, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def fuzz(case):
             found = case.call(base_url=client.url, headers={'Authorization': client.headers['Authorization']})
@@ -814,6 +816,16 @@ def test_the_record_is_checked_from_the_command_line(record):
     assert code == 1
     assert 'line 2 was changed' in said
     assert say('audit', '--folder', path.parent/'nowhere')[0] == 2
+
+
+def test_a_second_service_on_one_folder_is_told_in_one_line(record, monkeypatch, engine):
+    path, _ = record
+    monkeypatch.setattr(serving, 'Source', lambda: Shelf(engine))
+    audit = Audit(path)
+    code, said = say('serve', '--folder', path.parent)
+    audit.close()
+    assert code == 2
+    assert 'Another service writes to' in said
 
 
 @pytest.mark.slow
