@@ -649,7 +649,7 @@ def test_fuzzing_by_the_description_finds_no_fault_and_no_leak(client):
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
     seen = Counter()
     for operation in (o.ok() for o in schemathesis.openapi.from_url(f'{client.url}/openapi.json').get_all_operations()):
-        @settings(max_examples=8, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=30, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def fuzz(case):
             found = case.call(base_url=client.url, headers={'Authorization': client.headers['Authorization']})
