@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Api', 'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Settings',
+           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Vision', 'Settings',
            'read_yaml', 'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state',
            'environment']
 
@@ -165,14 +165,22 @@ class Secrets(Section):
     mlflow_tracking_uri: SecretStr = SecretStr('')
     google_application_credentials: SecretStr = SecretStr('')
 
-# %% ../nbs/01_lifecycle.ipynb #2c59ae3f
+# %% ../nbs/01_lifecycle.ipynb #81a0943e
 PREFIX = 'MLOPS_COURSE_'
+
+class Vision(Section):
+    "What Google Vision may cost, and for how long we wait for it (lesson 14)."
+    usd_per_1000: float = Field(default=1.5, gt=0)  # images, beyond the free ones
+    free_images: Whole = Field(default=1000, ge=0)  # a month
+    budget_usd: float = Field(default=0., ge=0)     # most to spend in a month
+    deadline_s: float = Field(default=10., gt=0)    # one page, all tries together
 
 class Settings(BaseSettings):
     "All settings of the course, checked."
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter='__', extra='forbid', frozen=True)
     paths: Paths
     services: Services
+    vision: Vision = Vision()
     params: Params
     secrets: Secrets
 
@@ -225,7 +233,7 @@ def describe(
     expected = 'keys of its own' if kind=='model_type' else error['msg'].removeprefix('Value error, ').removeprefix('Input should be ').split(',')[0]
     return f"{file}, {key}: found {found}, expected {expected}. Correct the value"
 
-# %% ../nbs/01_lifecycle.ipynb #6ede31af
+# %% ../nbs/01_lifecycle.ipynb #32f4404c
 def load_settings(
     root:Path|None=None, # The project's top folder; found from the working folder if none
 ) -> Settings:
@@ -236,7 +244,7 @@ def load_settings(
         try: read[name] = read_yaml(root/name)
         except (FileNotFoundError, ValueError) as e: broken[name] = str(e)
     config = read.get('config.yaml', {})
-    wrong = [f"config.yaml, {o}: found a section of {FILES[o]}, expected paths and services. Move it to {FILES[o]}" for o in FILES if o in config]
+    wrong = [f"config.yaml, {o}: found a section of {FILES[o]}, expected paths, services and vision. Move it to {FILES[o]}" for o in FILES if o in config]
     wrong += [f"environment, {o}: found no setting of that name, expected one like {PREFIX}PARAMS__SEED. Rename or unset it"
         for o in os.environ if o.startswith(PREFIX) and '__' in o and o.removeprefix(PREFIX).split('__')[0].lower() not in Settings.model_fields]
     try: settings = Settings(**{**config, 'params': read.get('params.yaml', {}), 'secrets': read_secrets(root/'.env')})
