@@ -901,14 +901,14 @@ For printed English, times, numbers and receipts, in the {len(said['design']['al
 and no text that is far from upright.
 """
 
-# %% ../nbs/07_training.ipynb #9ea7dbf3
+# %% ../nbs/07_training.ipynb #e0e100c5
 def read_files(
-    name:str,                  # An engine, as for `open_engine`
+    name:str|Engine,           # A loaded engine, or its name as for `open_engine`
     files:Sequence[str|Path],
-    line:bool=False,           # Is every image one line?
+    line:bool=False,           # Is every image one line? A loaded engine knows that itself
 ) -> Iterator[dict[str, Any]]: # file, engine, text, lines and seconds; or file and error
     "What the engine reads in each file. A bad one does not stop the others."
-    engine = open_engine(name, line)
+    engine = open_engine(name, line) if isinstance(name, str) else name
     for file in files:
         try: reading = engine(load_image(file))
         except (OSError, ValueError) as e: yield {'file': str(file), 'error': str(e)}

@@ -425,7 +425,7 @@ async def read_on_record(
             entry['model'] = reading.engine
             return reading
 
-# %% ../nbs/14_vision.ipynb #08c5acbe
+# %% ../nbs/14_vision.ipynb #82d8734a
 STYLE = '''
 .gradio-container main {width: 100%; max-width: 1180px}
 .said {padding: .8em 1em; border-left: 4px solid #d35400; background: #d3540018; border-radius: 6px}
@@ -440,11 +440,6 @@ def build_page(
     "A page on which people have an image read by several engines side by side."
     import gradio as gr
     readers = {OWN: None, **engines}
-
-    class Photo(gr.Image):
-        "Hands over the file as it was sent, so that it is us who say what is wrong with it."
-        is_template = True
-        def preprocess(self, payload): return payload.path if payload else None
 
     async def read(path, chosen, request:gr.Request):
         hidden = [gr.Column(visible=False), '', None, '']
@@ -469,8 +464,9 @@ def build_page(
         gr.Markdown("# Reader\nReads timetables and other printed pages. Boxes are blue where the engine is sure, and orange where you should look twice.")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                photo = Photo(label='Page', show_label=False, sources=['upload', 'webcam', 'clipboard'], height=300, buttons=['fullscreen'],
+                photo = gr.Image(label='Page', show_label=False, sources=['upload', 'webcam', 'clipboard'], height=300, buttons=['fullscreen'],
                               webcam_options=gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}}))
+                photo.preprocess = lambda sent: sent.path if sent else None # the file as it was sent: it is us who say what is wrong with it
             with gr.Column(scale=1, min_width=240):
                 chosen = gr.CheckboxGroup(list(readers), value=list(readers)[:2], label='Engines')
                 press = gr.Button('Read', variant='primary', size='lg')

@@ -211,18 +211,22 @@ def evaluate(folder:str, lines:int, pages:int) -> None:
     t.save_atomically(Path(folder)/'README.md', lambda to: to.write_text(card, encoding='utf-8'))
     click.echo(scores.round(4).to_string(index=False))
 
-# %% ../../nbs/tools/cli.ipynb #31b6be35
+# %% ../../nbs/tools/cli.ipynb #84d82956
 @main.command(epilog=example("mlops-course read data/pages/render_1.png --engine custom"))
 @click.argument('images', nargs=-1, required=True)
-@click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr or tesseract.")
+@click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr, tesseract or vision.")
 @click.option('--lines', is_flag=True, help="Every image is one cropped line.")
 def read(images:tuple[str, ...], engine:str, lines:bool) -> None:
     "Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same."
     import json
 
     from mlops_course.training import read_files
+    loaded:Any = engine
+    if engine == 'vision':
+        from mlops_course.vision import open_vision
+        loaded = open_vision(lines)
     bad = False
-    for found in read_files(engine, images, lines):
+    for found in read_files(loaded, images, lines):
         click.echo(json.dumps(found, ensure_ascii=False))
         bad |= 'error' in found
     sys.exit(bad)
@@ -429,7 +433,7 @@ def rollback(who:str, why:str, name:str) -> None:
     from mlops_course.tracking import open_store
     click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")
 
-# %% ../../nbs/tools/cli.ipynb #04a34e8c
+# %% ../../nbs/tools/cli.ipynb #52e58ab3
 folder_option = click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  [default: serving in _course]")
 
 def serving_folder(folder:str|None) -> Any:
@@ -442,8 +446,9 @@ def serving_folder(folder:str|None) -> Any:
 @main.command(epilog=example("mlops-course serve --port 8000"))
 @click.option('--host', help="Address to listen on; 0.0.0.0 lets other machines in.")
 @click.option('--port', type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option('--page', is_flag=True, help="With a page for people under /page, where they sign in with name and key.")
 @folder_option
-def serve(host:str|None, port:int|None, folder:str|None) -> None:
+def serve(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
     "Serve the champion of the registry, or the shipped recogniser where there is none, until Ctrl+C."
     from mlops_course.project import load_settings
     from mlops_course.serving import create_app, server_options
@@ -455,8 +460,12 @@ def serve(host:str|None, port:int|None, folder:str|None) -> None:
     tls = 'ssl_certfile' in server_options(limits)
     try: app = create_app(folder=serving_folder(folder), limits=limits)
     except BlockingIOError as e: raise Foreseen(str(e)) from e # another service has the folder
+    if page:
+        from mlops_course.training import open_engine
+        from mlops_course.vision import add_page, open_vision
+        add_page(app, {'Google Vision': open_vision(), 'RapidOCR': open_engine('rapidocr')})
     service = app.state.service
-    click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{limits.port}. Described at /openapi.json")
+    click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{limits.port}. Its API: /docs{'. Its page: /page' if page else ''}")
     if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
     if not tls and limits.host not in ('127.0.0.1', 'localhost', '::1'): click.echo("No TLS: keys and images can be read on the way", err=True)
     serve_app(app)
