@@ -972,5 +972,6 @@ d = { 'settings': { 'branch': 'main',
                                      'mlops_course.vision.lines_of': ('vision.html#lines_of', 'mlops_course/vision.py'),
                                      'mlops_course.vision.most_images': ('vision.html#most_images', 'mlops_course/vision.py'),
                                      'mlops_course.vision.open_vision': ('vision.html#open_vision', 'mlops_course/vision.py'),
+                                     'mlops_course.vision.patiently': ('vision.html#patiently', 'mlops_course/vision.py'),
                                      'mlops_course.vision.read_on_record': ('vision.html#read_on_record', 'mlops_course/vision.py'),
                                      'mlops_course.vision.why_not': ('vision.html#why_not', 'mlops_course/vision.py')}}}
