@@ -433,7 +433,7 @@ async def read_on_record(
             entry['model'] = reading.engine
             return reading
 
-# %% ../nbs/14_vision.ipynb #8640bee1
+# %% ../nbs/14_vision.ipynb #7008c95c
 STYLE = '''
 .gradio-container main {width: 100%; max-width: 1180px}
 .said {padding: .8em 1em; border-left: 4px solid #d35400; background: #d3540018; border-radius: 6px}
@@ -449,24 +449,26 @@ def build_page(
     import gradio as gr
     readers = {OWN: None, **engines}
 
+    def board(words, shown):
+        "The message, and for each engine what it read; the others are hidden."
+        return [banner(words), *(o for name in readers for o in shown.get(name, (gr.Column(visible=False), '', None, '')))]
+
     async def read(path, chosen, request:gr.Request):
-        hidden = [gr.Column(visible=False), '', None, '']
-        shown = dict.fromkeys(readers, hidden)
-        def now(words=''): return [banner(words), *(o for name in readers for o in shown[name])]
+        shown = {}
         try:
             if not path: raise refusal(422, "There is no image yet. Drop one on the left, or take a picture")
             if not chosen: raise refusal(422, "No engine is chosen. Tick at least one")
             key = next((o for o in service.keys if o.name == request.username), None)
             if key is None: raise refusal(401, "Your key was revoked. Ask for a new one")
-            yield now()
+            yield board('', shown)
             with open(path, 'rb') as file:
                 image = await asyncio.to_thread(load_upload, file, service.limits.max_pixels)
                 for name in (o for o in readers if o in chosen):
                     service.admit(key)
                     reading = await read_on_record(service, key.name, name, readers[name], file)
                     shown[name] = [gr.Column(visible=True), caption(reading), draw_boxes(image, reading), reading.text]
-                    yield now()
-        except HTTPException as e: yield now(str(e.detail))
+                    yield board('', shown)
+        except HTTPException as e: yield board(str(e.detail), shown)
 
     with gr.Blocks(title='Reader', analytics_enabled=False, delete_cache=(600, 600)) as page: # seconds: a photo is not kept for longer
         gr.Markdown("# Reader\nReads timetables and other printed pages. Boxes are blue where the engine is sure, and orange where you should look twice.")
@@ -487,6 +489,7 @@ def build_page(
                     boxed = gr.Image(show_label=False, interactive=False, buttons=['fullscreen'], alt_text=f"The page, with boxes by {name}")
                     parts += [column, gr.Markdown(), boxed,
                               gr.Textbox(label=f'Text from {name}', lines=8, max_lines=20, buttons=['copy'], elem_classes='read')]
+        photo.clear(lambda: board('', {}), None, parts, api_visibility='private') # no old text beside a new photo
         press.click(read, [photo, chosen], parts, concurrency_limit=service.limits.places, api_visibility='private')
     return page
 

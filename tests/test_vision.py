@@ -6,16 +6,20 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlops_course.ocr import Engine, Line, Reading, load_image
-from mlops_course.project import Vision
+from mlops_course.ocr import Engine, Line, Reading, draw_boxes, load_image
+from mlops_course.project import Api, Vision
 from mlops_course.scoring import cer
+from mlops_course.serving import create_app, on_free_port
 from mlops_course.tools.cli import main
 from mlops_course.tools.house import find_root
 from mlops_course.training import open_engine
@@ -23,21 +27,26 @@ from mlops_course.vision import (
     BATCH,
     FAULTS,
     MOST_BYTES,
+    OWN,
     WHY,
     Breaker,
     Budget,
     Fallback,
+    FallbackReading,
     GoogleVision,
     NotRead,
     StandIn,
+    add_page,
     annotation_of,
+    banner,
+    caption,
     connect_google,
     connect_local,
     cost_usd,
     encode,
     lines_of,
     most_images,
-    open_vision,
+    patiently,
 )
 
 ROOT = find_root()
@@ -112,7 +121,10 @@ def test_a_slanted_line_keeps_its_corners():
     assert np.abs(np.array(found.box) - slanted).max() <= 1
 
 
-@pytest.mark.parametrize(('kind', 'ends'), [('SPACE', 'ab cd'), ('SURE_SPACE', 'ab cd'), ('HYPHEN', 'ab-|cd'), ('EOL_SURE_SPACE', 'ab|cd'), ('UNKNOWN', 'abcd')])
+BREAKS = [('SPACE', 'ab cd'), ('SURE_SPACE', 'ab cd'), ('HYPHEN', 'ab-|cd'), ('EOL_SURE_SPACE', 'ab|cd'), ('UNKNOWN', 'abcd')]
+
+
+@pytest.mark.parametrize(('kind', 'ends'), BREAKS)
 def test_every_kind_of_break_is_understood(kind, ends):
     from google.cloud import vision as google
     def word(text, left, ending):
@@ -210,6 +222,18 @@ def test_waiting_times_differ_and_grow(vision, stand_in, white, monkeypatch):
     assert (np.diff(rounds.mean(axis=0)) > 0).all()
     assert (rounds <= vision.first_wait_s*2.**np.arange(4)).all()
     assert len(set(waits)) == 80
+
+
+def test_each_try_is_told_what_is_left():
+    from google.api_core.exceptions import ServiceUnavailable
+    told = []
+    def call(left):
+        told.append(left)
+        if len(told) < 4: raise ServiceUnavailable('not yet')
+        return 'read'
+    assert patiently(call, 5., .05) == 'read'
+    assert told == sorted(told, reverse=True)
+    assert all(0 < o <= 5 for o in told)
 
 
 # --- the breaker
@@ -536,3 +560,216 @@ def test_with_a_key_the_same_code_speaks_tls_and_proves_who_it_is(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == TEXTS
     assert [o.startswith('Bearer ey') for o in tokens] == [True]
+
+
+def test_the_command_line_says_who_read_and_why(monkeypatch):
+    monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', '')
+    done = CliRunner().invoke(main, ['read', str(PAGE), '--engine', 'vision'])
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told['engine'], told['why']) == (0, 'custom', 'credentials')
+
+
+def test_the_command_line_stops_at_a_key_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', str(tmp_path/'none.json'))
+    done = CliRunner().invoke(main, ['read', str(PAGE), '--engine', 'vision'])
+    assert done.exit_code == 2
+    assert 'GOOGLE_APPLICATION_CREDENTIALS' in done.stderr
+
+
+# --- the page
+
+def test_the_caption_counts_what_is_doubtful():
+    reading = Reading('x', [Line('a', .9, box(0, 0, 9, 9)), Line('b', .5, box(0, 20, 9, 29))], .0421)
+    assert caption(reading) == '**2** lines · confidence **0.70**, 1 doubtful · **42** ms'
+    assert caption(Reading('x', [], .1)) == '**0** lines · **100** ms'
+
+
+def test_the_caption_says_who_read_instead():
+    said = caption(FallbackReading('custom', [], .1, 'quota', 'Google says no'))
+    assert '`custom` instead: Google says no' in said
+    assert 'instead' not in caption(FallbackReading('vision', [], .1, '', ''))
+
+
+def test_a_message_stays_text():
+    assert '<b>' not in banner('<b>bold</b>')
+    assert 'role="alert"' in banner('x')
+    assert banner('') == ''
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The service with its page, beside a stand-in for Vision that reads with our own engine."
+    folder = tmp_path_factory.mktemp('site')
+    own = open_engine('custom')
+    with StandIn(own) as far, connect_local(far.address) as client:
+        google = GoogleVision(client, Budget(folder/'budget.db', 1000), Breaker(failures=99), name='stand-in')
+        app = create_app(folder=folder/'service', limits=Api(rate=1000, burst=1000, max_pixels=1_000_000, image_mb=2))
+        add_page(app, {'Vision': Fallback(google, own), 'third': own})
+        with on_free_port(app) as url:
+            yield SimpleNamespace(url=url, app=app, service=app.state.service, far=far, own=own, folder=folder, key=app.state.service.keys.add('ana'))
+
+
+@contextmanager
+def signed_in(browser, site, name, key, **size):
+    "A page of the browser in which `name` has signed in; it notes every address it asks for."
+    tab = browser.new_page(viewport=size)
+    tab.set_default_timeout(30_000)
+    tab.asked, tab.errors = [], []
+    tab.on('request', lambda o: tab.asked.append(o.url))
+    tab.on('pageerror', lambda o: tab.errors.append(str(o)))
+    try:
+        tab.goto(f'{site.url}/page')
+        tab.get_by_label('username').fill(name)
+        tab.get_by_label('password').fill(key)
+        tab.get_by_role('button', name='Login').click()
+        tab.get_by_role('button', name='Read', exact=True).wait_for()
+        yield tab
+    finally: tab.close()
+
+
+@pytest.fixture(scope='module')
+def tab(browser, site):
+    with signed_in(browser, site, 'ana', site.key, width=1300, height=1000) as opened: yield opened
+
+
+def send(tab, path):
+    "Put an image on the page, in place of the one before, and press the button."
+    away = tab.get_by_label('Remove Image')
+    if away.count():
+        away.first.click()
+        tab.wait_for_function("() => ![...document.querySelectorAll('.read')].some(o => o.checkVisibility())") # old results are gone
+    if path:
+        with tab.expect_response(lambda o: '/upload' in o.url): tab.locator('input[type=file]').first.set_input_files(path)
+        tab.get_by_label('Remove Image').first.wait_for()
+    tab.get_by_role('button', name='Read', exact=True).click()
+
+
+def box_of(tab, name): return tab.locator('label', has_text=f'Text from {name}').locator('textarea')
+
+
+def text_of(tab, name):
+    "What stands in the box of an engine, once it is there."
+    tab.wait_for_function("name => [...document.querySelectorAll('label')].some(o => o.innerText.includes(name) && o.querySelector('textarea')?.value)",
+                          arg=f'Text from {name}')
+    return box_of(tab, name).input_value()
+
+
+def alert(tab, words):
+    "The message, once it holds `words`."
+    found = tab.get_by_role('alert').filter(has_text=words)
+    found.wait_for()
+    return found.inner_text()
+
+
+@pytest.mark.slow
+class TestPage:
+    "What people see, in Chromium."
+
+    def test_text_and_boxes_of_an_uploaded_page(self, tab, site):
+        send(tab, PAGE)
+        image = load_image(PAGE)
+        reading = site.own(image)
+        for name in (OWN, 'Vision'): assert text_of(tab, name) == reading.text
+        for name in (OWN, 'Vision'):
+            shown = tab.get_by_alt_text(f'The page, with boxes by {name}')
+            shown.wait_for()
+            data = tab.request.get(shown.get_attribute('src')).body()
+            got = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            expected = draw_boxes(image, reading)
+            drawn = (expected != image).any(axis=2)
+            assert drawn.sum() > 1000
+            assert got.shape == expected.shape
+            assert np.abs(got[drawn].astype(int) - expected[drawn]).mean() < 40 # the browser gets a compressed picture
+            assert np.abs(got[drawn].astype(int) - image[drawn]).mean() > 80 # and it is not the bare page
+        assert tab.get_by_text('34 lines').count() == 2
+        assert not box_of(tab, 'third').is_visible()
+
+    def test_a_broken_file_gets_a_sentence_and_no_old_results(self, tab, tmp_path):
+        (tmp_path/'torn.png').write_bytes(PAGE.read_bytes()[:4000])
+        send(tab, tmp_path/'torn.png')
+        said = alert(tab, 'was cut off')
+        assert str(tmp_path) not in said
+        assert 'gradio' not in said
+        assert not box_of(tab, OWN).is_visible()
+
+    def test_other_refusals_say_what_to_do(self, tab, tmp_path):
+        (tmp_path/'page.png').write_text('<html>not found</html>')
+        cv2.imwrite(str(tmp_path/'huge.png'), np.full((1001, 1000), 255, np.uint8))
+        (tmp_path/'heavy.png').write_bytes(PAGE.read_bytes() + bytes(2_100_000))
+        send(tab, None)
+        assert 'no image yet' in alert(tab, 'There is no image')
+        send(tab, tmp_path/'page.png')
+        assert 'is not an image' in alert(tab, 'Expected a JPEG')
+        send(tab, tmp_path/'huge.png')
+        assert 'Make it smaller' in alert(tab, '1,000×1,001')
+        tab.get_by_label('Remove Image').first.click()
+        tab.locator('input[type=file]').first.set_input_files(tmp_path/'heavy.png')
+        tab.get_by_text('exceed the maximum allowed size').wait_for()
+
+    def test_a_busy_service_says_so(self, tab, site):
+        site.service.taken += site.service.limits.places
+        try:
+            send(tab, PAGE)
+            assert 'try again' in alert(tab, 'places are taken')
+        finally: site.service.taken -= site.service.limits.places
+
+    def test_the_fallback_is_seen(self, tab, site):
+        site.far.fault = 'quota'
+        try:
+            send(tab, PAGE)
+            text_of(tab, 'Vision')
+            tab.get_by_text('Read by custom instead: Google says that we ask too often').wait_for()
+        finally: site.far.fault = ''
+
+    def test_a_revoked_key_reads_no_more(self, browser, site):
+        with signed_in(browser, site, 'ben', site.service.keys.add('ben'), width=800, height=900) as ben:
+            site.service.keys.revoke('ben')
+            send(ben, PAGE)
+            assert 'Ask for a new one' in alert(ben, 'revoked')
+
+    def test_everything_fits_on_a_phone(self, browser, site):
+        with signed_in(browser, site, 'ana', site.key, width=390, height=844) as phone:
+            send(phone, PAGE)
+            text_of(phone, 'Vision')
+            assert phone.evaluate('() => { scrollTo(500, 0); return scrollX; }') == 0
+            sides = [box_of(phone, name).bounding_box() for name in (OWN, 'Vision')]
+            assert sides[1]['y'] > sides[0]['y'] + sides[0]['height'] # one below the other
+            if shots := os.environ.get('MLOPS_COURSE_SHOTS'): phone.screenshot(path=f'{shots}/page_phone.png', full_page=True)
+
+    def test_engines_stand_side_by_side_on_a_wide_screen(self, tab):
+        send(tab, PAGE)
+        text_of(tab, 'Vision')
+        sides = [box_of(tab, name).bounding_box() for name in (OWN, 'Vision')]
+        assert abs(sides[0]['y'] - sides[1]['y']) < 5
+        assert sides[1]['x'] > sides[0]['x'] + sides[0]['width']
+        if shots := os.environ.get('MLOPS_COURSE_SHOTS'): tab.screenshot(path=f'{shots}/page_wide.png', full_page=True)
+
+    def test_nothing_was_asked_of_anybody_else(self, tab, site):
+        assert [o for o in tab.asked if not o.startswith((f'{site.url}/', 'data:', 'blob:'))] == []
+        assert tab.errors == []
+
+
+@pytest.mark.slow
+def test_the_page_lets_nobody_in_without_a_key(site):
+    with httpx.Client(base_url=site.url, follow_redirects=True) as http:
+        assert http.post('/page/gradio_api/upload', files={'files': ('x.png', b'x')}).status_code == 401
+        assert http.post('/page/gradio_api/queue/join', json={'data': [None, []], 'fn_index': 0, 'session_hash': 'x'}).status_code == 401
+        for name, key in (('ana', 'guess'), ('ben', site.key), ('', '')):
+            assert http.post('/page/login', data={'username': name, 'password': key}).status_code >= 400
+
+
+@pytest.mark.slow
+def test_the_page_does_not_cost_the_service_its_routes(site):
+    assert httpx.get(f'{site.url}/health').status_code == 200
+    assert httpx.post(f'{site.url}/v1/read', files={'file': PAGE.read_bytes()}).status_code == 401
+    told = httpx.post(f'{site.url}/v1/read', files={'file': PAGE.read_bytes()}, headers={'Authorization': f'Bearer {site.key}'}).json()
+    assert told['text'] == site.own(load_image(PAGE)).text
+
+
+@pytest.mark.slow
+def test_the_camera_does_not_mirror_and_looks_outwards(site):
+    import gradio as gr
+    photo = next(o for o in site.app.routes[-1].app.get_blocks().blocks.values() if isinstance(o, gr.Image) and o.interactive is not False)
+    assert set(photo.sources) == {'upload', 'webcam', 'clipboard'}
+    assert photo.webcam_options.mirror is False
+    assert photo.webcam_options.constraints['video']['facingMode'] == 'environment'
