@@ -61,7 +61,7 @@ def annotation_of(
         symbol.property.detected_break.type_ = vision.TextAnnotation.DetectedBreak.BreakType.LINE_BREAK
     return found
 
-# %% ../nbs/14_vision.ipynb #713acef9
+# %% ../nbs/14_vision.ipynb #8acfc80d
 BATCH = 16 # most images in one call
 FAULTS = { # what a stand-in can suffer from, as Google says it
     'unavailable': ('UNAVAILABLE', "The service is currently unavailable."),
@@ -84,13 +84,17 @@ class StandIn:
         import grpc
         from google.cloud import vision
         method = grpc.unary_unary_rpc_method_handler(self.batch, vision.BatchAnnotateImagesRequest.deserialize, vision.BatchAnnotateImagesResponse.serialize)
-        self.server = grpc.server(ThreadPoolExecutor(8), options=[('grpc.max_receive_message_length', 64<<20), ('grpc.so_reuseport', 0)])
+        self.threads = ThreadPoolExecutor(8)
+        self.server = grpc.server(self.threads, options=[('grpc.max_receive_message_length', 64<<20), ('grpc.so_reuseport', 0)])
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler('google.cloud.vision.v1.ImageAnnotator', {'BatchAnnotateImages': method}),))
         self.address = f"127.0.0.1:{self.listen()}"
         self.server.start()
         return self
 
-    def __exit__(self, *error:object) -> None: self.server.stop(0).wait()
+    def __exit__(self, *error:object) -> None:
+        self.server.stop(0).wait()
+        self.threads.shutdown(wait=False)
+
     def listen(self) -> int: return self.server.add_insecure_port('127.0.0.1:0') # any free port
 
     def batch(self, request:Any, context:Any) -> Any:
@@ -173,17 +177,17 @@ def lines_of(
                 text,words = '',[]
     return lines
 
-# %% ../nbs/14_vision.ipynb #14642f7b
+# %% ../nbs/14_vision.ipynb #9d964926
 WHY = { # why Vision gave no reading, for people
     'credentials': "no key file for Google is named in .env",
-    'budget': "this month's budget for Google is spent",
-    'resting': "Google failed several times just now, and is not asked for a while",
-    'quota': "Google says that we ask too often",
-    'deadline': "Google did not answer in time",
-    'unavailable': "Google cannot be reached",
-    'denied': "Google does not accept our key",
-    'refused': "Google does not take this image",
-    'failed': "Google reports an error of its own"}
+    'budget': "this month's budget for Vision is spent",
+    'resting': "Vision failed several times just now, and is not asked for a while",
+    'quota': "Vision says that we ask too often",
+    'deadline': "Vision did not answer in time",
+    'unavailable': "Vision cannot be reached",
+    'denied': "Vision does not accept our key",
+    'refused': "Vision does not take this image",
+    'failed': "Vision reports an error of its own"}
 SAID = {'RESOURCE_EXHAUSTED': 'quota', 'DEADLINE_EXCEEDED': 'deadline', 'UNAVAILABLE': 'unavailable', 'UNAUTHENTICATED': 'denied',
         'PERMISSION_DENIED': 'denied', 'INVALID_ARGUMENT': 'refused'} # what else Google's status may be is `failed`
 
@@ -200,17 +204,18 @@ def why_not(
     status = getattr(getattr(error, 'cause', None) or error, 'grpc_status_code', None)
     return SAID.get(getattr(status, 'name', ''), 'failed')
 
-# %% ../nbs/14_vision.ipynb #e93015e8
+# %% ../nbs/14_vision.ipynb #3a71db04
 def patiently(
     call:Callable[[float], Any], # Told the seconds that are left
     deadline_s:float,            # For all tries together
     first_wait_s:float=.2,       # Longest wait after the first failure; it doubles with each
 ) -> Any:
-    "What `call` returns, tried again while Google is unavailable and there is time, or `NotRead`."
+    "What `call` returns, tried again while Vision is unavailable and there is time, or `NotRead`."
     from google.api_core.exceptions import GoogleAPIError, ServiceUnavailable
     from google.api_core.retry import Retry, if_exception_type
     end = monotonic() + deadline_s
-    again = Retry(if_exception_type(ServiceUnavailable), initial=first_wait_s, maximum=deadline_s, multiplier=2, timeout=deadline_s)
+    begin_s = .9*deadline_s # a try that begins later could not end
+    again = Retry(if_exception_type(ServiceUnavailable), initial=first_wait_s, maximum=deadline_s, multiplier=2, timeout=begin_s)
     try: return again(lambda: call(max(.001, end - monotonic())))()
     except GoogleAPIError as e: raise NotRead(why_not(e), getattr(getattr(e, 'cause', None) or e, 'message', '')) from e
 
@@ -409,7 +414,7 @@ def banner(words:str) -> str: # HTML
     "A message that stays, and that a screen reader says aloud."
     return f'<div class="said" role="alert">{escape(words)}</div>' if words else ''
 
-# %% ../nbs/14_vision.ipynb #76987df7
+# %% ../nbs/14_vision.ipynb #655785d3
 OWN = 'this service' # the engine of the service itself
 
 async def read_on_record(
@@ -418,6 +423,7 @@ async def read_on_record(
     name:str,                                         # Of the engine, as the page shows it
     engine:Callable[[np.ndarray], Reading]|None,      # None: the service's own
     file:BinaryIO,
+    threads:ThreadPoolExecutor,                       # For engines that are not the service's own
 ) -> Reading:
     "What one engine reads, if there is a place for it; the record says that it was asked."
     with service.place():
@@ -428,12 +434,12 @@ async def read_on_record(
             entry['sha256'] = await asyncio.to_thread(sha256_of, file)
             image = await asyncio.to_thread(load_upload, file, service.limits.max_pixels)
             seconds = service.limits.timeout_s
-            try: reading = await asyncio.wait_for(asyncio.to_thread(engine, image), seconds)
+            try: reading = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, engine, image), seconds)
             except TimeoutError as e: raise refusal(504, f"{name} did not read the image within {seconds:g} seconds. Send a smaller one") from e
             entry['model'] = reading.engine
             return reading
 
-# %% ../nbs/14_vision.ipynb #7008c95c
+# %% ../nbs/14_vision.ipynb #30dddbaf
 STYLE = '''
 .gradio-container main {width: 100%; max-width: 1180px}
 .said {padding: .8em 1em; border-left: 4px solid #d35400; background: #d3540018; border-radius: 6px}
@@ -448,15 +454,23 @@ def build_page(
     "A page on which people have an image read by several engines side by side."
     import gradio as gr
     readers = {OWN: None, **engines}
+    threads = ThreadPoolExecutor(4, 'page') # of its own: should Google be slow, the service does not wait for a thread
+
+    def uploaded(path):
+        "`path`, if it was uploaded here. A program may send any path or address, and on a mounted page Gradio would follow it."
+        if Path(path).resolve().is_relative_to(Path(photo.GRADIO_CACHE).resolve()): return path
+        raise gr.Error("Only what was uploaded here is read")
+    async def kept(path): return uploaded(path)
 
     def board(words, shown):
         "The message, and for each engine what it read; the others are hidden."
         return [banner(words), *(o for name in readers for o in shown.get(name, (gr.Column(visible=False), '', None, '')))]
 
     async def read(path, chosen, request:gr.Request):
-        shown = {}
+        shown:dict[str, tuple] = {}
         try:
             if not path: raise refusal(422, "There is no image yet. Drop one on the left, or take a picture")
+            if not Path(path).is_file(): raise refusal(422, "The image was thrown away after some minutes. Send it again")
             if not chosen: raise refusal(422, "No engine is chosen. Tick at least one")
             key = next((o for o in service.keys if o.name == request.username), None)
             if key is None: raise refusal(401, "Your key was revoked. Ask for a new one")
@@ -465,20 +479,21 @@ def build_page(
                 image = await asyncio.to_thread(load_upload, file, service.limits.max_pixels)
                 for name in (o for o in readers if o in chosen):
                     service.admit(key)
-                    reading = await read_on_record(service, key.name, name, readers[name], file)
-                    shown[name] = [gr.Column(visible=True), caption(reading), draw_boxes(image, reading), reading.text]
+                    reading = await read_on_record(service, key.name, name, readers[name], file, threads)
+                    shown[name] = gr.Column(visible=True), caption(reading), draw_boxes(image, reading), reading.text
                     yield board('', shown)
         except HTTPException as e: yield board(str(e.detail), shown)
 
-    with gr.Blocks(title='Reader', analytics_enabled=False, delete_cache=(600, 600)) as page: # seconds: a photo is not kept for longer
+    with gr.Blocks(title='Reader', analytics_enabled=False, delete_cache=(300, 300)) as page: # seconds: looks so often for files so old
         gr.Markdown("# Reader\nReads timetables and other printed pages. Boxes are blue where the engine is sure, and orange where you should look twice.")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 photo = gr.Image(label='Page', show_label=False, sources=['upload', 'webcam', 'clipboard'], height=300, buttons=['fullscreen'],
                               webcam_options=gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}}))
-                photo.preprocess = lambda sent: sent.path if sent else None # the file as it was sent: it is us who say what is wrong with it
+                photo.preprocess = lambda sent: uploaded(sent.path) if sent else None # the file as it was sent: it is us who say what is wrong with it
             with gr.Column(scale=1, min_width=240):
                 chosen = gr.CheckboxGroup(list(readers), value=list(readers)[:2], label='Engines')
+                for o in (photo, chosen): o.async_move_resource_to_block_cache = kept
                 press = gr.Button('Read', variant='primary', size='lg')
                 said = gr.HTML()
         parts = [said]
@@ -490,7 +505,7 @@ def build_page(
                     parts += [column, gr.Markdown(), boxed,
                               gr.Textbox(label=f'Text from {name}', lines=8, max_lines=20, buttons=['copy'], elem_classes='read')]
         photo.clear(lambda: board('', {}), None, parts, api_visibility='private') # no old text beside a new photo
-        press.click(read, [photo, chosen], parts, concurrency_limit=service.limits.places, api_visibility='private')
+        press.click(read, [photo, chosen], parts, concurrency_limit=None, api_visibility='private')
     return page
 
 def add_page(
