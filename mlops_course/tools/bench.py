@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'model_figures', 'tracking_figures', 'compression_figures',
-           'tuning_figures', 'load_of', 'serving_figures', 'figures']
+           'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -296,10 +296,39 @@ def serving_figures() -> Iterator[dict]:
         for name,(command,reads) in servers.items():
             for found in load_of(command, reads, env): yield dict(figure='service', service=name, **found)
 
-# %% ../../nbs/tools/bench.ipynb #bece0b4b
+# %% ../../nbs/tools/bench.ipynb #4a901ef6
+def vision_figures() -> Iterator[dict]:
+    "Milliseconds of a page through Google's client and the stand-in, and what breaker and budget add."
+    from mlops_course.ocr import Engine, load_image
+    from mlops_course.training import load_custom
+    from mlops_course.vision import Breaker, Budget, Fallback, GoogleVision, StandIn, connect_local
+    page = load_image(find_root()/'data'/'pages'/'render_1.png')
+    own = load_custom()
+    lines = own(page).lines
+    def per_call(call, n):
+        call()
+        cpu,start = time.process_time(),time.perf_counter()
+        for _ in range(n): call()
+        return (time.perf_counter() - start)/n,(time.process_time() - cpu)/n
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, StandIn(Engine('known', lambda image: lines)) as far, connect_local(far.address) as client:
+        budget,breaker = Budget(Path(tmp, 'budget.db'), 10**9),Breaker()
+        read = Fallback(GoogleVision(client, budget, breaker, name='stand-in'), own)
+        def asked():
+            with breaker.asking(): pass
+        def taken():
+            with budget.take(): pass
+        for step,call,n in (('a page of 34 lines', lambda: read(page), 50), ('breaker', asked, 20_000), ('budget', taken, 200)):
+            seconds,cpu = per_call(call, n)
+            yield dict(figure='vision', step=step, ms=1000*seconds, cpu_ms=1000*cpu)
+        far.fault = 'quota'
+        for _ in range(breaker.failures): read(page)
+        seconds,cpu = per_call(lambda: read(page), 20)
+        yield dict(figure='vision', step='fallback to our own engine, breaker open', ms=1000*seconds, cpu_ms=1000*cpu)
+
+# %% ../../nbs/tools/bench.ipynb #80d4698e
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
-    registry=registry_figures, serving=serving_figures)
+    registry=registry_figures, serving=serving_figures, vision=vision_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
