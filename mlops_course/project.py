@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Vision', 'Settings',
+           'Api', 'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Vision', 'Settings',
            'read_yaml', 'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state',
            'environment']
 

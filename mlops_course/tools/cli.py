@@ -433,7 +433,7 @@ def rollback(who:str, why:str, name:str) -> None:
     from mlops_course.tracking import open_store
     click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")
 
-# %% ../../nbs/tools/cli.ipynb #d1f53c1f
+# %% ../../nbs/tools/cli.ipynb #04a34e8c
 folder_option = click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  [default: serving in _course]")
 
 def serving_folder(folder:str|None) -> Any:
@@ -465,7 +465,7 @@ def serve(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
         from mlops_course.vision import add_page, open_vision
         add_page(app, {'Google Vision': open_vision(), 'RapidOCR': open_engine('rapidocr')})
     service = app.state.service
-    click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{limits.port}. Its API: /docs")
+    click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{limits.port}. Described at /openapi.json")
     if page: click.echo("Its page for people: /page")
     if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
     if not tls and limits.host not in ('127.0.0.1', 'localhost', '::1'): click.echo("No TLS: keys and images can be read on the way", err=True)
