@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Api', 'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Params', 'Secrets', 'Vision', 'Settings',
+           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Limits', 'Params', 'Secrets', 'Settings',
            'read_yaml', 'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state',
            'environment']
 
@@ -115,7 +115,7 @@ class Services(Section):
     lab_port: Whole = Field(ge=1, le=65535) # JupyterLab
     api: Api = Api()
 
-# %% ../nbs/01_lifecycle.ipynb #7c0e54db
+# %% ../nbs/01_lifecycle.ipynb #1e07aa19
 class Ocr(Section):
     "What lesson 02 accepts as a page."
     min_side: Whole = Field(ge=1)   # pixels
@@ -151,6 +151,13 @@ class Gates(Section):
     p95_ms: float = Field(default=50., gt=0) # a line
     size_mb: float = Field(default=5., gt=0) # on disk
 
+class Limits(Section):
+    "What a model must hold by itself, champion or not (lesson 12)."
+    cer: float = Field(default=.05, gt=0)            # most on each kind of line, at the upper end of its interval
+    cases: Whole = Field(default=60, ge=1)           # of each capability
+    failing: float = Field(default=.35, gt=0, le=1)  # most of them that may fail, at the upper end of the interval
+    gaps: tuple[str, ...] = ()                       # capabilities that are known to be missing
+
 class Params(Section):
     "Numbers that change a result, from `params.yaml`."
     seed: Whole = Field(ge=0, lt=2**32) # the range that NumPy takes
@@ -159,6 +166,7 @@ class Params(Section):
     data: Data = Data()
     training: Training = Training()
     gates: Gates = Gates()
+    testing: Limits = Limits()
 
 class Secrets(Section):
     "What nobody may read over a shoulder, from `.env`."
