@@ -280,7 +280,7 @@ def cover(
         file, = json.loads(told)['files'].values()
     return Covered(found, file['summary']['percent_covered'], file['missing_lines'])
 
-# %% ../nbs/12_testing.ipynb #f4264597
+# %% ../nbs/12_testing.ipynb #9d46c0db
 PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot), (ast.Add, ast.Sub), (ast.Mult, ast.Div),
          (ast.And, ast.Or))
 SWAPS:dict[type, Any] = {a: b for pair in PAIRS for a,b in (pair, pair[::-1])}
@@ -311,11 +311,10 @@ def mutants(
     function:Callable[..., Any], # Written in Python, at the top of a module
 ) -> list[Mutant]:
     "Every variant of `function`. Names, words and error messages stay."
-    tree = ast.parse(dedent(inspect.getsource(function)))
-    body,found = tree.body[0],[]
-    if not isinstance(body, ast.FunctionDef) or function.__closure__ or hasattr(function, '__wrapped__'):
+    if not inspect.isfunction(function) or function.__closure__ or hasattr(function, '__wrapped__'):
         raise ValueError(f"{function} is no plain function of a module, and one was expected. Name the function inside it")
-    was = ast.unparse(tree)
+    tree,found = ast.parse(dedent(inspect.getsource(function))),[]
+    body,was = tree.body[0],ast.unparse(tree)
     quiet = {id(o) for part in ast.walk(body) if isinstance(part, ast.Raise | ast.JoinedStr | ast.arguments) for o in ast.walk(part)}
     for parent in [o for o in ast.walk(body) if id(o) not in quiet]:
         for field,value in ast.iter_fields(parent):

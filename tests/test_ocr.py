@@ -379,6 +379,11 @@ def test_pieces_come_back_in_reading_order(seed):
     assert in_reading_order(Random(seed).sample(cells, 6)) == cells
 
 
+def test_lines_that_share_a_corner_are_ordered_whichever_comes_first(): # found by lesson 12
+    inner, outer = (Line(f'{o} high', 1., [[0, 0], [1, 0], [1, o], [0, o]]) for o in (1, 2))
+    assert in_reading_order([inner, outer]) == in_reading_order([outer, inner])
+
+
 def test_a_row_may_climb_a_little():
     cells = [at(str(i), 100*i, 60-6*i) for i in range(6)] + [at('next', 0, 90)]
     assert Reading('nobody', cells[::-1], 0.).text == '0 1 2 3 4 5\nnext'

@@ -1,0 +1,364 @@
+"Testing (lesson 12): reports, capabilities, gates, coverage, mutants, flaky tests and contracts, each on small parts of its own."
+import importlib
+import io
+import sys
+from textwrap import dedent
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mlops_course import testing
+from mlops_course.ocr import load_image
+from mlops_course.project import Gates, Limits, load_settings
+from mlops_course.scoring import score
+from mlops_course.testing import (
+    CAPABILITIES,
+    Capability,
+    awkward_images,
+    clear_line,
+    contract_failures,
+    cover,
+    draw_failures,
+    failure_rates,
+    find_flaky,
+    model_gates,
+    mutants,
+    run_tests,
+    share_of,
+    try_capabilities,
+    try_mutants,
+    upload_field,
+)
+
+
+def always(text, sure=.9):
+    "A reader that says the same of every picture."
+    return lambda images: [(text, sure)]*len(images)
+
+
+# Reports
+
+MIXED = '''
+import pytest
+def test_good(): pass
+def test_bad(): assert 1 == 2, 'one is not two\\nand never was'
+@pytest.fixture
+def broken(): raise OSError('no disk')
+def test_error(broken): pass
+@pytest.mark.skip(reason='not today')
+def test_skipped(): pass
+@pytest.mark.xfail(strict=True)
+def test_gap(): assert 0
+@pytest.mark.xfail(strict=True)
+def test_gap_that_is_gone(): pass
+'''
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_report_says_of_each_test_what_happened_and_why(inside):
+    found = run_tests(MIXED, inside=inside).set_index('test')
+    assert found['outcome'].to_dict() == {'test_good': 'passed', 'test_bad': 'failed', 'test_error': 'failed', 'test_skipped': 'skipped',
+                                          'test_gap': 'skipped', 'test_gap_that_is_gone': 'failed'}
+    assert found['why']['test_bad'] == 'AssertionError: one is not two'
+    assert 'and never was' in found['said']['test_bad']
+    assert 'no disk' in found['said']['test_error']
+
+
+def test_a_second_run_inside_does_not_see_the_first():
+    assert run_tests('def test_a(): pass', inside=True)['test'].tolist() == ['test_a']
+    assert run_tests('def test_b(): assert 0', inside=True)[['test', 'outcome']].to_numpy().tolist() == [['test_b', 'failed']]
+
+
+def test_a_folder_of_tests_is_run_and_words_choose(tmp_path):
+    for name in ('a', 'b'): (tmp_path/f'test_{name}.py').write_text(f'def test_{name}(): pass')
+    assert sorted(run_tests(tmp_path)['test']) == ['test_a', 'test_b']
+    assert run_tests(tmp_path, '-k', 'test_b')['test'].tolist() == ['test_b']
+
+
+@pytest.mark.parametrize(('tests', 'ended'), [('this is no Python', 2), ('x = 1', 5)])
+def test_a_file_that_holds_no_tests_is_refused(tests, ended):
+    with pytest.raises(ValueError, match=f'ended with {ended}'): run_tests(tests)
+
+
+def test_plugins_of_the_machine_stay_out():
+    found = run_tests("def test_plain(request): assert not request.config.pluginmanager.hasplugin('xdist')")
+    assert found['outcome'].tolist() == ['passed']
+
+
+# Capabilities
+
+def test_every_capability_has_a_name_of_its_own_and_a_kind():
+    assert len({o.name for o in CAPABILITIES}) == len(CAPABILITIES)
+    assert {o.kind for o in CAPABILITIES} == {'minimum', 'invariance', 'direction'}
+    assert all((o.change is None) == (o.kind == 'minimum') and (o.holds is not None) == (o.kind == 'direction') for o in CAPABILITIES)
+
+
+def test_cases_are_the_same_for_a_seed_and_more_cases_change_none():
+    a, b, c = (try_capabilities(always(''), CAPABILITIES, n, seed) for n, seed in ((3, 1), (2, 1), (2, 2)))
+    assert b['text'].tolist() == a.groupby('capability', sort=False).head(2)['text'].tolist() != c['text'].tolist()
+    first = a[a['capability'] == 'grain']['images'].iloc[0]
+    assert (first[1] == b[b['capability'] == 'grain']['images'].iloc[0][1]).all()
+
+
+def test_minimum_functionality_asks_for_the_very_text():
+    o = Capability('x', 'minimum', lambda rng: '7')
+    assert (o.passes('7', [('7', .1)]), o.passes('7', [('1', .9)])) == (True, False)
+
+
+def test_invariance_forgives_a_wrong_text_but_no_change():
+    o = Capability('x', 'invariance', lambda rng: '7', lambda image, rng: image)
+    assert (o.passes('7', [('1', .9), ('1', .2)]), o.passes('7', [('7', .9), ('1', .9)])) == (True, False)
+
+
+def test_a_direction_sees_both_readings():
+    o = Capability('x', 'direction', lambda rng: '7', lambda image, rng: image, testing.less_sure)
+    assert (o.passes('7', [('7', .9), ('7', .8)]), o.passes('7', [('7', .9), ('7', .9)])) == (True, False)
+
+
+def test_half_a_line_may_end_in_half_a_letter():
+    assert testing.beginning([('Gate 7', 1), ('Gal', 1)])
+    assert not testing.beginning([('Gate 7', 1), ('Gate 7', 1)])
+    assert not testing.beginning([('Gate 7', 1), ('Hat', 1)])
+
+
+def test_a_reader_that_reads_nothing_fails_where_it_must():
+    rates = failure_rates(try_capabilities(always(''), cases=4))
+    assert (rates[rates['kind'] == 'minimum']['rate'] == rates[rates['kind'] == 'minimum'].index.map(lambda o: float(o != 'blank paper'))).all()
+    assert (rates[rates['kind'] == 'invariance']['rate'] == 0).all()
+    assert (rates[rates['kind'] == 'direction']['rate'] == 1).all()
+
+
+def test_the_text_of_a_case_stands_on_its_picture():
+    rng = np.random.default_rng(0)
+    wide, narrow = (clear_line(o, np.random.default_rng(1)) for o in ('18:15 18:45', '18:15'))
+    assert wide.dtype == np.uint8
+    assert wide.shape[1] > 1.8*narrow.shape[1]
+    assert testing.stop(rng) == testing.stop(np.random.default_rng(0)).strip()
+
+
+@pytest.mark.parametrize(('k', 'n'), [(0, 60), (60, 60), (3, 60)])
+def test_an_interval_of_a_share_lies_within_0_and_1_around_it(k, n):
+    found = share_of(k, n)
+    assert 0 <= found.low <= found.value == k/n <= found.high <= 1
+    assert found.high - found.low > .05
+
+
+@pytest.mark.parametrize(('k', 'n'), [(1, 0), (3, 2), (-1, 5)])
+def test_a_share_that_cannot_be_is_refused(k, n):
+    with pytest.raises(ValueError, match='Count the cases again'): share_of(k, n)
+
+
+def test_failures_are_drawn_and_no_failure_is_said():
+    tried = try_capabilities(always('$x$'), CAPABILITIES[:2], 3)
+    titles = [o.get_title(loc='left') for o in draw_failures(tried).axes]
+    assert sum(r'\$x\$' in o for o in titles) == 4
+    assert draw_failures(tried.assign(failed=False)).axes[0].get_title() == 'nothing failed'
+
+
+# Gates
+
+def rows_of(edits):
+    "Scores of lines with ten characters."
+    truths = {f'{i}': 'x'*10 for i in range(len(edits))}
+    return score({k: 'y'*e + 'x'*(10 - e) for k, e in zip(truths, edits)}, truths, dict.fromkeys(truths, .001), dataset=dict.fromkeys(truths, 'render'))
+
+
+def gates_of(edits, failed, limits):
+    tried = pd.DataFrame({'capability': 'times', 'kind': 'minimum', 'failed': failed})
+    return {o.name: o.passed for o in model_gates(rows_of(edits), tried, 1., limits, Gates(slices=('render',), lines=2, p95_ms=1e6))}
+
+
+def test_model_gates_hold_error_capabilities_latency_and_size():
+    limits = Limits(cer=.1, failing=.2)
+    assert gates_of([0]*200, [False]*60, limits) == {'lines': True, 'latency': True, 'size': True, 'CER of render': True, 'times': True}
+    assert gates_of([3]*200, [False]*60, limits)['CER of render'] is False
+    assert gates_of([0]*200, [True]*20 + [False]*40, limits)['times'] is False
+
+
+def test_the_burden_of_proof_is_on_the_model():
+    assert gates_of([0]*200, [False]*5, Limits(failing=.2))['times'] is False # none failed, and five cases prove little
+    assert gates_of([0]*200, [False]*60, Limits(failing=.2))['times'] is True
+
+
+def test_gaps_in_params_are_capabilities_that_exist():
+    assert set(load_settings().params.testing.gaps) <= {o.name for o in CAPABILITIES}
+
+
+# Files from strangers
+
+@pytest.mark.parametrize('name', list(awkward_images()))
+def test_an_awkward_file_is_a_picture_or_a_clear_refusal(name, tmp_path):
+    (tmp_path/'guest.png').write_bytes(awkward_images()[name])
+    try: said = f"{load_image(tmp_path/'guest.png', min_side=1).shape[2]} colours"
+    except ValueError as e: said = str(e)
+    assert any(o in said for o in ('3 colours', 'Make it smaller', 'again', 'Save', 'Expected a JPEG')), f'{said} names no cure'
+
+
+def test_awkward_files_hold_what_their_names_say():
+    files = awkward_images()
+    with pytest.raises(Image.DecompressionBombError, match='4294836225 pixels'): Image.open(io.BytesIO(files['claims 4 gigapixels']))
+    assert len(files['claims 4 gigapixels']) < 1000
+    assert len(files['bomb']) < 100_000
+    assert Image.open(io.BytesIO(files['animation'])).n_frames == 2
+    assert [name for name in ('16 bits', 'CMYK', 'transparent', 'turned') if np.array(Image.open(io.BytesIO(files[name]))).size == 0] == []
+
+
+# Coverage
+
+def test_coverage_sees_lines_and_branches():
+    module = 'def sign(x):\n    y = 1\n    if x < 0:\n        y = -1\n    return y\n'
+    half = cover(module, 'from subject import sign\ndef test_plus(): assert sign(1) == 1\n')
+    assert half.missing == [4]
+    assert half.percent < 80
+    both = cover(module, 'from subject import sign\ndef test_both(): assert (sign(1), sign(-1)) == (1, -1)\n')
+    assert both.missing == []
+    assert both.percent == 100
+    # every line runs, and one way out of the `if` never does
+    one_branch = cover(module, 'from subject import sign\ndef test_minus(): assert sign(-1) == -1\n')
+    assert one_branch.missing == []
+    assert one_branch.percent < 100
+
+
+# Mutants
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    "Writes a module, imports it, and lets other processes import it."
+    def made(source, name='to_mutate'):
+        (tmp_path/f'{name}.py').write_text(dedent(source))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+    return made
+
+
+def test_each_kind_of_change_is_made_once(module):
+    o = module('''
+        def f(x, y=3):
+            "Adds 1."
+            if not x: raise ValueError(f"{x + 1} is 2")
+            return len(x) > 0 and x + y
+    ''')
+    assert sorted(m.diff.splitlines()[-1].strip('+ ') for m in mutants(o.f)) == sorted([
+        'if x:', 'return len(x) > 0 or x + y', 'return len(x) >= 0 and x + y', 'return x > 0 and x + y', 'return len(x) > 1 and x + y',
+        'return len(x) > 0 and x - y'])
+
+
+def test_a_mutant_is_the_whole_function_and_parses(module):
+    o = module('def f(a, b):\n    return a + b*2\n')
+    for m in mutants(o.f):
+        space = {}
+        exec(m.source, space) # noqa: S102 (our own text)
+        assert space['f'](3, 4) != o.f(3, 4)
+
+
+def test_what_is_no_plain_function_is_refused(module):
+    o = module('from functools import lru_cache\nclass K: pass\n@lru_cache\ndef f(x): return x + 1\n')
+    for bad in (o.K, o.f):
+        with pytest.raises(ValueError, match='no plain function'): mutants(bad)
+
+
+def test_survivors_are_those_that_the_tests_do_not_see(module):
+    o = module('def free(age):\n    return age < 6\n')
+    weak = try_mutants(mutants(o.free), 'from to_mutate import free\ndef test_ends(): assert free(3) and not free(40)\n')
+    assert dict(zip(weak['diff'].str.split('+').str[-1].str.strip(), weak['killed_by'])) == {'return age <= 6': '', 'return age < 7': ''}
+    strong = try_mutants(mutants(o.free), 'from to_mutate import free\ndef test_edge(): assert free(5) and not free(6)\n')
+    assert strong['killed_by'].tolist() == ['test_edge']*2
+
+
+def test_a_mutant_that_never_ends_is_stopped_and_the_next_is_tried(module):
+    o = module('def down(n):\n    while n > 0: n = n - 1\n    return n == 0\n')
+    found = try_mutants(mutants(o.down), 'from to_mutate import down\ndef test_down(): assert down(3)\n', limit_s=3)
+    by = dict(zip(found['diff'].str.split('\n').str[-1].str.strip('+ '), found['killed_by']))
+    assert by['while n > 0: n = n + 1' if 'while n > 0: n = n + 1' in by else 'n = n + 1'] == 'the time limit'
+    assert by['return n != 0'] == 'test_down'
+
+
+def test_tests_that_fail_by_themselves_prove_nothing(module):
+    o = module('def f(): return 1\n')
+    with pytest.raises(ValueError, match='fail without any mutant: test_wrong'): try_mutants(mutants(o.f), 'def test_wrong(): assert 0\n')
+
+
+# Flaky tests
+
+@pytest.mark.slow
+def test_each_cause_is_named():
+    found = find_flaky('''
+import os, random, time
+from pathlib import Path
+state = []
+def test_one(): state.append(1)
+def test_order(): assert state
+def test_numbers(): assert random.Random(random.random()).random() < .5
+def test_hashes(): assert list({'a', 'b', 'c'})[0] == 'c'
+def test_zone(): assert time.localtime().tm_hour == time.gmtime().tm_hour
+def test_left(): Path('left').mkdir()
+def test_sound(): pass
+''', 4)
+    assert dict(zip(found['test'], found['changing'])) == {f'test_{o}': o for o in ('order', 'numbers', 'hashes', 'zone')} | {'test_left': 'nothing'}
+
+
+def test_sound_tests_are_left_alone():
+    assert find_flaky('def test_good(): pass\ndef test_always_bad(): assert 0\n', 2).empty
+
+
+# Contracts
+
+fastapi = pytest.importorskip('fastapi')
+
+
+def an_app(answer, **options):
+    "A service with one operation that takes a file."
+    app = fastapi.FastAPI()
+
+    @app.post('/read', **options)
+    def read(image: fastapi.UploadFile) -> dict[str, str]: return answer(image.file.read())
+    return app
+
+
+GARBLED = {400: {'description': 'a form that is garbled'}}
+
+
+def test_an_app_that_keeps_its_contract_has_no_failures():
+    assert contract_failures(an_app(lambda data: {'text': f'{len(data)} bytes'}, responses=GARBLED), 5).empty
+
+
+def test_a_server_error_is_found_with_the_file_that_caused_it():
+    def answer(data):
+        if data.startswith(b'\x89PNG'): raise OSError('/secret/path')
+        return {'text': ''}
+    found = contract_failures(an_app(answer, responses=GARBLED), 5, {'a good one': b'1', 'a bad one': b'\x89PNG'})
+    assert found['status'].tolist() == [500, 500]
+    assert set(found['sent']) == {'a bad one'}
+    assert set(found['broke']) == {'Server error', 'Undocumented status code'}
+
+
+def test_a_status_that_nobody_announced_is_found():
+    def answer(data): raise fastapi.HTTPException(415, 'no picture')
+    found = contract_failures(an_app(answer, responses=GARBLED), 5, {})
+    assert found[['broke', 'status']].to_numpy().tolist() == [['Undocumented status code', 415]]
+
+
+def test_headers_go_with_every_request_and_operations_without_a_body_are_tried():
+    app = fastapi.FastAPI()
+
+    @app.get('/health')
+    def health(request: fastapi.Request) -> dict[str, str]:
+        if request.headers.get('x-key') != 'k': raise OSError('no key')
+        return {}
+    assert contract_failures(app, 3, headers={'x-key': 'k'}).empty
+    assert 500 in contract_failures(app, 3)['status'].tolist()
+
+
+def test_the_field_for_files_is_found_one_or_several():
+    app = an_app(lambda data: {})
+
+    @app.post('/batch')
+    def batch(images: list[fastapi.UploadFile]) -> dict[str, str]: return {}
+
+    @app.get('/health')
+    def health() -> dict[str, str]: return {}
+    assert [upload_field(app, *o) for o in (('/read', 'POST'), ('/batch', 'post'), ('/health', 'get'))] == [('image', False), ('images', True), None]
