@@ -7,10 +7,10 @@ __all__ = ['Read', 'CAPABILITIES', 'PAIRS', 'SWAPS', 'WORKER', 'WAYS', 'ZONES', 
            'Capability', 'time_of_day', 'stop', 'stop_and_time', 'some', 'paper', 'shaded', 'smaller', 'roomy',
            'tilted', 'grainy', 'soft', 'as_jpeg', 'blurred', 'left_half', 'smudged', 'less_sure', 'not_the_same',
            'beginning', 'try_capabilities', 'share_of', 'failure_rates', 'draw_failures', 'model_gates', 'saved',
-           'claiming', 'awkward_images', 'Covered', 'cover', 'variants', 'Mutant', 'mutants', 'try_mutants',
+           'claiming', 'awkward_images', 'Covered', 'cover', 'variants', 'Replace', 'Mutant', 'mutants', 'try_mutants',
            'find_flaky', 'upload_field', 'contract_failures']
 
-# %% ../nbs/12_testing.ipynb #f0891c80
+# %% ../nbs/12_testing.ipynb #d9d5faa6
 import ast
 import inspect
 import io
@@ -39,7 +39,7 @@ from PIL import Image
 
 from .data import FONTS, render_line, source_of, stream, to_uint8
 from .ocr import rotate
-from .project import Limits, load_settings
+from .project import Gates, Limits, load_settings
 from .registry import Gate, budget_gate, check_gates
 from .scoring import Interval, interval
 
@@ -199,33 +199,33 @@ def failure_rates(
     found = [[name, kind, n, k, *share_of(k, n)] for (name,kind),(n,k) in zip(counts.index, counts.to_numpy().tolist())]
     return pd.DataFrame(found, columns=['capability', 'kind', 'cases', 'failed', 'rate', 'low', 'high']).set_index('capability')
 
-# %% ../nbs/12_testing.ipynb #8fd8b9f4
+# %% ../nbs/12_testing.ipynb #1ea151ac
 def draw_failures(
     rows:pd.DataFrame, # From `try_capabilities`
     each:int=2,        # Cases of a capability
-    most:int=5,        # Capabilities, the worst first
+    most:int=4,        # Capabilities, the worst first
 ) -> Any:              # A matplotlib figure
     "Cases that failed, as they were drawn, with what was read."
     import matplotlib.pyplot as plt
     failed = rows[rows['failed']]
     worst = failed['capability'].value_counts(sort=True).index[:most].tolist()
-    fig,axes = plt.subplots(max(len(worst), 1), each, figsize=(8, .95*max(len(worst), 1)), squeeze=False)
+    fig,axes = plt.subplots(max(len(worst), 1), each, figsize=(8, 1.1*max(len(worst), 1)), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     if not worst: axes[0, 0].set_title('nothing failed', fontsize=9)
     for row,name in zip(axes, worst):
         for ax,(_,case) in zip(row, failed[failed['capability'] == name].head(each).iterrows()):
             ax.imshow(case['images'][-1], cmap='gray', vmin=0, vmax=255)
-            ax.set_title(f"{name}: {case['read']}".replace('$', r'\$'), fontsize=8, loc='left')
+            ax.set_title(f"{name}\n{case['read']}".replace('$', r'\$'), fontsize=8, loc='left')
     fig.tight_layout()
     return fig
 
-# %% ../nbs/12_testing.ipynb #284810f0
+# %% ../nbs/12_testing.ipynb #4364cdeb
 def model_gates(
     rows:pd.DataFrame,         # From `evaluate` of lesson 11
     tried:pd.DataFrame,        # From `try_capabilities`
     size_mb:float,             # On disk
     limits:Limits|None=None,   # Those in params.yaml if none
-    gates:Any=None,            # Of lesson 11; those in params.yaml if none
+    gates:Gates|None=None,     # Of lesson 11; those in params.yaml if none
 ) -> list[Gate]:
     "Everything that a model must hold without a champion to compare with."
     limits = limits or load_settings().params.testing
@@ -280,7 +280,7 @@ def cover(
         file, = json.loads(told)['files'].values()
     return Covered(found, file['summary']['percent_covered'], file['missing_lines'])
 
-# %% ../nbs/12_testing.ipynb #9d46c0db
+# %% ../nbs/12_testing.ipynb #84e34415
 PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot), (ast.Add, ast.Sub), (ast.Mult, ast.Div),
          (ast.And, ast.Or))
 SWAPS:dict[type, Any] = {a: b for pair in PAIRS for a,b in (pair, pair[::-1])}
@@ -300,6 +300,11 @@ def variants(
         case ast.Constant(int() | float() as value): yield ast.Constant(value + 1)
         case ast.Call(ast.Name(), [*_, last], []): yield last # as though nobody had called the function
 
+class Replace(ast.NodeTransformer):
+    "Puts one node in the place of another."
+    def __init__(self, old:ast.AST, new:ast.AST): self.old,self.new = old,new
+    def visit(self, node): return self.new if node is self.old else self.generic_visit(node)
+
 class Mutant(NamedTuple):
     "A function with one small change."
     module: str
@@ -313,25 +318,18 @@ def mutants(
     "Every variant of `function`. Names, words and error messages stay."
     if not inspect.isfunction(function) or function.__closure__ or hasattr(function, '__wrapped__'):
         raise ValueError(f"{function} is no plain function of a module, and one was expected. Name the function inside it")
-    tree,found = ast.parse(dedent(inspect.getsource(function))),[]
-    body,was = tree.body[0],ast.unparse(tree)
-    quiet = {id(o) for part in ast.walk(body) if isinstance(part, ast.Raise | ast.JoinedStr | ast.arguments) for o in ast.walk(part)}
-    for parent in [o for o in ast.walk(body) if id(o) not in quiet]:
-        for field,value in ast.iter_fields(parent):
-            places = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
-            for i,child in places:
-                if id(child) in quiet or not isinstance(child, ast.AST): continue
-                for other in variants(child):
-                    if i is None: setattr(parent, field, other)
-                    else: value[i] = other
-                    now = ast.unparse(ast.fix_missing_locations(tree))
-                    found.append(Mutant(function.__module__, function.__name__, now,
-                                        '\n'.join(o.rstrip() for o in ndiff(was.splitlines(), now.splitlines()) if o[0] in '+-')))
-                if i is None: setattr(parent, field, child)
-                else: value[i] = child
+    tree = ast.parse(dedent(inspect.getsource(function)))
+    was,found = ast.unparse(tree),[]
+    quiet = {id(o) for part in ast.walk(tree) if isinstance(part, ast.Raise | ast.JoinedStr | ast.arguments) for o in ast.walk(part)}
+    for old in [o for o in ast.walk(tree) if id(o) not in quiet]:
+        for new in variants(old):
+            now = ast.unparse(Replace(old, new).visit(tree))
+            Replace(new, old).visit(tree) # and back
+            diff = '\n'.join(o.rstrip() for o in ndiff(was.splitlines(), now.splitlines()) if o[0] in '+-')
+            found.append(Mutant(function.__module__, function.__name__, now, diff))
     return found
 
-# %% ../nbs/12_testing.ipynb #668b4bad
+# %% ../nbs/12_testing.ipynb #2cc8b11e
 WORKER = '''"Runs tests against mutants, one a line on stdin."
 import importlib, json, os, sys, threading
 import pytest
@@ -343,15 +341,14 @@ class Watch:
 tests, report, limit = sys.argv[1:]
 for line in sys.stdin:
     module, name, source = json.loads(line)
-    function = getattr(importlib.import_module(module), name or '__doc__')
-    if name:
-        space = dict(vars(sys.modules[module]))
-        exec(compile(source, 'mutant', 'exec'), space)
-        function.__code__ = (was := function.__code__) and space[name].__code__
-    watch = Watch()
+    watch, timer = Watch(), threading.Timer(float(limit), os._exit, [3])
     watch.by = ''
-    timer = threading.Timer(float(limit), os._exit, [3])
-    timer.start()
+    if name:
+        function = getattr(importlib.import_module(module), name)
+        was, space = function.__code__, dict(vars(sys.modules[module]))
+        exec(compile(source, 'mutant', 'exec'), space)
+        function.__code__ = space[name].__code__
+        timer.start()
     ended = pytest.main([tests, '-x', '-q', '-p', 'no:cacheprovider'], plugins=[watch])
     timer.cancel()
     if name: function.__code__ = was
@@ -361,7 +358,7 @@ for line in sys.stdin:
 def try_mutants(
     found:Sequence[Mutant],
     tests:str|Path,     # The text of a test file, or a file or folder
-    limit_s:float=20,   # For all tests on one mutant
+    limit_s:float=30,   # For all tests on one mutant
 ) -> pd.DataFrame: # function, diff, killed_by: the first test that failed; empty for a survivor
     "Run `tests` against every mutant."
     with TemporaryDirectory() as tmp:
@@ -369,11 +366,11 @@ def try_mutants(
         if isinstance(tests, str): path.write_text(tests, encoding='utf-8')
         worker.write_text(WORKER, encoding='utf-8')
         report.touch()
-        jobs = [json.dumps(['builtins', '', '']), *(json.dumps(o[:3]) for o in found)] # first the code as it is
+        jobs = [json.dumps(['', '', '']), *(json.dumps(o[:3]) for o in found)] # first the code as it is
         killed:list[str] = []
         while len(killed) < len(jobs):
-            done = subprocess.run([sys.executable, worker, path, report, str(limit_s)], input='\n'.join(jobs[len(killed):]), capture_output=True, text=True,
-                                  cwd=tmp, env=os.environ | {'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}, check=False)
+            done = subprocess.run([sys.executable, '-X', 'utf8', worker, path, report, str(limit_s)], input='\n'.join(jobs[len(killed):]), cwd=tmp,
+                                  env=os.environ | {'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}, capture_output=True, encoding='utf-8', check=False)
             killed = [json.loads(o) for o in report.read_text(encoding='utf-8').splitlines()]
             if not killed or killed[0]:
                 raise ValueError(f"The tests fail without any mutant: {(killed or [done.stderr[-300:]])[0]}. They prove nothing, so mend them first")
@@ -383,7 +380,7 @@ def try_mutants(
                 killed.append('the time limit')
     return pd.DataFrame([[o.function, o.diff, by] for o,by in zip(found, killed[1:])], columns=['function', 'diff', 'killed_by'])
 
-# %% ../nbs/12_testing.ipynb #5b35c567
+# %% ../nbs/12_testing.ipynb #1ece1d2a
 WAYS = {'nothing': 'leaves something behind, or depends on the clock', 'order': 'needs what another test left', 'numbers': 'draws numbers without a seed',
         'hashes': 'depends on the order of a set', 'zone': 'depends on the local time zone'}
 ZONES = ('UTC', 'XXX+11', 'YYY-13')
@@ -403,7 +400,7 @@ def pytest_runtest_setup(item):
 
 def find_flaky(
     tests:str,           # The text of a test file
-    runs:int=4,          # With each thing changed
+    runs:int=3,          # With each thing changed
 ) -> pd.DataFrame:       # test, changing, why: one row for each thing that makes a test change
     "Tests whose outcome changes although the code does not, and what makes it change."
     def outcome(folder, way, run):
@@ -414,7 +411,7 @@ def find_flaky(
         return run_tests(folder, '-p', 'vary', env=env).set_index('test')['outcome']
     def fresh(way, run):
         with TemporaryDirectory() as tmp: return outcome(Path(tmp), way, run)
-    with TemporaryDirectory() as tmp: first,*again = [outcome(Path(tmp), 'nothing', o) for o in range(runs)] # all in one folder
+    with TemporaryDirectory() as tmp: first,*again = [outcome(Path(tmp), 'nothing', o) for o in range(runs + 1)] # all in one folder
     changing = {way: {test for o in others for test in o.index[o != first[o.index]]}
                 for way,others in {'nothing': again, **{way: [fresh(way, o + 1) for o in range(runs)] for way in list(WAYS)[1:]}}.items()}
     calm = set(first.index) - changing['nothing'] # the others change whatever we do

@@ -130,9 +130,11 @@ def registry_figures() -> Iterator[dict]:
             yield timed(f'decide on version {i}', lambda: promote(store, lines, 'bench', 'bench', gates=Gates(p95_ms=1e6)))
         yield timed('load the champion', lambda: load_version(store))
 
-# %% ../../nbs/tools/bench.ipynb #316e89d6
+# %% ../../nbs/tools/bench.ipynb #a69a07f1
 def testing_figures() -> Iterator[dict]:
     "Seconds for a mutant, for a case of a capability, and for a request that is held against the contract."
+    from functools import partial
+
     from mlops_course import scoring
     from mlops_course.project import load_settings
     from mlops_course.testing import mutants, try_capabilities, try_mutants
@@ -144,7 +146,7 @@ def testing_figures() -> Iterator[dict]:
     net = OnnxRecogniser(load_settings().paths.data/'recogniser'/'model.onnx')
     for name,read in (('one look', read_lines), ('two looks', read_twice)):
         start = time.perf_counter()
-        tried = try_capabilities(lambda images, read=read: read(net, images))
+        tried = try_capabilities(partial(read, net))
         yield dict(figure='capability case', reader=name, cases=len(tried), failed=int(tried['failed'].sum()), seconds=(time.perf_counter() - start)/len(tried))
 
 # %% ../../nbs/tools/bench.ipynb #a98bd58e
