@@ -115,7 +115,7 @@ class Services(Section):
     lab_port: Whole = Field(ge=1, le=65535) # JupyterLab
     api: Api = Api()
 
-# %% ../nbs/01_lifecycle.ipynb #1e07aa19
+# %% ../nbs/01_lifecycle.ipynb #0cc86c7d
 class Ocr(Section):
     "What lesson 02 accepts as a page."
     min_side: Whole = Field(ge=1)   # pixels
@@ -154,8 +154,7 @@ class Gates(Section):
 class Limits(Section):
     "What a model must hold by itself, champion or not (lesson 12)."
     cer: float = Field(default=.05, gt=0)            # most on each kind of line, at the upper end of its interval
-    cases: Whole = Field(default=60, ge=1)           # of each capability
-    failing: float = Field(default=.35, gt=0, le=1)  # most of them that may fail, at the upper end of the interval
+    failing: float = Field(default=.35, gt=0, le=1)  # most cases of a capability that may fail, at the upper end of the interval
     gaps: tuple[str, ...] = ()                       # capabilities that are known to be missing
 
 class Params(Section):

@@ -199,7 +199,7 @@ def failure_rates(
     found = [[name, kind, n, k, *share_of(k, n)] for (name,kind),(n,k) in zip(counts.index, counts.to_numpy().tolist())]
     return pd.DataFrame(found, columns=['capability', 'kind', 'cases', 'failed', 'rate', 'low', 'high']).set_index('capability')
 
-# %% ../nbs/12_testing.ipynb #1ea151ac
+# %% ../nbs/12_testing.ipynb #9d0620d5
 def draw_failures(
     rows:pd.DataFrame, # From `try_capabilities`
     each:int=2,        # Cases of a capability
@@ -214,7 +214,7 @@ def draw_failures(
     if not worst: axes[0, 0].set_title('nothing failed', fontsize=9)
     for row,name in zip(axes, worst):
         for ax,(_,case) in zip(row, failed[failed['capability'] == name].head(each).iterrows()):
-            ax.imshow(case['images'][-1], cmap='gray', vmin=0, vmax=255)
+            ax.imshow(case['images'][-1], cmap='gray', vmin=0, vmax=255, interpolation='nearest')
             ax.set_title(f"{name}\n{case['read']}".replace('$', r'\$'), fontsize=8, loc='left')
     fig.tight_layout()
     return fig
