@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Whole', 'PREFIX', 'FILES', 'PACKAGES', 'content_of', 'fingerprint', 'seed_everything', 'no_bool', 'Section', 'Paths',
-           'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Limits', 'Params', 'Secrets', 'Settings',
-           'read_yaml', 'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of', 'git_state',
-           'environment']
+           'Api', 'Services', 'Ocr', 'Scoring', 'Data', 'Training', 'Gates', 'Limits', 'Params', 'Secrets', 'Vision',
+           'Settings', 'read_yaml', 'read_secrets', 'describe', 'load_settings', 'plain', 'get_logger', 'version_of',
+           'git_state', 'environment']
 
 # %% ../nbs/01_lifecycle.ipynb #75e1cc1f
 import json
