@@ -602,14 +602,19 @@ def test_a_message_stays_text():
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The service with its page, beside a stand-in for Vision that reads with our own engine."
-    folder = tmp_path_factory.mktemp('site')
+    folder, outside = tmp_path_factory.mktemp('site'), []
+    def note(event, args): # for as long as Python runs: a hook cannot be taken away
+        if event == 'socket.connect' and isinstance(args[1], tuple) and args[1][0] not in ('127.0.0.1', '::1'): outside.append(args[1])
+        if event == 'socket.getaddrinfo' and args[0] not in (None, '127.0.0.1', 'localhost', '0.0.0.0'): outside.append(args[0])
+    sys.addaudithook(note)
     own = open_engine('custom')
     with StandIn(own) as far, connect_local(far.address) as client:
         google = GoogleVision(client, Budget(folder/'budget.db', 1000), Breaker(failures=99), name='stand-in')
         app = create_app(folder=folder/'service', limits=Api(rate=1000, burst=1000, max_pixels=1_000_000, image_mb=2))
         add_page(app, {'Vision': Fallback(google, own), 'third': own})
         with on_free_port(app) as url:
-            yield SimpleNamespace(url=url, app=app, service=app.state.service, far=far, own=own, folder=folder, key=app.state.service.keys.add('ana'))
+            yield SimpleNamespace(url=url, app=app, service=app.state.service, far=far, own=own, folder=folder, outside=outside,
+                                  key=app.state.service.keys.add('ana'))
 
 
 @contextmanager
@@ -750,6 +755,17 @@ class TestPage:
     def test_nothing_was_asked_of_anybody_else(self, tab, site):
         assert [o for o in tab.asked if not o.startswith((f'{site.url}/', 'data:', 'blob:'))] == []
         assert tab.errors == []
+
+    def test_the_server_called_nobody_either(self, tab, site):
+        send(tab, PAGE)
+        text_of(tab, 'Vision')
+        assert site.outside == []
+
+    def test_all_words_stand_out_from_what_is_behind_them(self, tab):
+        from test_site import FAINT
+        send(tab, PAGE)
+        text_of(tab, 'Vision')
+        assert tab.evaluate(FAINT) == []
 
 
 @pytest.mark.slow
