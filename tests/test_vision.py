@@ -1,6 +1,7 @@
 "Google Vision (lesson 14): the real client against a stand-in, breaker, budget, honest fallback, and the page in a browser."
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -167,7 +168,6 @@ def test_a_large_photo_is_sent_as_jpeg(white):
 
 
 def test_the_stand_in_listens_on_this_machine_only_and_stops(white):
-    import socket
     with StandIn(Engine('fixed', fixed)) as server:
         host, port = server.address.split(':')
         assert host == '127.0.0.1'
@@ -829,6 +829,30 @@ def test_every_engine_that_was_asked_is_on_record(site):
     new = [json.loads(o) for o in (site.folder/'service'/'audit.jsonl').read_text(encoding='utf-8').splitlines()[len(entries):]]
     assert [(o['who'], o['what'], o['model'], o['status']) for o in new] == [('ana', 'page, third', 'custom', 200)]
     assert new[0]['sha256'] == sha256(PAGE.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_serve_offers_the_page_when_asked(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, '-c', 'from mlops_course.tools.cli import main; main()', 'serve', '--page', '--port', str(port), '--folder', str(tmp_path)]
+    env = os.environ | {'GOOGLE_APPLICATION_CREDENTIALS': ''}
+    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        until_s = time.monotonic() + 120
+        while True:
+            try:
+                found = httpx.get(f'http://127.0.0.1:{port}/page/', timeout=10)
+                break
+            except httpx.TransportError:
+                assert server.poll() is None, server.stdout.read()
+                assert time.monotonic() < until_s
+                time.sleep(.2)
+        assert found.status_code == 200
+        assert 'as password your key' in found.text
+    finally: server.terminate()
+    assert 'Its page for people: /page' in server.communicate(timeout=60)[0]
 
 
 @pytest.mark.slow
