@@ -296,12 +296,22 @@ def test_first_call_stands_apart():
     assert (found["first"], found["mean"], found["p50"], found["p95"], found["calls"]) == (10, 1, 1, 1, 20)
 
 
-@pytest.mark.parametrize(("percentile", "calls"), [(50, 2), (90, 10), (95, 20), (99, 100), (99.9, 1000)])
+@pytest.mark.parametrize(("percentile", "calls"), [(.5, 2), (50, 2), (90, 10), (95, 20), (99, 100), (99.9, 1000)])
 def test_a_percentile_needs_its_calls(percentile, calls):
     name = f"p{percentile:g}"
     assert enough(percentile) == calls
     assert np.isnan(latency([1.] * (calls - 1), [percentile], warm_up=0)[name])
     assert latency([1.] * calls, [percentile], warm_up=0)[name] == 1
+
+
+# Three holes that mutants of lesson 12 found in this file; the first is the .5 above
+
+def test_a_call_that_took_no_time_or_a_millisecond_counts():
+    assert latency([0., 0., .001], (50,), warm_up=0)["p50"] == 0
+
+
+def test_a_letter_that_folding_takes_apart_is_put_together_again():
+    assert normalise("\u1e96", fold_case=True) == "\u1e96"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [([], "leave none"), ([1.], "warm_up=0"), ([1., -1.], "the first is -1.0"), ([1., float("nan")], "no durations")])
