@@ -319,6 +319,7 @@ def test_the_command_distils_a_student_of_half_the_width(folder):
     assert said["mb"] == pytest.approx(size_mb(folder/"student"), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_adapts_chosen_modules(folder):
     words = ("adapt", "--model", folder/"teacher", "--steps", 2, "--batch", 2, "--rank", 2, "--alpha", 4, "--target-modules", "eye", "--target-modules", "say")
     compress(*words, "--out", folder/"adapter")

@@ -106,6 +106,7 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes(version):
     assert digest(line_batch(40, 3, version)) != digest(line_batch(40, 3, version, "test"))
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process():
     code = ("from mlops_course.data import line_batch; from mlops_course.project import fingerprint\n"
             "print(fingerprint(*(o for pair in line_batch(30, 5, 'v2') for o in pair)))")
@@ -283,6 +284,7 @@ def test_pages_differ_by_seed_and_repeat(feed):
 
 # Splits
 
+@pytest.mark.slow
 def test_no_group_stands_in_two_splits():
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -392,6 +394,7 @@ def test_version_that_fails_midway_leaves_the_old_one(tmp_path, monkeypatch):
     assert [o.name for o in tmp_path.iterdir()] == ["v"]
 
 
+@pytest.mark.slow
 def test_version_that_is_killed_leaves_the_old_one(tmp_path):
     make_version("v1", tmp_path / "v", 20, 2)
     before = content(tmp_path / "v")

@@ -630,6 +630,7 @@ def broken_images(page, seed=0):
     yield from (b'', b'GIF89a', b'\x89PNG\r\n\x1a\n', b'<html>no</html>', b'\0'*1000, rng.bytes(5000), b'%PDF-1.7', b'RIFF\x10\0\0\0WEBPVP8 ')
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::UserWarning') # Pillow's, about odd files
 def test_broken_images_are_refused_and_never_a_fault(client, page):
     statuses = Counter()

@@ -287,6 +287,7 @@ def need_fonts():
         pytest.skip("needs the fonts of scripts/debian.sh")
 
 
+@pytest.mark.slow
 def test_broad_lines_are_the_same_each_time_and_hold_what_they_say():
     need_fonts()
     one, again, other = draw_lines(60, 5, "broad"), draw_lines(60, 5, "broad"), draw_lines(60, 6, "broad")

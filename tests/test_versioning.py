@@ -153,6 +153,7 @@ def test_repair_brings_back_damaged_and_lost_files(repo):
     assert fingerprint(repo / "data") == good
 
 
+@pytest.mark.slow
 def test_two_servers_share_nothing(repo):
     dvc("add", "data", cwd=repo)
     with S3() as first:
