@@ -422,7 +422,8 @@ async def read_on_record(
     who:str,                                          # The name that goes with the key
     name:str,                                         # Of the engine, as the page shows it
     engine:Callable[[np.ndarray], Reading]|None,      # None: the service's own
-    file:BinaryIO,
+    file:BinaryIO,                                    # As it was sent
+    image:np.ndarray,                                 # What it shows
     threads:ThreadPoolExecutor,                       # For engines that are not the service's own
 ) -> Reading:
     "What one engine reads, if there is a place for it; the record says that it was asked."
@@ -432,7 +433,6 @@ async def read_on_record(
             return Reading(answer.engine, answer.lines, answer.seconds)
         async with service.on_record(who, f'page, {name}') as entry:
             entry['sha256'] = await asyncio.to_thread(sha256_of, file)
-            image = await asyncio.to_thread(load_upload, file, service.limits.max_pixels)
             seconds = service.limits.timeout_s
             try: reading = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, engine, image), seconds)
             except TimeoutError as e: raise refusal(504, f"{name} did not read the image within {seconds:g} seconds. Send a smaller one") from e
@@ -479,7 +479,7 @@ def build_page(
                 image = await asyncio.to_thread(load_upload, file, service.limits.max_pixels)
                 for name in (o for o in readers if o in chosen):
                     service.admit(key)
-                    reading = await read_on_record(service, key.name, name, readers[name], file, threads)
+                    reading = await read_on_record(service, key.name, name, readers[name], file, image, threads)
                     shown[name] = gr.Column(visible=True), caption(reading), draw_boxes(image, reading), reading.text
                     yield board('', shown)
         except HTTPException as e: yield board(str(e.detail), shown)

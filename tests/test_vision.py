@@ -805,7 +805,7 @@ def test_a_slow_engine_does_not_take_the_service_with_it(tmp_path):
         async with service_app.router.lifespan_context(service_app):
             await service.read(io.BytesIO(PAGE.read_bytes()))
             slow = [asyncio.create_task(read_on_record(service, 'ana', 'slow', lambda image: time.sleep(4) or Reading('slow', [], 4.),
-                                                       io.BytesIO(PAGE.read_bytes()), threads)) for _ in range(12)]
+                                                       io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)) for _ in range(12)]
             await asyncio.sleep(.5)
             start = time.monotonic()
             await service.read(io.BytesIO(PAGE.read_bytes()))
@@ -824,7 +824,7 @@ def test_every_engine_that_was_asked_is_on_record(site):
     entries = (site.folder/'service'/'audit.jsonl').read_text(encoding='utf-8').splitlines()
     async def story(): # on the loop of this thread nothing of the site runs; the record is a file
         with ThreadPoolExecutor(1) as threads:
-            return await read_on_record(site.service, 'ana', 'third', site.own, io.BytesIO(PAGE.read_bytes()), threads)
+            return await read_on_record(site.service, 'ana', 'third', site.own, io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)
     with ThreadPoolExecutor(1) as thread: thread.submit(asyncio.run, story()).result()
     new = [json.loads(o) for o in (site.folder/'service'/'audit.jsonl').read_text(encoding='utf-8').splitlines()[len(entries):]]
     assert [(o['who'], o['what'], o['model'], o['status']) for o in new] == [('ana', 'page, third', 'custom', 200)]
