@@ -342,7 +342,9 @@ class Keys:
         found = [o for o in self if hmac.compare_digest(o.digest, digest)]
         return found[0] if found else None
 
-def digest_of(text:str) -> str: return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
+def digest_of(text:str) -> str:
+    "The SHA-256 of `text`, whatever it holds."
+    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 # %% ../nbs/13_serving.ipynb #9af64324
 class Bucket:
