@@ -342,6 +342,12 @@ def test_a_status_that_nobody_announced_is_found():
     assert found[['broke', 'status']].to_numpy().tolist() == [['Undocumented status code', 415]]
 
 
+def test_an_answer_that_tells_a_secret_is_found():
+    app = an_app(lambda data: {'text': '/secret/path'}, responses=GARBLED)
+    assert contract_failures(app, 3, {'a file': b'1'}).empty
+    assert set(contract_failures(app, 3, {'a file': b'1'}, secret='/sec.et')['broke']) == {'Tells what it must not'}
+
+
 def test_headers_go_with_every_request_and_operations_without_a_body_are_tried():
     app = fastapi.FastAPI()
 
@@ -361,4 +367,4 @@ def test_the_field_for_files_is_found_one_or_several():
 
     @app.get('/health')
     def health() -> dict[str, str]: return {}
-    assert [upload_field(app, *o) for o in (('/read', 'POST'), ('/batch', 'post'), ('/health', 'get'))] == [('image', False), ('images', True), None]
+    assert [upload_field(app.openapi(), *o) for o in (('/read', 'POST'), ('/batch', 'post'), ('/health', 'get'))] == [('image', False), ('images', True), None]
