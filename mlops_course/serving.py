@@ -239,7 +239,7 @@ def load_upload(
             with open_header(find_page(path)) as image: width,height = image.size # nothing is decoded yet
             if width*height > max_pixels: raise refusal(413, f"The image has {width:,}×{height:,} pixels, and at most {max_pixels:,} are read. Make it smaller")
             return load_image(path, max_pixels=max_pixels)
-        except (OSError, ValueError) as e: raise refusal(422, str(e).replace(str(path), 'The image')) from e
+        except (OSError, ValueError) as e: raise refusal(422, str(e).replace(str(path), 'The file')) from e
 
 # %% ../nbs/13_serving.ipynb #7620fa69
 def is_public(address:str) -> bool:
