@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'parts', 'download', 'about', 'quizzes', 'learning_path', 'quiz_page', 'glossary', 'written_in',
-           'sources_read_once', 'reference', 'filled', 'sidebar', 'findable', 'tune_search', 'needed_files',
-           'repository', 'put', 'lay_out_notebooks', 'lay_out', 'render', 'build_site']
+           'nothing_twice', 'reference', 'filled', 'sidebar', 'findable', 'tune_search', 'needed_files', 'repository',
+           'put', 'lay_out_notebooks', 'lay_out', 'render', 'build_site']
 
 # %% ../../nbs/tools/site.ipynb #9de5ea3e
+import gc
 import inspect
 import json
 import os
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from configparser import ConfigParser
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -114,9 +115,18 @@ def written_in(
 
 # %% ../../nbs/tools/site.ipynb #60e0b41f
 @contextmanager
-def sources_read_once() -> Iterator[None]:
-    "While this lasts, `inspect` looks for a source once: for each class it would parse the whole module again."
-    with patch.object(inspect, 'findsource', cache(inspect.findsource)), patch.object(inspect, 'getsourcelines', cache(inspect.getsourcelines)): yield
+def nothing_twice() -> Iterator[None]:
+    "While this lasts, sources and colours of code are looked up once each, and no time goes into collecting garbage: a third of a site's seconds."
+    from smalldocs import highlight
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with ExitStack() as stack:
+            for module,name in ((inspect, 'findsource'), (inspect, 'getsourcelines'), (highlight, 'css_class')):
+                stack.enter_context(patch.object(module, name, cache(getattr(module, name))))
+            yield
+    finally:
+        if collects: gc.enable()
 
 def reference(
     stage:Path,         # Folder of pages
@@ -128,7 +138,7 @@ def reference(
     from smalldocs import api
     places,modules = written_in(known),{}
     library = Path(mlops_course.__path__[0]).resolve().parent
-    with sources_read_once(): pages = api.build(api.Settings(site=stage, packages=['mlops_course'], root=library, source=repo))
+    pages = api.build(api.Settings(site=stage, packages=['mlops_course'], root=library, source=repo))
     for path in pages:
         text = path.read_text(encoding='utf-8')
         module = text.split('title: "mlops_course.')[1].partition('"')[0]
@@ -280,8 +290,9 @@ def build_site(
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix='.site-', dir=out.parent, ignore_cleanup_errors=True) as tmp:
         stage = Path(tmp, 'pages').resolve()
-        lay_out(stage, root)
-        site = render(stage)
+        with nothing_twice():
+            lay_out(stage, root)
+            site = render(stage)
         tune_search(site)
         for o in [*lessons(root/'nbs'), *lessons(root/'exercises')]:
             copy = site/'notebooks'/o.path.parent.name/o.path.name
