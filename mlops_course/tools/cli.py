@@ -8,7 +8,7 @@ __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', '
            'example', 'tell', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate',
            'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise',
            'models', 'list_models', 'show', 'history', 'promote', 'rollback', 'serving_folder', 'serve', 'keys', 'add',
-           'list_keys', 'revoke', 'audit', 'tune', 'doctor', 'docs', 'bench']
+           'list_keys', 'revoke', 'audit', 'tune', 'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -548,6 +548,69 @@ def tune(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, 
     click.echo(table(tuning).round(4).to_string())
     best = winner(tuning)
     click.echo(f"Lowest: trial {best.number}, CER {best.value:.4f} on 64 validation lines. Judge it on fresh lines before you report it")
+
+# %% ../../nbs/tools/cli.ipynb #3acd90b1
+def deliver_here(order:Any, approve:str) -> bool: # Is all done?
+    "The whole flow with a live view; where nobody has approved, it asks, if somebody is there to be asked."
+    from rich.console import Console
+    from rich.live import Live
+
+    from mlops_course.flows import Board, FlowServer, as_flow
+    board,console = Board(),Console()
+    def run(approved_by):
+        with Live(board, console=console, refresh_per_second=4): as_flow(board)(order, approved_by)
+    console.print("Starting Prefect's server; the first time takes a while")
+    with FlowServer():
+        try:
+            run(approve)
+            if not approve and sys.stdin.isatty() and click.confirm("Release this version to production?"):
+                import getpass
+                approve = getpass.getuser()
+                run(approve)
+        except Exception as e: # whatever a step raised, the table shows it
+            if all(row[0] != 'failed' for row in board.rows.values()): raise
+            click.echo(f"Stopped: {e}\nMend it, then give the same command again: what is done stays done", err=True)
+            return False
+    if not approve: click.echo("All is ready, and nobody has approved it. Give the same command with --approve NAME: what is done stays done")
+    return True
+
+@main.command(epilog=example("mlops-course pipeline -p data v2 -p steps 600 --approve ana"))
+@click.argument('steps', nargs=-1)
+@click.option('-p', 'fields', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a field of the order: data, seed, start, steps, rate, lines, ...")
+@click.option('--order', 'text', default='{}', envvar='MLOPS_COURSE_ORDER', show_envvar=True, help="The order as JSON; -p wins.")
+@click.option('--approve', default='', metavar='NAME', help="Who answers for the release. Without it, the pipeline stops before production.")
+@click.option('--wait', is_flag=True, help="Wait for the schedule and for events instead, and run the pipeline then, until Ctrl+C.")
+def pipeline(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bool) -> None:
+    """Check, test, build, train, validate, register, stage and release, with a live view.
+
+    Interrupted, the same command goes on where it was. With STEPS, only these are done, one after the other, without the view:
+    quality, tests, data, build, train, validate, register, stage, release.
+    """
+    import json
+
+    from pydantic import ValidationError
+
+    from mlops_course import flows
+    from mlops_course.project import fingerprint
+    from mlops_course.tools.house import be_quiet
+    from mlops_course.tools.running import parse_value
+    be_quiet()
+    try: order = flows.Order(**(json.loads(text) | {k: parse_value(v) for k,v in fields}))
+    except json.JSONDecodeError as e: raise Foreseen(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
+    except ValidationError as e:
+        said = '; '.join(f"{o['loc'][0]}: {o['msg']}" for o in e.errors())
+        raise Foreseen(f"{said}. The fields of an order are {', '.join(flows.Order.model_fields)}") from e
+    if wait:
+        with flows.FlowServer() as server:
+            click.echo(f"Waiting for {flows.CRON!r} and for the event {flows.EVENT} at {server.url}. Ctrl+C ends it")
+            flows.serve_retraining()
+    elif steps:
+        try:
+            for name in steps: tell(step=name, order=fingerprint(order), **flows.one_step(name, order, approve))
+        except flows.Refused as e:
+            click.echo(f"Refused: {e}", err=True)
+            sys.exit(1)
+    else: sys.exit(not deliver_here(order, approve))
 
 # %% ../../nbs/tools/cli.ipynb #fa770a76
 @main.command(epilog=example("mlops-course doctor"))
