@@ -103,17 +103,18 @@ def build(order:Order, done:Done) -> dict[str, Any]:
         save_atomically(out/wheel.name, partial(copyfile, wheel))
     return {'wheel': wheel.name, 'sha256': sha256((out/wheel.name).read_bytes()).hexdigest()}
 
-# %% ../nbs/16_pipelines.ipynb #e67b1607
+# %% ../nbs/16_pipelines.ipynb #01889bfe
 def train(order:Order, done:Done) -> dict[str, Any]:
     "A tracked training, gone on with where one was cut off."
-    from mlops_course.tracking import open_store, runs, train_tracked
+    from mlops_course.tracking import open_store, read_entries, runs, train_tracked
     from mlops_course.training import Recipe, load_recogniser
     store,name,folder = open_store(),f'order {fingerprint(order, done)}',folder_of(order)
     net = load_recogniser(load_settings().paths.data/order.start) if order.start else None
     recipe = Recipe(seed=order.seed, data=order.data, steps=order.steps, rate=order.rate)
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
     with FileLock(folder.with_suffix('.lock')): # two deliveries of one order share one training
-        known = {o['status']: o for o in runs(store, f"attributes.run_name = '{name}'") if 'seed' in o['tags']}
+        known = {o['status']: o for o in runs(store, f"attributes.run_name = '{name}'") # a killed one may have told its outbox only
+                 if 'seed' in o['tags'] or read_entries(store.outbox/o['id']/'entries.jsonl')[0]}
         if 'FINISHED' in known: number = known['FINISHED']['id']
         else:
             resume = next((o['id'] for o in known.values()), '')

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'testing_figures', 'model_figures', 'tracking_figures',
-           'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'figures']
+           'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'pipeline_figures',
+           'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -348,10 +349,42 @@ def vision_figures() -> Iterator[dict]:
         seconds,cpu = per_call(lambda: read(page), 20)
         yield dict(figure='vision', step='fallback to our own engine, breaker open', ms=1000*seconds, cpu_ms=1000*cpu)
 
-# %% ../../nbs/tools/bench.ipynb #d032d7c2
+# %% ../../nbs/tools/bench.ipynb #095fec72
+def pipeline_figures() -> Iterator[dict]:
+    "Seconds until Prefect's server is there, for a flow of nine empty steps anew and kept, for each step, and for a job under act."
+    from mlops_course import flows
+    def timed(step, call):
+        cpu,start = time.process_time(),time.perf_counter()
+        found = call()
+        return found,dict(figure='pipeline', step=step, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
+    real,runs = flows.STEPS,os.environ.get('MLOPS_COURSE_PATHS__RUNS')
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        os.environ['MLOPS_COURSE_PATHS__RUNS'] = tmp
+        flows.STEPS = {name: o._replace(does=lambda order, done: {}, code=(), alone=False) for name,o in real.items()}
+        try:
+            yield timed('an empty database, unless there is one', flows.empty_database)[1]
+            server,line = timed('the server starts', flows.FlowServer(Path(tmp, 'prefect')).__enter__)
+            yield line
+            with server:
+                flow,order = flows.as_flow(),flows.Order()
+                flow(flows.Order(seed=1), 'bench') # the first one imports
+                for step in ('nine steps anew', 'nine steps, eight of them kept'):
+                    line = timed(step, lambda: flow(order, 'bench'))[1]
+                    yield {**line, 'ms_a_step': 1000*line['seconds']/len(real)}
+        finally:
+            flows.STEPS = real
+            if runs is None: del os.environ['MLOPS_COURSE_PATHS__RUNS']
+            else: os.environ['MLOPS_COURSE_PATHS__RUNS'] = runs
+        workflow = find_root()/'.github'/'workflows'/'deliver.yml'
+        order = flows.Order(checks=('zizmor',)).model_dump_json()
+        (ran,_),line = timed('a job under act: zizmor', lambda: flows.run_jobs(workflow, Path(tmp, 'act'), 'quality', variables={'ORDER': order}))
+        yield {**line, 'steps': len(ran), 'failed': sum(o.outcome != 'success' for o in ran)}
+
+# %% ../../nbs/tools/bench.ipynb #1583beff
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
-    registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures)
+    registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures,
+    pipelines=pipeline_figures)
 
 def figures(
     only:str|None=None, # One group; all if none

@@ -1,0 +1,482 @@
+"Lesson 16: steps that may be done twice, a flow that resumes, and a workflow whose jobs run here."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from conftest import needs
+
+from mlops_course import flows
+from mlops_course.flows import Board, FlowServer, Order, Refused, Step, as_flow, key_of, one_step, process
+from mlops_course.project import fingerprint
+
+GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
+TINY = Order(start='', steps=2, lines=2)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, empty):
+    "A folder for runs with an empty registry; gates that a tiny model is not measured by."
+    (tmp_path/'tracking').mkdir()
+    shutil.copy(empty, tmp_path/'tracking'/'mlflow.db')
+    monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path))
+    for name,value in {'P95_MS': '1000000', 'LINES': '2'}.items(): monkeypatch.setenv(f'MLOPS_COURSE_PARAMS__GATES__{name}', value)
+    monkeypatch.delenv('PRODUCTION_URL', raising=False)
+    return tmp_path
+
+
+# An order, and what is known about steps
+
+def test_order_knows_its_fields():
+    with pytest.raises(ValueError, match='speed'): Order(speed=3)
+
+
+@pytest.mark.parametrize('wrong', [{'data': 'v9'}, {'steps': 0}, {'rate': 0}, {'lines': 1}, {'checks': ('pylint',)}])
+def test_order_refuses_values_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))): Order(**wrong)
+
+
+def test_equal_orders_are_one_delivery():
+    assert fingerprint(Order(data='v2')) == fingerprint(Order(data='v2', seed=0))
+    assert fingerprint(Order(data='v2')) != fingerprint(Order(data='v1'))
+
+
+def test_every_step_comes_after_what_it_needs():
+    seen = {'approval'}
+    for name,step in flows.STEPS.items():
+        assert {*step.needs, *step.after} <= seen, name
+        seen.add(name)
+
+
+def test_every_step_names_fields_and_files_that_exist(root):
+    for name,step in flows.STEPS.items():
+        assert set(step.uses) <= set(Order.model_fields), name
+        for pattern in step.code: assert any(root.glob(pattern)), f'{name}: {pattern}'
+
+
+def test_release_is_alone_and_never_kept():
+    assert flows.STEPS['release'].alone
+    assert not flows.STEPS['release'].keep
+
+
+@pytest.mark.parametrize(('change', 'steps'), [({'rate': .5}, {'train'}), ({'lines': 7}, {'validate'}), ({'checks': ('ruff',)}, {'quality'}),
+                                               ({'data': 'v2'}, {'data', 'train', 'validate'})])
+def test_key_changes_with_the_fields_that_a_step_uses(change, steps):
+    other = Order(**change)
+    assert {o for o in flows.STEPS if key_of(o, other, GIVEN) != key_of(o, Order(), GIVEN)} == steps
+
+
+def test_key_changes_with_what_a_step_is_given():
+    assert key_of('validate', Order(), GIVEN) != key_of('validate', Order(), GIVEN | {'train': {'run': 'b'}})
+    assert key_of('train', Order(), GIVEN) == key_of('train', Order(), GIVEN | {'register': {'version': 2}})
+
+
+def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(flows, 'find_root', lambda: tmp_path)
+    for o in ('mlops_course', 'notes'): (tmp_path/o).mkdir()
+    (tmp_path/'mlops_course'/'data.py').write_text('a = 1')
+    before = key_of('data', Order(), GIVEN)
+    (tmp_path/'notes'/'idea.txt').write_text('something else')
+    assert key_of('data', Order(), GIVEN) == before
+    (tmp_path/'mlops_course'/'data.py').write_text('a = 2')
+    assert key_of('data', Order(), GIVEN) != before
+
+
+# Steps
+
+def test_quality_says_what_is_wrong(monkeypatch):
+    monkeypatch.setitem(flows.CHECKS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
+    with pytest.raises(Refused, match='ruff is not content: line 3 is bad'): flows.quality(Order(checks=('ruff',)), {})
+
+
+def test_quality_names_a_missing_program(monkeypatch):
+    monkeypatch.setitem(flows.CHECKS, 'ruff', ('no-such-program',))
+    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): flows.quality(Order(checks=('ruff',)), {})
+
+
+def test_failed_tests_are_named(tmp_path):
+    path = tmp_path/'test_it.py'
+    path.write_text('def test_good(): pass\ndef test_bad(): assert 1 == 2\n')
+    with pytest.raises(Refused, match='1 tests failed: test_bad'): flows.tests(Order(tests=(str(path),)), {})
+
+
+def test_passed_tests_are_counted(tmp_path):
+    path = tmp_path/'test_it.py'
+    path.write_text('import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_skipped(): pass\n')
+    assert flows.tests(Order(tests=(str(path),)), {}) == {'passed': 1}
+
+
+def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
+    from mlops_course import validation
+    found = SimpleNamespace(frame=[0]*40, rejected={1, 2, 3}, findings=[SimpleNamespace(reason='no ink')])
+    monkeypatch.setattr(validation, 'check_folder', lambda folder: found)
+    with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): flows.data(Order(), {})
+
+
+def test_training_that_is_done_is_not_done_again(runs):
+    first = flows.train(TINY, GIVEN)
+    assert flows.train(TINY, GIVEN) == first
+    assert flows.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
+
+
+def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
+    from mlops_course import tracking
+    order = TINY.model_copy(update={'steps': 16})
+    def cut_off(recipe, on_step, **more):
+        def report(step, metrics, net):
+            on_step(step, metrics, net)
+            raise KeyboardInterrupt
+        return real(recipe, report, **more)
+    real = tracking.train
+    monkeypatch.setattr(tracking, 'train', cut_off)
+    with pytest.raises(KeyboardInterrupt): flows.train(order, GIVEN)
+    monkeypatch.setattr(tracking, 'train', real)
+    flows.train(order, GIVEN)
+    found = tracking.runs(tracking.open_store())
+    assert len(found) == 1
+    assert found[0]['status'] == 'FINISHED'
+    assert 'resumed' in found[0]['tags']
+
+
+def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
+    with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): flows.validate(TINY, {'train': flows.train(TINY, GIVEN)})
+
+
+def test_registering_twice_makes_one_version(runs):
+    done = {'train': flows.train(TINY, GIVEN)}
+    assert flows.register(TINY, done) == {'version': 1}
+    assert flows.register(TINY, done) == {'version': 1}
+
+
+@contextmanager
+def well(version):
+    "A service that is well."
+    yield None
+
+
+@pytest.fixture
+def two_versions(runs, monkeypatch):
+    "A champion that reads nothing, and the shipped recogniser as its challenger."
+    monkeypatch.setattr(flows, 'production', well)
+    monkeypatch.setattr(flows, 'smoke', lambda client, version, order: {'reads': 0})
+    orders = [TINY.model_copy(update={'lines': 12}), TINY.model_copy(update={'start': 'recogniser', 'lines': 12})]
+    done = [{**GIVEN, 'register': flows.register(o, {'train': flows.train(o, GIVEN)})} for o in orders]
+    assert flows.release(orders[0], done[0])['champion'] == 1
+    return orders,done
+
+
+def champion():
+    "The champion's version and the last entry of the history."
+    from mlops_course.registry import history, standing
+    from mlops_course.tracking import open_store
+    entries = history(open_store())
+    return standing(entries)['champion'],entries[-1]
+
+
+def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
+    (_,order),(_,done) = two_versions
+    assert flows.release(order, done)['champion'] == 2
+    version,last = champion()
+    assert (version, last['who'], last['what']) == (2, 'Ana', 'promoted')
+    assert flows.release(order, done)['champion'] == 2
+    assert champion()[1]['n'] == last['n']
+
+
+def test_release_that_the_gates_refuse_changes_nothing(two_versions):
+    (old,order),(before,done) = two_versions
+    flows.release(order, done)
+    with pytest.raises(Refused, match='Version 1 stays a challenger'): flows.release(old, before)
+    assert champion()[0] == 2
+
+
+def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
+    (_,order),(_,done) = two_versions
+    def ill(client, version, order): raise ConnectionError('503')
+    monkeypatch.setattr(flows, 'smoke', ill)
+    with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): flows.release(order, done)
+    version,last = champion()
+    assert (version, last['what']) == (1, 'rolled back')
+
+
+def test_production_asks_for_a_key(monkeypatch):
+    monkeypatch.setenv('PRODUCTION_URL', 'http://127.0.0.1:9')
+    monkeypatch.delenv('PRODUCTION_KEY', raising=False)
+    with pytest.raises(PermissionError, match='mlops-course keys add pipeline --role admin'):
+        with flows.production(1): pass
+
+
+def answering(handle):
+    "An httpx.Client whose requests `handle` answers."
+    return httpx.Client(transport=httpx.MockTransport(handle), base_url='http://test')
+
+
+@pytest.mark.parametrize(('status', 'model', 'stranger', 'said'), [
+    (503, 'reader/2', 401, '3 of 3 reads did not come from reader/2: 503'), (200, 'reader/1', 401, 'did not come from reader/2: reader/1'),
+    (200, 'reader/2', 200, 'A stranger got 200'), (200, 'reader/2', 401, 'its CER on 3 clean lines is 1.00')])
+def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
+    def handle(request):
+        if 'line=true' not in str(request.url): return httpx.Response(stranger)
+        return httpx.Response(status, json={'model': model, 'text': ''})
+    with pytest.raises((Refused, ConnectionError), match=said): flows.smoke(answering(handle), 2, Order(), reads=3)
+
+
+# One step at a time
+
+def test_one_step_names_the_steps():
+    with pytest.raises(ValueError, match="No step 'trian'. The steps are quality, tests"): one_step('trian', Order())
+
+
+def test_one_step_waits_for_those_before_it(runs):
+    with pytest.raises(ValueError, match='train comes after data, build'): one_step('train', Order())
+
+
+def test_one_step_asks_who_approves(runs, monkeypatch):
+    monkeypatch.setitem(flows.STEPS, 'release', Step(lambda order, done: {'by': done['approval']['by']}, needs=('approval',)))
+    with pytest.raises(PermissionError, match='Nobody has approved release'): one_step('release', Order())
+    assert one_step('release', Order(), 'Ana') == {'by': 'Ana'}
+
+
+def test_one_step_hands_on_what_it_said(runs, monkeypatch):
+    monkeypatch.setattr(flows, 'STEPS', {'a': Step(lambda order, done: {'x': 1}), 'b': Step(lambda order, done: {'y': done['a']['x'] + 1}, ('a',))})
+    one_step('a', Order())
+    assert one_step('b', Order()) == {'y': 2}
+    assert [o['what'] for o in flows.journal()] == ['began', 'ended']*2
+
+
+def test_step_that_fails_leaves_no_result(runs, monkeypatch):
+    def fail(order, done): raise Refused('no')
+    monkeypatch.setattr(flows, 'STEPS', {'a': Step(fail)})
+    with pytest.raises(Refused): one_step('a', Order())
+    assert not list(flows.folder_of(Order()).glob('*.json'))
+    assert [o['what'] for o in flows.journal()] == ['began']
+
+
+# The command
+
+def say(*words):
+    "Exit code and output of `mlops-course pipeline`."
+    from mlops_course.tools.cli import main
+    done = CliRunner().invoke(main, ['pipeline', *words])
+    return done.exit_code,done.output
+
+
+@pytest.mark.parametrize(('words', 'said'), [(['trian'], "No step 'trian'"), (['-p', 'speed', '3'], 'The fields of an order are data, seed'),
+                                             (['--order', '{data'], 'The order is not JSON'), (['-p', 'steps', '0'], 'steps: Input should be greater')])
+def test_command_says_what_is_wrong(words, said):
+    code,output = say(*words)
+    assert code == 2
+    assert said in output
+
+
+def test_command_fails_where_a_gate_refuses(runs, monkeypatch):
+    def fail(order, done): raise Refused('CER too high')
+    monkeypatch.setattr(flows, 'STEPS', {'validate': Step(fail)})
+    assert say('validate') == (1, 'Refused: CER too high\n')
+
+
+def test_command_prints_a_line_of_json_for_each_step(runs, monkeypatch):
+    monkeypatch.setattr(flows, 'STEPS', {'a': Step(lambda order, done: {'steps': order.steps})})
+    code,output = say('a', '-p', 'steps', '7')
+    assert code == 0
+    assert json.loads(output)['steps'] == 7
+
+
+# The board
+
+def test_board_tells_kept_from_done():
+    board = Board(('a', 'b', 'c'))
+    for name,state in (('a', 'Running'), ('a', 'Completed'), ('b', 'Running'), ('b', 'Cached')): board(name, state, {'x': 1} if state != 'Running' else None)
+    assert repr(board) == 'a: done\nb: kept\nc: waiting'
+
+
+def test_board_shows_the_error_of_a_failed_step():
+    from rich.console import Console
+    board,console = Board(('a',)),Console(width=100, record=True, file=open(os.devnull, 'w')) # noqa: SIM115
+    board('a', 'Running', None)
+    board('a', 'Failed', Refused('CER 0.31 [is] too high'))
+    console.print(board)
+    assert 'CER 0.31 [is] too high' in console.export_text()
+
+
+# Processes
+
+def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
+    port = flows.free_port()
+    url = f'http://127.0.0.1:{port}/'
+    with pytest.raises(ZeroDivisionError):
+        with process(['-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
+            assert httpx.get(url).status_code == 200
+            1/0 # noqa: B018
+    with pytest.raises(httpx.ConnectError): httpx.get(url)
+
+
+def test_process_that_never_gets_ready_says_why(tmp_path):
+    with pytest.raises(ConnectionError, match='no such luck'):
+        with process(['-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{flows.free_port()}/', tmp_path/'log'): pass
+
+
+def test_importing_does_not_import_prefect():
+    code = 'import sys, mlops_course.flows; print([o for o in ("prefect", "torch", "mlflow", "fastapi") if o in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+# Prefect, for real: one server for all of these
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    with FlowServer(tmp_path_factory.mktemp('prefect')) as opened: yield opened
+
+
+STEPS = """
+import os, time
+from pathlib import Path
+from mlops_course import flows
+from mlops_course.flows import Order, Refused, Step
+folder = Path(os.environ['MLOPS_COURSE_PATHS__RUNS'])
+def one(order, done): return {'n': 1}
+def two(order, done):
+    if not (folder/'mended').exists():
+        (folder/'inside').touch()
+        time.sleep(300)
+    return {'n': done['one']['n'] + 1}
+def release(order, done): return {'by': done['approval']['by']}
+flows.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()), 'release': Step(release, ('approval',), ('two',), keep=False, alone=True, code=())}
+"""
+
+
+@pytest.fixture
+def few_steps(runs, monkeypatch):
+    "Three steps that cost nothing, in this process too."
+    monkeypatch.setattr(flows, 'STEPS', flows.STEPS)
+    exec(STEPS, {}) # noqa: S102 (the text above)
+    return runs
+
+
+@pytest.mark.slow
+def test_killed_flow_goes_on_where_it_was(server, few_steps):
+    child = subprocess.Popen([sys.executable, '-c', STEPS + 'flows.as_flow()(Order(), "Ana")'])
+    try:
+        until = time.monotonic() + 200
+        while not (few_steps/'inside').exists():
+            assert child.poll() is None
+            assert time.monotonic() < until
+            time.sleep(.05)
+    finally: child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert flows.times_done() == {'one': 1, 'two': 1}
+    (few_steps/'mended').touch()
+    board = Board(tuple(flows.STEPS))
+    assert as_flow(board)(Order(), 'Ana') == {'one': {'n': 1}, 'two': {'n': 2}, 'release': {'by': 'Ana'}}
+    assert repr(board) == 'one: kept\ntwo: done\nrelease: done'
+    assert flows.times_done() == {'one': 1, 'two': 2, 'release': 1}
+    assert flows.times_done('ended') == {'one': 1, 'two': 1, 'release': 1}
+
+
+@pytest.mark.slow
+def test_without_approval_the_flow_ends_before_release(server, few_steps, monkeypatch):
+    (few_steps/'mended').touch()
+    board = Board(tuple(flows.STEPS))
+    assert 'release' not in as_flow(board)(Order(seed=1))
+    assert board.rows['release'][0] == 'waiting'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('error', 'times'), [(ConnectionError('gone'), 3), (Refused('no'), 1)])
+def test_only_what_may_pass_is_tried_again(server, runs, monkeypatch, error, times):
+    def fail(order, done): raise error
+    monkeypatch.setattr(flows, 'STEPS', {'a': Step(fail, tries=3, code=()), 'b': Step(lambda order, done: {}, ('a',), code=())})
+    board = Board(('a', 'b'))
+    with pytest.raises(type(error)): as_flow(board)(Order())
+    assert flows.times_done() == {'a': times}
+    assert repr(board) == 'a: failed\nb: waiting'
+
+
+@pytest.mark.slow
+def test_results_are_json_that_anybody_can_read(server, few_steps):
+    (few_steps/'mended').touch()
+    as_flow()(Order(seed=2), '')
+    for path in (server.folder/'results').iterdir(): assert json.loads(path.read_text())['metadata']['serializer']['type'] == 'json'
+
+
+@pytest.mark.slow
+def test_server_leaves_nothing_behind(tmp_path, monkeypatch):
+    import psutil
+    monkeypatch.delenv('PREFECT_API_URL', raising=False)
+    with FlowServer(tmp_path) as opened: url = opened.url
+    assert 'PREFECT_API_URL' not in os.environ
+    with pytest.raises(httpx.ConnectError): httpx.get(f'{url}/health')
+    assert not [o for o in psutil.Process().children(recursive=True) if 'prefect.server' in ' '.join(o.cmdline())]
+
+
+# The workflow, with act
+
+WORKFLOW = Path(__file__).resolve().parent.parent/'.github'/'workflows'/'deliver.yml'
+
+
+def test_cloud_gets_its_role_without_a_key():
+    jobs = flows.jobs_of(WORKFLOW)
+    assert [o for o in jobs if jobs[o].get('permissions')] == ['cloud']
+    assert 'AWS_SECRET' not in WORKFLOW.read_text()
+    assert 'AWS_ACCESS_KEY' not in WORKFLOW.read_text()
+
+
+def test_production_waits_for_approval_and_comes_last():
+    jobs = flows.jobs_of(WORKFLOW)
+    needs,found,new = flows.needs_of(jobs),set(),{'production'}
+    while new: found |= (new := set().union(*(needs[o] for o in new)) - found)
+    assert found == {'quality', 'tests', 'build', 'model', 'staging'}
+    assert jobs['production']['environment'] == jobs['cloud']['environment'] == 'production'
+
+
+def test_jobs_call_steps_that_exist():
+    called = [line.split()[2] for job in flows.jobs_of(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
+    assert set(called) == set(flows.STEPS)
+
+
+@pytest.mark.slow
+def test_act_runs_the_jobs_up_to_production(tmp_path, empty):
+    needs('act', 'runs the jobs of a workflow')
+    from mlops_course.registry import history
+    from mlops_course.serving import Source, create_app, on_free_port
+    from mlops_course.tracking import open_store
+    registry = tmp_path/'registry'/'mlflow.db'
+    registry.parent.mkdir()
+    shutil.copy(empty, registry)
+    store = open_store(registry)
+    app = create_app(Source(store), tmp_path/'serving')
+    order = Order(steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))
+    with on_free_port(app) as url:
+        key = app.state.service.keys.add('pipeline', 'admin')
+        ran,printed = flows.run_jobs(WORKFLOW, tmp_path/'act', env={'MLOPS_COURSE_PARAMS__GATES__P95_MS': '1000000'},
+                                     variables={'ORDER': order.model_dump_json(), 'PRODUCTION_URL': url},
+                                     secrets={'MLFLOW_TRACKING_URI': f'sqlite:///{registry}', 'PRODUCTION_KEY': key})
+        assert {o.outcome for o in ran} == {'success'}, printed[-3000:]
+        assert {o.job for o in ran} == {'quality', 'tests', 'build', 'model', 'staging', 'production'}
+        assert app.state.service.model.version == 'reader/1'
+    assert history(store)[-1]['who'] == 'nektos/act'
+
+
+def test_act_says_which_step_failed(tmp_path):
+    needs('act', 'runs the jobs of a workflow')
+    path = tmp_path/'it.yml'
+    path.write_text('on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: "true"\n      - run: "false"\n')
+    ran,_ = flows.run_jobs(path, tmp_path/'act')
+    assert [(o.step, o.outcome) for o in ran] == [('true', 'success'), ('false', 'failure')]
+
+
+def test_act_has_no_stand_in_for_an_unknown_action(tmp_path):
+    needs('act', 'runs the jobs of a workflow')
+    path = tmp_path/'it.yml'
+    path.write_text(f'on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - uses: some/action@{"a"*40}\n')
+    ran,printed = flows.run_jobs(path, tmp_path/'act')
+    assert ran[-1].outcome == 'failure'
+    assert 'there is no stand-in for some/action' in printed
