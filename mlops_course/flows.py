@@ -341,7 +341,7 @@ def times_done(what:str='began') -> dict[str, int]:
     found = Counter(o['step'] for o in journal() if o['what'] == what)
     return {o: found[o] for o in STEPS if found[o]}
 
-# %% ../nbs/16_pipelines.ipynb #ba46612b
+# %% ../nbs/16_pipelines.ipynb #4630f0d1
 def may_pass(task:Any, run:Any, state:Any) -> bool:
     "Whether a failure may be gone at the next try."
     return isinstance(state.result(raise_on_failure=False), ConnectionError|TimeoutError)
@@ -365,7 +365,8 @@ def as_flow(
                     cache_key_fn=(lambda _,given: key_of(name, given['order'], given['done'])) if step.keep else None,
                     on_running=[told], on_completion=[told], on_failure=[told])(do)
 
-    @flow(name='deliver', task_runner=ThreadPoolTaskRunner(max_workers=2))
+    runner:Any = ThreadPoolTaskRunner(max_workers=2)
+    @flow(name='deliver', task_runner=runner)
     def deliver(order:Order, approved_by:str='') -> dict:
         going:dict[str, Any] = {'approval': {'by': approved_by}}
         for name,step in STEPS.items():
@@ -482,7 +483,7 @@ class Board:
             table.add_row(name, Text(state, COLOURS.get(state, 'dim')), seconds, Text(said, overflow='ellipsis', no_wrap=state != 'failed'))
         return table
 
-# %% ../nbs/16_pipelines.ipynb #fe322867
+# %% ../nbs/16_pipelines.ipynb #263c425c
 EVENT = 'data.changed' # what starts a retraining
 CRON = '0 3 * * 1'     # and every Monday at three
 
@@ -498,7 +499,7 @@ def serve_retraining() -> None:
                                      parameters={'order': words, 'approved_by': 'the retraining'})
 
     async def wait_for_work() -> None:
-        runner = Runner(name='retraining', query_seconds=1, pause_on_shutdown=False, limit=1)
+        runner:Any = Runner(name='retraining', query_seconds=1, pause_on_shutdown=False, limit=1)
         made = await as_flow().to_deployment(name='retraining', cron=CRON, triggers=[trigger], parameters={'order': Order().model_dump(mode='json')},
                                              entrypoint_type=EntrypointType.MODULE_PATH)
         made.entrypoint = 'mlops_course.flows.deliver'

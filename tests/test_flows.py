@@ -232,7 +232,7 @@ def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
 # One step at a time
 
 def test_one_step_names_the_steps():
-    with pytest.raises(ValueError, match="No step 'trian'. The steps are quality, tests"): one_step('trian', Order())
+    with pytest.raises(ValueError, match=r"No step 'trian'. The steps are quality, tests"): one_step('trian', Order())
 
 
 def test_one_step_waits_for_those_before_it(runs):
@@ -312,7 +312,7 @@ def test_board_shows_the_error_of_a_failed_step():
 def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
     port = flows.free_port()
     url = f'http://127.0.0.1:{port}/'
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError): # noqa: PT012 (the block is what is tried)
         with process(['-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
             assert httpx.get(url).status_code == 200
             1/0 # noqa: B018
@@ -349,7 +349,8 @@ def two(order, done):
         time.sleep(300)
     return {'n': done['one']['n'] + 1}
 def release(order, done): return {'by': done['approval']['by']}
-flows.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()), 'release': Step(release, ('approval',), ('two',), keep=False, alone=True, code=())}
+flows.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()),
+               'release': Step(release, ('approval',), ('two',), keep=False, alone=True, code=())}
 """
 
 
