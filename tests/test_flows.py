@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from click.testing import CliRunner
-from conftest import needs
 
 from mlops_course import flows
 from mlops_course.flows import Board, FlowServer, Order, Refused, Step, as_flow, key_of, one_step, process
@@ -168,7 +167,7 @@ def two_versions(runs, monkeypatch):
     "A champion that reads nothing, and the shipped recogniser as its challenger."
     monkeypatch.setattr(flows, 'production', well)
     monkeypatch.setattr(flows, 'smoke', lambda client, version, order: {'reads': 0})
-    orders = [TINY.model_copy(update={'lines': 12}), TINY.model_copy(update={'start': 'recogniser', 'lines': 12})]
+    orders = [TINY.model_copy(update={'lines': 24}), TINY.model_copy(update={'start': 'recogniser', 'lines': 24})]
     done = [{**GIVEN, 'register': flows.register(o, {'train': flows.train(o, GIVEN)})} for o in orders]
     assert flows.release(orders[0], done[0])['champion'] == 1
     return orders,done
@@ -445,7 +444,6 @@ def test_jobs_call_steps_that_exist():
 
 @pytest.mark.slow
 def test_act_runs_the_jobs_up_to_production(tmp_path, empty):
-    needs('act', 'runs the jobs of a workflow')
     from mlops_course.registry import history
     from mlops_course.serving import Source, create_app, on_free_port
     from mlops_course.tracking import open_store
@@ -467,7 +465,6 @@ def test_act_runs_the_jobs_up_to_production(tmp_path, empty):
 
 
 def test_act_says_which_step_failed(tmp_path):
-    needs('act', 'runs the jobs of a workflow')
     path = tmp_path/'it.yml'
     path.write_text('on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: "true"\n      - run: "false"\n')
     ran,_ = flows.run_jobs(path, tmp_path/'act')
@@ -475,7 +472,6 @@ def test_act_says_which_step_failed(tmp_path):
 
 
 def test_act_has_no_stand_in_for_an_unknown_action(tmp_path):
-    needs('act', 'runs the jobs of a workflow')
     path = tmp_path/'it.yml'
     path.write_text(f'on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - uses: some/action@{"a"*40}\n')
     ran,printed = flows.run_jobs(path, tmp_path/'act')
