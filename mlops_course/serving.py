@@ -6,8 +6,9 @@
 __all__ = ['ROLES', 'FAULT', 'EXAMPLE', 'REFUSALS', 'Lines', 'server_options', 'on_free_port', 'Model', 'open_detector', 'ready',
            'read_together', 'attempt', 'Batcher', 'refusal', 'counted', 'too_large', 'load_upload', 'is_public',
            'public_address', 'fetch_image', 'Key', 'Keys', 'digest_of', 'Bucket', 'sealed', 'Audit', 'verify_audit',
-           'Source', 'own_store', 'Meters', 'Job', 'Answer', 'Service', 'sha256_of', 'Upload', 'received', 'Problem',
-           'add_errors', 'problems', 'body', 'known_key', 'add_operations', 'add_reading', 'create_app', 'serve']
+           'Source', 'own_store', 'certainty', 'Meters', 'Job', 'Answer', 'Service', 'sha256_of', 'Upload', 'received',
+           'Problem', 'add_errors', 'problems', 'body', 'known_key', 'add_operations', 'add_reading', 'create_app',
+           'serve']
 
 # %% ../nbs/13_serving.ipynb #68086992
 import asyncio
@@ -476,6 +477,13 @@ def own_store() -> Store|None:
     return open_store() if there else None
 
 # %% ../nbs/13_serving.ipynb #eeb48300
+def certainty(
+    reading:Reading,
+) -> float: # From 0 to 1; 0 where it read nothing
+    "How sure the model was of `reading`, each letter counting the same."
+    letters = sum(len(o.text) for o in reading.lines)
+    return sum(o.confidence*len(o.text) for o in reading.lines)/letters if letters else 0.
+
 class Meters:
     "What is counted, for Prometheus; each service has its own."
     def __init__(self):
@@ -483,6 +491,8 @@ class Meters:
         self.predictions = Counter('ocr_predictions_total', 'Images that arrived, by what became of them', ['model', 'status'], registry=self.registry)
         self.duration = Histogram('ocr_prediction_duration_seconds', 'From the arrival of an image to its text', ['model'], registry=self.registry)
         self.refusals = Counter('ocr_refusals_total', 'Requests that got no answer', ['status'], registry=self.registry)
+        self.confidence = Histogram('ocr_confidence', 'How sure the model was of an image; 0 where it read nothing', ['model'],
+                                    buckets=(.5, .6, .7, .8, .85, .9, .95, .98, 1), registry=self.registry)
         self.together = Histogram('ocr_batch_images', 'Images read together', buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
         self.places = Gauge('ocr_places_taken', 'Requests inside', registry=self.registry)
 
@@ -576,6 +586,7 @@ class Service:
             except TimeoutError as e: raise refusal(504, f"The image was not read within {self.limits.timeout_s:g} seconds. Send a smaller one", 1) from e
             entry['model'] = model.version # a swap may have come between
         self.meters.duration.labels(model.version).observe(entry['seconds'])
+        self.meters.confidence.labels(model.version).observe(certainty(reading))
         return Answer(**reading.to_dict(), model=model.version, sha256=entry['sha256']),entry['receipt']
 
     async def reload(self, who:str) -> tuple[str, str]: # The versions before and after

@@ -224,6 +224,14 @@ def test_predictions_are_counted_by_what_became_of_them(engine, tmp_path, line):
         assert value('ocr_prediction_duration_seconds_count', {'model': 'reader/1'}) == 2
 
 
+def test_confidence_is_counted_and_nothing_read_counts_as_none_at_all(engine, tmp_path, line):
+    with started(Shelf(engine), tmp_path) as client:
+        for o in (line, png(np.full((32, 200, 3), 255, np.uint8))): client.read(o, line=True)
+        value = client.service.meters.registry.get_sample_value
+        assert value('ocr_confidence_bucket', {'model': 'reader/1', 'le': '0.5'}) == 1
+        assert value('ocr_confidence_bucket', {'model': 'reader/1', 'le': '1.0'}) == 2
+
+
 def test_the_description_has_examples_and_says_how_to_show_a_key(client):
     said = client.get('/openapi.json').json()
     read = said['paths']['/v1/read']['post']
