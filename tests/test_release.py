@@ -1,0 +1,240 @@
+"Releases (lesson 17): splits and bets whose error rates are known, and live services that are replaced, broken, slowed and killed under load."
+import json
+from contextlib import ExitStack
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mlops_course.data import ALPHABET, line_batch
+from mlops_course.release import (
+    Contrast,
+    Limits,
+    Load,
+    Release,
+    Router,
+    Routes,
+    Share,
+    Slot,
+    Verdict,
+    arm_of,
+    beyond,
+    bucket,
+    canary,
+    contrast,
+    edge_at,
+    failed,
+    let_in,
+    mismatch,
+    ratio,
+    reach,
+    read_metrics,
+    recorder,
+    running,
+    signals,
+    slice_contrasts,
+    spent,
+    users_needed,
+    wealth,
+    worse,
+)
+from mlops_course.scoring import score
+from mlops_course.serving import Audit, digest_of, on_free_port, verify_audit
+
+USERS = [f'user {o}' for o in range(4000)]
+
+
+def rows_of(edits, chars=10, lines=2, kind='render', first=0):
+    "Users with these edits in each of their lines."
+    items = {f'{first + u}:{i}': e for u, e in enumerate(edits) for i in range(lines)}
+    return score({k: 'y'*e + 'x'*(chars - e) for k, e in items.items()}, dict.fromkeys(items, 'x'*chars),
+                 user={k: k.split(':')[0] for k in items}, kind=dict.fromkeys(items, kind))
+
+
+# The split
+
+def test_a_split_is_near_its_share_and_the_same_each_time():
+    arms = [arm_of(o, 'a', .3) for o in USERS]
+    assert .27 < arms.count('challenger')/len(arms) < .33
+    assert arms == [arm_of(o, 'a', .3) for o in USERS]
+
+
+def test_a_larger_share_takes_the_challenger_from_nobody():
+    small, large = ({o for o in USERS if arm_of(o, 'a', share) == 'challenger'} for share in (.01, .5))
+    assert small < large
+
+
+def test_nobody_and_everybody_are_shares_too():
+    assert {arm_of(o, 'a', 0.) for o in USERS} == {'champion'}
+    assert {arm_of(o, 'a', 1.) for o in USERS} == {'challenger'}
+
+
+def test_splits_with_other_salts_are_independent():
+    a, b = (np.array([bucket(o, salt) for o in USERS]) for salt in 'ab')
+    assert abs(np.corrcoef(a, b)[0, 1]) < .05
+
+
+def test_salt_and_user_cannot_be_mixed_up():
+    assert bucket('1user', 'a') != bucket('user', 'a1')
+
+
+def test_a_mismatch_is_noticed_and_luck_is_not():
+    assert mismatch(5000, 5040) > .1
+    assert mismatch(5000, 4500) < .001
+    assert mismatch(9900, 100, share=.01) > .5
+
+
+# Differences
+
+def test_a_contrast_is_the_difference_of_the_corpus_rates():
+    found = contrast(rows_of([1, 2, 3, 2]), rows_of([0, 1, 1, 0]))
+    assert found.difference == pytest.approx(2/40 - 8/40)
+    assert found.se > 0
+
+
+def test_equal_users_leave_no_doubt_and_no_alarm():
+    assert contrast(rows_of([1, 1]), rows_of([1, 1])).p == 1.
+
+
+def test_lines_of_one_user_do_not_shrink_the_error():
+    edits = np.random.default_rng(0).integers(0, 5, 200).tolist()
+    few, many = (contrast(rows_of(edits[:100], lines=o), rows_of(edits[100:], lines=o)) for o in (1, 9))
+    assert many.se == pytest.approx(few.se)
+    assert contrast(rows_of(edits[:100], lines=9), rows_of(edits[100:], lines=9), unit=None).se < .5*few.se
+
+
+def test_a_single_user_is_refused():
+    with pytest.raises(ValueError, match='Found 1 unit.*Wait for more users'): contrast(rows_of([1]), rows_of([1, 2]))
+
+
+def test_every_look_says_what_a_contrast_would_have_said():
+    rng = np.random.default_rng(1)
+    edits, treated = rng.integers(0, 6, 120), rng.random(120) < .4
+    difference, se = running(2.*edits, np.full(120, 20.), treated, [40, 120])
+    for at, *found in zip((40, 120), difference, se):
+        meant = contrast(rows_of(edits[:at][~treated[:at]].tolist()), rows_of(edits[:at][treated[:at]].tolist()))
+        assert found == pytest.approx(meant[:2])
+
+
+def test_a_sample_of_the_size_that_was_asked_finds_the_difference_as_often_as_promised():
+    rng, spread, wanted = np.random.default_rng(2), .2, .05
+    n = users_needed(spread, wanted, power=.8)//2
+    found = [Contrast(o, spread*(2/n)**.5).p < .05 for o in rng.normal(wanted, spread*(2/n)**.5, 4000)]
+    assert .77 < np.mean(found) < .83
+
+
+def test_a_small_share_needs_more_users():
+    assert users_needed(.2, .05, share=.01) > 20*users_needed(.2, .05)
+
+
+@pytest.mark.parametrize('wrong', [(0, .1), (.2, 0), (.2, .1, .05, .8, 1.)])
+def test_a_size_that_cannot_be_planned_is_refused(wrong):
+    with pytest.raises(ValueError, match='change your mind'): users_needed(*wrong)
+
+
+def test_slices_are_corrected_for_their_number():
+    rng = np.random.default_rng(3)
+    kinds = [f'kind {o}' for o in range(10)]
+    old, new = (pd.concat([rows_of(rng.integers(0, 5, 60).tolist(), kind=k, first=first + 100*i) for i, k in enumerate(kinds)]) for first in (0, 5000))
+    found = slice_contrasts(old, new, 'kind')
+    alone = [contrast(old[old['kind'] == k], new[new['kind'] == k]).p for k in kinds]
+    assert (found['p'].to_numpy(float) >= np.array(alone) - 1e-12).all()
+    assert (found['verdict'] == 'undecided').all()
+
+
+# Looking again and again
+
+def test_the_bet_and_its_interval_agree():
+    d, se = np.meshgrid(np.linspace(-.3, .3, 61), np.linspace(.005, .1, 40))
+    assert ((wealth(d, se, .05) >= 20) == (np.abs(d) >= reach(se, .05))).all()
+
+
+def test_the_bet_is_fair_where_nothing_differs():
+    se = .03
+    d = np.random.default_rng(4).normal(0, se, 400_000)
+    assert wealth(d, se, .02).mean() == pytest.approx(1, abs=.02)
+
+
+@pytest.mark.parametrize('expected', [.01, .05, .2])
+def test_looking_every_day_keeps_the_error_rate_of_the_bet_and_not_of_the_naive_test(expected):
+    rng = np.random.default_rng(5)
+    noise = rng.normal(0, .3, (2000, 1000)).cumsum(1)[:, 49::50]
+    n = np.arange(50, 1001, 50)
+    difference, se = noise/n, .3/np.sqrt(n)
+    assert (wealth(difference, se, expected) >= 20).any(1).mean() <= .05
+    assert .18 < (np.abs(difference/se) > 1.96).any(1).mean() < .32
+
+
+def test_all_looks_together_spend_alpha():
+    assert sum(spent(.01, o) for o in range(1, 100_000)) == pytest.approx(.01, rel=1e-4)
+
+
+# Shares of bad answers
+
+def test_shares_are_compared_exactly():
+    assert worse(Share(1, 5), Share(0, 400)) == pytest.approx(5/405)
+    assert worse(Share(2, 2), Share(0, 8)) == pytest.approx(1/comb(10, 2))
+    assert worse(Share(0, 5), Share(9, 400)) == 1
+    assert worse(Share(5, 5), Share(0, 0)) == 1 # nothing to compare with
+
+
+def test_what_is_tolerated_raises_no_alarm():
+    assert worse(Share(60, 1000), Share(40, 1000)) < .05
+    assert worse(Share(60, 1000), Share(40, 1000), 2.) > .5
+
+
+METRICS = """# TYPE ocr_predictions_total counter
+ocr_predictions_total{model="a",status="200"} 90.0
+ocr_predictions_total{model="b",status="200"} 6.0
+ocr_predictions_total{model="b",status="500"} 4.0
+ocr_predictions_total{model="b",status="422"} 7.0
+# TYPE ocr_prediction_duration_seconds histogram
+ocr_prediction_duration_seconds_bucket{le="0.005",model="a"} 50.0
+ocr_prediction_duration_seconds_bucket{le="0.01",model="a"} 95.0
+ocr_prediction_duration_seconds_bucket{le="+Inf",model="a"} 96.0
+# TYPE ocr_confidence histogram
+ocr_confidence_bucket{le="0.9",model="a"} 12.0
+ocr_confidence_bucket{le="+Inf",model="a"} 96.0
+"""
+
+
+def test_metrics_are_read_for_all_models_together_and_a_bad_image_is_no_fault():
+    found = read_metrics(METRICS)
+    assert failed(found) == (4, 100)
+    assert beyond(found, 'ocr_prediction_duration_seconds_bucket', '0.01') == (1, 96)
+    assert edge_at(found, 'ocr_prediction_duration_seconds_bucket', .95) == '0.01'
+    assert edge_at(found, 'ocr_prediction_duration_seconds_bucket', .5) == '0.005'
+
+
+def test_each_trouble_raises_its_own_signal():
+    old = read_metrics(METRICS.replace('500"} 4.0', '500"} 0.0'))
+    slow = read_metrics(METRICS.replace('0.01",model="a"} 95', '0.01",model="a"} 10').replace('500"} 4.0', '500"} 0.0'))
+    doubtful = read_metrics(METRICS.replace('0.9",model="a"} 12', '0.9",model="a"} 80').replace('500"} 4.0', '500"} 0.0'))
+    broken = read_metrics(METRICS.replace('500"} 4.0', '500"} 40.0'))
+    for new, compared, wanted in ((old, Share(2, 50), []), (slow, Share(2, 50), ['latency']), (doubtful, Share(2, 50), ['confidence']),
+                                  (broken, Share(2, 50), ['errors']), (old, Share(45, 50), ['disagreement'])):
+        assert [o.name for o in signals(new, old, compared) if o.alarm(1e-4)] == wanted
+
+
+def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
+    audit = Audit(tmp_path/'audit.jsonl')
+    record = recorder(audit, why='more fonts')
+    receipt = record(Verdict('back', 'reader/2', 'reader/1', .01, 'errors', '5 of 5 failed', 5, .5))
+    audit.close()
+    entry = json.loads((tmp_path/'audit.jsonl').read_text())
+    assert (entry['what'], entry['reason'], entry['why'], entry['version']) == ('back', 'errors', 'more fonts', 'reader/2')
+    assert verify_audit(tmp_path/'audit.jsonl', [receipt]) == []
+
+
+def test_nobody_releases_without_saying_why(tmp_path):
+    audit = Audit(tmp_path/'audit.jsonl')
+    with pytest.raises(ValueError, match='Say who does this'): recorder(audit, why=' ')
+    audit.close()
+
+
+def test_ratio_knows_the_rate():
+    rate, spread = ratio(np.array([1., 3.]), np.array([10., 10.]))
+    assert rate == pytest.approx(.2)
+    assert spread == pytest.approx(.1*2**.5)
