@@ -2,6 +2,7 @@
 import json
 from contextlib import ExitStack
 from math import comb
+from time import sleep
 
 import numpy as np
 import pandas as pd
@@ -106,7 +107,7 @@ def test_lines_of_one_user_do_not_shrink_the_error():
 
 
 def test_a_single_user_is_refused():
-    with pytest.raises(ValueError, match='Found 1 unit.*Wait for more users'): contrast(rows_of([1]), rows_of([1, 2]))
+    with pytest.raises(ValueError, match=r'Found 1 unit.*Wait for more users'): contrast(rows_of([1]), rows_of([1, 2]))
 
 
 def test_every_look_says_what_a_contrast_would_have_said():
@@ -238,3 +239,103 @@ def test_ratio_knows_the_rate():
     rate, spread = ratio(np.array([1., 3.]), np.array([10., 10.]))
     assert rate == pytest.approx(.2)
     assert spread == pytest.approx(.1*2**.5)
+
+
+# Live services
+
+def png(image, folder):
+    Image.fromarray(image).save(folder/'line.png')
+    return (folder/'line.png').read_bytes()
+
+
+def with_alphabet(root, folder, letters):
+    "The shipped recogniser with another alphabet."
+    import onnx
+    model = onnx.load(root/'data'/'recogniser'/'model.onnx')
+    design = json.loads(next(o.value for o in model.metadata_props if o.key == 'design'))
+    onnx.helper.set_model_props(model, {'design': json.dumps({**design, 'alphabet': letters})})
+    folder.mkdir()
+    onnx.save(model, folder/'model.onnx')
+    return folder
+
+
+class Street:
+    "Two slots, keys for their users, and images."
+    def __init__(self, root, folder, slots):
+        self.good, self.folder, self.slots = Release(root/'data'/'recogniser', 'reader/1'), folder, slots
+        self.keys = list(let_in(slots, USERS[:1000]).values())
+        self.images = [png(o, folder) for o, _ in line_batch(30, 0, 'v1', 'test')]
+        self.limits = Limits(least=(10, 20, 30))
+
+    def release(self, challenger, steps=(.1, .5, 1.), spoil=None, **routes):
+        "Verdicts, the load, and the router, after a canary under load."
+        champion = next(o for o in self.slots if o is not challenger)
+        router, verdicts = Router(Routes(champion.url, challenger.url, **{'shadow': .5, **routes})), []
+        with on_free_port(router) as url, Load(url, self.keys, self.images) as load:
+            for o in canary(router, champion, challenger, steps, self.limits, verdicts.append):
+                if spoil and o.passed: spoil()
+            n = len(load.answers)
+            while len(load.answers) < n + 10: sleep(.02)
+        return verdicts, load, router
+
+
+@pytest.fixture(scope='module')
+def street(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('street')
+    with ExitStack() as after:
+        slots = [after.enter_context(Slot(folder/o, Release(root/'data'/'recogniser', 'reader/1'))) for o in ('blue', 'green')]
+        for o in slots: o.wait()
+        yield Street(root, folder, slots)
+
+
+@pytest.mark.slow
+def test_a_good_release_reaches_everybody_and_loses_nothing(street):
+    champion, challenger = street.slots
+    challenger.put(street.good._replace(version='reader/2'))
+    verdicts, load, router = street.release(challenger)
+    assert [(o.what, o.share) for o in verdicts] == [('forward', .1), ('forward', .5), ('done', 1.)]
+    assert load.lost == 0
+    assert (router.routes.champion, router.routes.challenger, router.routes.share) == (challenger.url, champion.url, 0.)
+
+
+@pytest.mark.slow
+def test_each_bad_release_is_taken_back_for_its_own_reason_and_loses_nothing(street, root):
+    _, challenger = street.slots
+    letters = ALPHABET[1:] + ALPHABET[0]
+    bad = {'errors': Release(with_alphabet(root, street.folder/'old', ALPHABET[:36]), 'old'),
+           'latency': street.good._replace(version='slow', delay_s=.5),
+           'disagreement': Release(with_alphabet(root, street.folder/'slipped', letters), 'slipped')}
+    for reason, release in bad.items():
+        challenger.put(release)
+        verdicts, load, router = street.release(challenger)
+        assert [(o.what, o.reason, o.share) for o in verdicts] == [('back', reason, .1)]
+        assert load.lost == 0
+        assert router.routes.share == 0
+        assert {by for at, _, _, by in load.answers[-5:]} == {'champion'}
+
+
+@pytest.mark.slow
+def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_release_goes_back(street):
+    champion, challenger = street.slots
+    challenger.put(street.good)
+    router = Router(Routes(champion.url, challenger.url))
+    with on_free_port(router) as url:
+        release = canary(router, champion, challenger, (.3, 1.), street.limits)
+        with Load(url, street.keys, street.images) as load: next(release)
+        assert router.routes.share == .3
+        release.close() # whoever watched went away
+    assert router.routes.share == 0
+    served = {by: {user for _, user, _, o in load.answers if o == by} for by in ('champion', 'challenger')}
+    assert served['challenger']
+    assert {arm_of(digest_of(f'Bearer {street.keys[o]}'), 'release', .3) for o in served['challenger']} == {'challenger'}
+    assert load.lost == 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing(street):
+    _, challenger = street.slots
+    challenger.put(street.good)
+    verdicts, load, _ = street.release(challenger, (.3, 1.), spoil=challenger.kill)
+    assert [(o.what, o.reason) for o in verdicts] == [('forward', ''), ('back', 'process')]
+    assert load.lost == 0
+    with pytest.raises(ConnectionError, match='did not start'): challenger.wait(5)
