@@ -437,7 +437,7 @@ def spent(
     "What look number `look` may spend: a half, a sixth, a twelfth, … of `alpha`, and never more than `alpha` in all."
     return alpha/(look*(look + 1))
 
-# %% ../nbs/17_release.ipynb #77f6b9e8
+# %% ../nbs/17_release.ipynb #c7adf2c3
 class Signal(NamedTuple):
     "One thing that is watched, and how it stands."
     name:str      # errors, latency, confidence, disagreement or process
@@ -459,7 +459,7 @@ class Limits:
 def signals(
     new:Counter,        # What the challenger has counted in this step
     old:Counter,        # What the champion has counted at the same time
-    compared:Share=Share(0, 0), # Images that both read, and how many of them quite differently
+    compared:Share,     # Images that both read, and how many of them quite differently
     limits:Limits=Limits(),
 ) -> list[Signal]:
     "How the challenger stands beside the champion."
