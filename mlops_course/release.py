@@ -6,11 +6,12 @@
 __all__ = ['ARMS', 'OWN', 'WATCHED', 'bucket', 'arm_of', 'mismatch', 'Contrast', 'ratio', 'contrast', 'running', 'users_needed',
            'wealth', 'reach', 'slice_contrasts', 'Release', 'Delayed', 'Shelf', 'serve_slot', 'free_port', 'Slot',
            'let_in', 'Load', 'Routes', 'Router', 'read_metrics', 'Share', 'failed', 'beyond', 'edge_at', 'worse',
-           'spent', 'Signal', 'Limits', 'signals', 'Verdict', 'canary', 'watch', 'recorder']
+           'spent', 'Signal', 'Limits', 'signals', 'Verdict', 'since', 'watch', 'canary', 'recorder']
 
-# %% ../nbs/17_release.ipynb #875727b7
+# %% ../nbs/17_release.ipynb #9a25bb12
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def slice_contrasts(
             for (k,o),q in zip(found.items(), p)}
     return pd.DataFrame(rows).T.rename_axis(column)
 
-# %% ../nbs/17_release.ipynb #38f0551c
+# %% ../nbs/17_release.ipynb #33338fb8
 class Release(NamedTuple):
     "A model that is to be served."
     folder:str|Path   # Holds model.onnx
@@ -196,10 +197,14 @@ class Shelf:
     def models(self) -> list[dict]: return []
 
 def serve_slot(folder:str, limits:str) -> None:
-    "What the process of a `Slot` does."
+    "What the process of a `Slot` does. It ends when nobody holds its input any more, so no kernel that dies leaves it behind."
+    def last_will():
+        os.read(0, 1) # nothing comes, until it is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+    Thread(target=last_will, daemon=True).start()
     serve(create_app(Shelf(Path(folder)/'release.json'), folder, Api(**json.loads(limits))))
 
-# %% ../nbs/17_release.ipynb #6c599fc0
+# %% ../nbs/17_release.ipynb #e4643f6f
 def free_port() -> int:
     "A port of this machine that nobody uses at the moment."
     with socket.socket() as door:
@@ -225,16 +230,23 @@ class Slot:
         if any(o.name == 'release' for o in keys): keys.revoke('release')
         self.admin = {'Authorization': f"Bearer {keys.add('release', 'admin')}"}
         self.point(self.release)
+        self.start()
+        return self
+    def __exit__(self, *_) -> None: self.stop()
+
+    def start(self) -> None:
+        "Begin; `wait` says when it serves."
         code = 'import sys; from mlops_course.release import serve_slot; serve_slot(*sys.argv[1:])'
         with (self.folder/'log').open('w') as log:
-            self.process = subprocess.Popen([sys.executable, '-c', code, str(self.folder), self.limits.model_dump_json()], stdout=log, stderr=log,
-                                            env=os.environ | {'OMP_NUM_THREADS': '1'})
-        return self
+            self.process = subprocess.Popen([sys.executable, '-c', code, str(self.folder), self.limits.model_dump_json()], stdin=subprocess.PIPE,
+                                            stdout=log, stderr=log, env=os.environ | {'OMP_NUM_THREADS': '1'})
 
-    def __exit__(self, *_) -> None:
-        self.process.terminate() # what was begun is finished
+    def stop(self) -> None:
+        "End, when what was begun is finished."
+        self.process.terminate()
         try: self.process.wait(30)
         except subprocess.TimeoutExpired: self.kill()
+        if self.process.stdin: self.process.stdin.close()
 
     def kill(self) -> None:
         "End the process at once, as a power cut would."
@@ -280,7 +292,7 @@ def let_in(
         keys.write([*keys, *(Key(k, 'reader', digest_of(v), '') for k,v in made.items())])
     return made
 
-# %% ../nbs/17_release.ipynb #fe451e7d
+# %% ../nbs/17_release.ipynb #d75aee66
 class Load:
     "Users who keep asking until the block ends, and every answer that they got."
     def __init__(self,
@@ -308,7 +320,9 @@ class Load:
                 try:
                     found = client.post(f'{self.url}/v1/read', params={'line': True}, files={'file': image}, headers=headers)
                     status,by = found.status_code,found.headers.get('X-Served-By', '')
-                except httpx.TransportError: status,by = 0,''
+                except httpx.TransportError:
+                    status,by = 0,''
+                    self.over.wait(.1) # nobody there: no need to storm the door
                 self.answers.append((perf_counter() - self.start, user, status, by))
 
     def __enter__(self) -> 'Load':
@@ -472,7 +486,7 @@ def signals(
     p = float(binomtest(compared.bad, compared.n, limits.strange, 'greater').pvalue) if compared.n else 1.
     return [*found, Signal('disagreement', f'{compared} are read quite differently by the champion', p)]
 
-# %% ../nbs/17_release.ipynb #d5ca743e
+# %% ../nbs/17_release.ipynb #a6ee1f28
 @dataclass(frozen=True)
 class Verdict:
     "What was decided at a step of a release, and why."
@@ -487,6 +501,36 @@ class Verdict:
     @property
     def passed(self) -> bool: return self.what != 'back'
 
+def since(count:Callable[[], Counter]) -> Callable[[], Counter]:
+    "What is counted from now on."
+    before = count()
+    return lambda: count() - before
+
+def watch(
+    new:Callable[[], Counter],    # What the challenger has counted in this step
+    old:Callable[[], Counter],    # The champion
+    router:Callable[[], Counter],
+    reference:Counter,            # What the champion counted before, for a step where nobody asks it any more
+    least:int,                    # Answers of the challenger that the step needs
+    limits:Limits,
+    alpha:float,                  # For each signal in this step
+) -> tuple[Signal|None, int, Counter]: # What went wrong, the challenger's answers, and what the champion counted
+    "Look again and again, until something is wrong or there are enough answers."
+    import httpx
+    start,look,n = perf_counter(),0,-1
+    while True:
+        sleep(limits.every_s)
+        try: found = new()
+        except httpx.HTTPError: return Signal('process', 'it does not answer any more', 0.),max(n, 0),reference
+        beside,shadow = old(),router()
+        if failed(beside).n < least: beside = reference
+        if failed(found).n > n: # a look without news costs nothing
+            n,look = failed(found).n,look + 1
+            stand = signals(found, beside, Share(shadow['strange'], shadow['compared']), limits)
+            if alarms := [o for o in stand if o.alarm(spent(alpha, look))]: return min(alarms, key=lambda o: o.p),n,beside
+        if n >= least: return None,n,beside
+        if perf_counter() - start > limits.longest_s: return Signal('too few', f'{n} answers in {limits.longest_s:g} s, and {least} are asked', 1.),n,beside
+
 def canary(
     router:Router,
     champion:Slot,
@@ -499,45 +543,21 @@ def canary(
     try:
         reference = champion.metrics()
         for i,share in enumerate(steps):
-            start,counted_before = perf_counter(),router.counts.copy()
-            before = [o.metrics() for o in (challenger, champion)]
+            start,least = perf_counter(),limits.least[min(i, len(limits.least) - 1)]
+            counters = since(challenger.metrics),since(champion.metrics),since(router.counts.copy)
             router.routes = router.routes._replace(share=share)
-            least = limits.least[min(i, len(limits.least) - 1)]
-            wrong,n,reference = watch(router, challenger, champion, before, counted_before, reference, least, limits, len(steps))
-            last = share == steps[-1]
-            what = 'back' if wrong else 'done' if last else 'forward'
+            wrong,n,reference = watch(*counters, reference, least, limits, limits.alpha/4/len(steps)) # four signals
+            last = i == len(steps) - 1
             if wrong: router.routes = router.routes._replace(share=0.) # first of all
             elif last: router.routes = router.routes.exchanged()
-            verdict = Verdict(what, challenger.release.version, champion.release.version, share, wrong.name if wrong else '',
-                              wrong.said if wrong else f'no worse than the champion in {n} answers', n, round(perf_counter() - start, 2))
+            verdict = Verdict('back' if wrong else 'done' if last else 'forward', challenger.release.version, champion.release.version, share,
+                              wrong.name if wrong else '', wrong.said if wrong else f'no worse than the champion in {n} answers', n,
+                              round(perf_counter() - start, 2))
             record(verdict)
             yield verdict
             if wrong: return
     finally:
         if router.routes.challenger == challenger.url: router.routes = router.routes._replace(share=0.)
-
-def watch(router:Router, challenger:Slot, champion:Slot, before:Sequence[Counter], counted_before:Counter, reference:Counter,
-          least:int, limits:Limits, steps:int) -> tuple[Signal|None, int, Counter]: # What went wrong, answers, and what the champion counted
-    "Look again and again, until something is wrong or there are enough answers."
-    import httpx
-    start,look,seen,n = perf_counter(),0,-1,0
-    while True:
-        sleep(limits.every_s)
-        try: new = challenger.metrics() - before[0]
-        except httpx.HTTPError: return Signal('process', 'it does not answer any more', 0.),n,reference
-        old = champion.metrics() - before[1]
-        if failed(old).n < least: old = reference # at the last step nobody asks the champion any more
-        n = failed(new).n
-        if n > seen: # a look without news costs nothing
-            seen,look = n,look + 1
-            counts = router.counts - counted_before
-            alpha = spent(limits.alpha/4/steps, look) # four signals
-            if wrong := [o for o in signals(new, old, Share(counts['strange'], counts['compared']), limits) if o.alarm(alpha)]:
-                return min(wrong, key=lambda o: o.p),n,old
-        if n >= least: return None,n,old
-        if perf_counter() - start > limits.longest_s: return Signal('too few', f'{n} answers in {limits.longest_s:g} s, and {least} are asked', 1.),n,old
-
-
 
 # %% ../nbs/17_release.ipynb #5c371831
 def recorder(
