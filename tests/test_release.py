@@ -11,18 +11,17 @@ from PIL import Image
 
 from mlops_course.data import ALPHABET, line_batch
 from mlops_course.release import (
+    Caution,
     Contrast,
-    Limits,
     Load,
     Release,
     Router,
     Routes,
-    Share,
     Slot,
+    Tally,
     Verdict,
     arm_of,
     beyond,
-    bucket,
     canary,
     contrast,
     edge_at,
@@ -37,6 +36,7 @@ from mlops_course.release import (
     signals,
     slice_contrasts,
     spent,
+    spot,
     users_needed,
     wealth,
     worse,
@@ -73,12 +73,12 @@ def test_nobody_and_everybody_are_shares_too():
 
 
 def test_splits_with_other_salts_are_independent():
-    a, b = (np.array([bucket(o, salt) for o in USERS]) for salt in 'ab')
+    a, b = (np.array([spot(o, salt) for o in USERS]) for salt in 'ab')
     assert abs(np.corrcoef(a, b)[0, 1]) < .05
 
 
 def test_salt_and_user_cannot_be_mixed_up():
-    assert bucket('1user', 'a') != bucket('user', 'a1')
+    assert spot('1user', 'a') != spot('user', 'a1')
 
 
 def test_a_mismatch_is_noticed_and_luck_is_not():
@@ -175,15 +175,15 @@ def test_all_looks_together_spend_alpha():
 # Shares of bad answers
 
 def test_shares_are_compared_exactly():
-    assert worse(Share(1, 5), Share(0, 400)) == pytest.approx(5/405)
-    assert worse(Share(2, 2), Share(0, 8)) == pytest.approx(1/comb(10, 2))
-    assert worse(Share(0, 5), Share(9, 400)) == 1
-    assert worse(Share(5, 5), Share(0, 0)) == 1 # nothing to compare with
+    assert worse(Tally(1, 5), Tally(0, 400)) == pytest.approx(5/405)
+    assert worse(Tally(2, 2), Tally(0, 8)) == pytest.approx(1/comb(10, 2))
+    assert worse(Tally(0, 5), Tally(9, 400)) == 1
+    assert worse(Tally(5, 5), Tally(0, 0)) == 1 # nothing to compare with
 
 
 def test_what_is_tolerated_raises_no_alarm():
-    assert worse(Share(60, 1000), Share(40, 1000)) < .05
-    assert worse(Share(60, 1000), Share(40, 1000), 2.) > .5
+    assert worse(Tally(60, 1000), Tally(40, 1000)) < .05
+    assert worse(Tally(60, 1000), Tally(40, 1000), 2.) > .5
 
 
 METRICS = """# TYPE ocr_predictions_total counter
@@ -214,8 +214,8 @@ def test_each_trouble_raises_its_own_signal():
     slow = read_metrics(METRICS.replace('0.01",model="a"} 95', '0.01",model="a"} 10').replace('500"} 4.0', '500"} 0.0'))
     doubtful = read_metrics(METRICS.replace('0.9",model="a"} 12', '0.9",model="a"} 80').replace('500"} 4.0', '500"} 0.0'))
     broken = read_metrics(METRICS.replace('500"} 4.0', '500"} 40.0'))
-    for new, compared, wanted in ((old, Share(2, 50), []), (slow, Share(2, 50), ['latency']), (doubtful, Share(2, 50), ['confidence']),
-                                  (broken, Share(2, 50), ['errors']), (old, Share(45, 50), ['disagreement'])):
+    for new, compared, wanted in ((old, Tally(2, 50), []), (slow, Tally(2, 50), ['latency']), (doubtful, Tally(2, 50), ['confidence']),
+                                  (broken, Tally(2, 50), ['errors']), (old, Tally(45, 50), ['disagreement'])):
         assert [o.name for o in signals(new, old, compared) if o.alarm(1e-4)] == wanted
 
 
@@ -265,14 +265,14 @@ class Street:
         self.good, self.folder, self.slots = Release(root/'data'/'recogniser', 'reader/1'), folder, slots
         self.keys = list(let_in(slots, USERS[:1000]).values())
         self.images = [png(o, folder) for o, _ in line_batch(30, 0, 'v1', 'test')]
-        self.limits = Limits(least=(10, 20, 30))
+        self.caution = Caution(least=(10, 20, 30))
 
     def release(self, challenger, steps=(.1, .5, 1.), spoil=None, **routes):
         "Verdicts, the load, and the router, after a canary under load."
         champion = next(o for o in self.slots if o is not challenger)
         router, verdicts = Router(Routes(champion.url, challenger.url, **{'shadow': .5, **routes})), []
         with on_free_port(router) as url, Load(url, self.keys, self.images) as load:
-            for o in canary(router, champion, challenger, steps, self.limits, verdicts.append):
+            for o in canary(router, champion, challenger, steps, self.caution, verdicts.append):
                 if spoil and o.passed: spoil()
             n = len(load.answers)
             while len(load.answers) < n + 10: sleep(.02)
@@ -320,7 +320,7 @@ def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_re
     challenger.put(street.good)
     router = Router(Routes(champion.url, challenger.url))
     with on_free_port(router) as url:
-        release = canary(router, champion, challenger, (.3, 1.), street.limits)
+        release = canary(router, champion, challenger, (.3, 1.), street.caution)
         with Load(url, street.keys, street.images) as load: next(release)
         assert router.routes.share == .3
         release.close() # whoever watched went away

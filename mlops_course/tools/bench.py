@@ -358,7 +358,7 @@ def release_figures() -> Iterator[dict]:
     from PIL import Image
 
     from mlops_course.data import ALPHABET, line_batch
-    from mlops_course.release import Limits, Load, Release, Router, Routes, Slot, canary, let_in
+    from mlops_course.release import Caution, Load, Release, Router, Routes, Slot, canary, let_in
     from mlops_course.serving import on_free_port
     good = Release(find_root()/'data'/'recogniser', 'good')
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, Slot(Path(tmp, 'blue'), good) as blue, Slot(Path(tmp, 'green'), good) as green:
@@ -385,7 +385,7 @@ def release_figures() -> Iterator[dict]:
             folder.mkdir()
             onnx.save(model, folder/'model.onnx')
             green.put(Release(folder, 'fails on capitals'))
-            with Load(url, keys, images) as load: verdict = list(canary(router, blue, green, (.1, 1.), Limits()))[-1]
+            with Load(url, keys, images) as load: verdict = list(canary(router, blue, green, (.1, 1.), Caution()))[-1]
             yield dict(figure='rollback', reason=verdict.reason, seconds=verdict.seconds, answers_until_then=verdict.answers,
                        requests_per_s=len(load.answers)/load.answers[-1][0], lost=load.lost)
 
