@@ -206,7 +206,7 @@ def serve_slot(folder:str, limits:str) -> None:
     Thread(target=last_will, daemon=True).start()
     serve(create_app(Shelf(Path(folder)/'release.json'), folder, Api(**json.loads(limits))))
 
-# %% ../nbs/17_release.ipynb #f48c61cb
+# %% ../nbs/17_release.ipynb #be9694c4
 def free_port() -> int:
     "A port of this machine that nobody uses at the moment."
     with socket.socket() as door:
@@ -281,7 +281,8 @@ class Slot:
     def metrics(self) -> Counter:
         "What its /metrics says."
         import httpx
-        return read_metrics(httpx.get(f'{self.url}/metrics', timeout=5, trust_env=False).raise_for_status().text)
+        try: return read_metrics(httpx.get(f'{self.url}/metrics', timeout=5, trust_env=False).raise_for_status().text)
+        except httpx.HTTPError as e: raise ConnectionError(f"{self.release.version} does not answer any more") from e
 
 def let_in(
     slots:Sequence[Slot],
@@ -489,7 +490,7 @@ def signals(
     p = float(binomtest(compared.bad, compared.n, caution.strange, 'greater').pvalue) if compared.n else 1.
     return [*found, Signal('disagreement', f'{compared} are read quite differently by the champion', p)]
 
-# %% ../nbs/17_release.ipynb #017653d1
+# %% ../nbs/17_release.ipynb #2195e385
 @dataclass(frozen=True)
 class Verdict:
     "What was decided at a step of a release, and why."
@@ -510,22 +511,20 @@ def since(count:Callable[[], Counter]) -> Callable[[], Counter]:
     return lambda: count() - before
 
 def watch(
-    new:Callable[[], Counter],    # What the challenger has counted in this step
-    old:Callable[[], Counter],    # The champion
-    router:Callable[[], Counter],
+    challenger:Slot,
+    champion:Slot,
+    router:Router,
     reference:Counter,            # What the champion counted before, for a step where nobody asks it any more
     least:int,                    # Answers of the challenger that the step needs
     caution:Caution,
     alpha:float,                  # For each signal in this step
 ) -> tuple[Signal|None, int, Counter]: # What went wrong, the challenger's answers, and what the champion counted
     "Look again and again, until something is wrong or there are enough answers."
-    import httpx
     start,look,n = perf_counter(),0,-1
+    new,old,both = since(challenger.metrics),since(champion.metrics),since(router.counts.copy)
     while True:
         sleep(caution.every_s)
-        try: found = new()
-        except httpx.HTTPError: return Signal('process', 'it does not answer any more', 0.),max(n, 0),reference
-        beside,shadow = old(),router()
+        found,beside,shadow = new(),old(),both()
         if failed(beside).n < least: beside = reference
         if failed(found).n > n: # a look without news costs nothing
             n,look = failed(found).n,look + 1
@@ -547,9 +546,9 @@ def canary(
         reference = champion.metrics()
         for i,share in enumerate(steps):
             start,least = perf_counter(),caution.least[min(i, len(caution.least) - 1)]
-            counters = since(challenger.metrics),since(champion.metrics),since(router.counts.copy)
             router.routes = router.routes._replace(share=share)
-            wrong,n,reference = watch(*counters, reference, least, caution, caution.alpha/4/len(steps)) # four signals
+            try: wrong,n,reference = watch(challenger, champion, router, reference, least, caution, caution.alpha/4/len(steps)) # four signals
+            except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1
             if wrong: router.routes = router.routes._replace(share=0.) # first of all
             elif last: router.routes = router.routes.exchanged()

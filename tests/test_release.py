@@ -2,6 +2,7 @@
 import json
 from contextlib import ExitStack
 from math import comb
+from shutil import copy
 from time import sleep
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mlops_course.data import ALPHABET, line_batch
+from mlops_course.registry import NAME, history, standing, take_down
 from mlops_course.release import (
     Caution,
     Contrast,
@@ -43,6 +45,7 @@ from mlops_course.release import (
 )
 from mlops_course.scoring import score
 from mlops_course.serving import Audit, digest_of, on_free_port, verify_audit
+from mlops_course.tracking import open_store
 
 USERS = [f'user {o}' for o in range(4000)]
 
@@ -229,6 +232,25 @@ def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
     assert verify_audit(tmp_path/'audit.jsonl', [receipt]) == []
 
 
+def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(tmp_path, empty):
+    copy(empty, tmp_path/'mlflow.db')
+    store, audit = open_store(tmp_path/'mlflow.db'), Audit(tmp_path/'audit.jsonl')
+    store.client.create_registered_model(NAME)
+    for version in (1, 2):
+        store.client.create_model_version(NAME, str(tmp_path))
+        take_down(store, NAME, 'registered', version, 'ana', 'a test')
+    def verdict(what, share, reason=''): return Verdict(what, 'reader', 'reader/0', share, reason, 'seen', 9, .1)
+    record = recorder(audit, store, 1)
+    for o in (verdict('forward', .1), verdict('done', 1.)): record(o)
+    recorder(audit, store, 2)(verdict('back', .1, 'latency'))
+    audit.close()
+    entries = history(store)
+    assert [(o['version'], o['what']) for o in entries[2:]] == [(1, 'canary'), (1, 'promoted'), (2, 'refused')]
+    assert entries[-1]['gates'] == ['latency: seen']
+    assert standing(entries) == {'champion': 1, 'challenger': 2}
+    assert len((tmp_path/'audit.jsonl').read_text().splitlines()) == 3
+
+
 def test_nobody_releases_without_saying_why(tmp_path):
     audit = Audit(tmp_path/'audit.jsonl')
     with pytest.raises(ValueError, match='Say who does this'): recorder(audit, why=' ')
@@ -296,6 +318,20 @@ def test_a_good_release_reaches_everybody_and_loses_nothing(street):
     assert [(o.what, o.share) for o in verdicts] == [('forward', .1), ('forward', .5), ('done', 1.)]
     assert load.lost == 0
     assert (router.routes.champion, router.routes.challenger, router.routes.share) == (challenger.url, champion.url, 0.)
+
+
+@pytest.mark.slow
+def test_blue_and_green_change_places_and_back_without_losing_a_request(street):
+    blue, green = street.slots
+    green.put(street.good)
+    router = Router(Routes(blue.url, green.url))
+    with on_free_port(router) as url, Load(url, street.keys, street.images) as load:
+        for at in (green.url, blue.url):
+            n = len(load.answers)
+            while len(load.answers) < n + 30: sleep(.02)
+            router.routes = router.routes.exchanged()
+            assert router.routes.champion == at
+    assert load.lost == 0
 
 
 @pytest.mark.slow
