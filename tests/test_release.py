@@ -296,8 +296,12 @@ class Street:
         with on_free_port(router) as url, Load(url, self.keys, self.images) as load:
             for o in canary(router, champion, challenger, steps, self.caution, verdicts.append):
                 if spoil and o.passed: spoil()
-            n = len(load.answers)
-            while len(load.answers) < n + 10: sleep(.02)
+            sent = []
+            for n in (10, 20): # what was under way is finished first
+                wanted = len(load.answers) + n
+                while len(load.answers) < wanted: sleep(.02)
+                sent.append(router.counts['challenger'])
+            assert sent[0] == sent[1], "somebody is still sent to the challenger"
         return verdicts, load, router
 
 
@@ -347,7 +351,6 @@ def test_each_bad_release_is_taken_back_for_its_own_reason_and_loses_nothing(str
         assert [(o.what, o.reason, o.share) for o in verdicts] == [('back', reason, .1)]
         assert load.lost == 0
         assert router.routes.share == 0
-        assert {by for at, _, _, by in load.answers[-5:]} == {'champion'}
 
 
 @pytest.mark.slow
