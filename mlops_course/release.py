@@ -490,7 +490,7 @@ def signals(
     p = float(binomtest(compared.bad, compared.n, caution.strange, 'greater').pvalue) if compared.n else 1.
     return [*found, Signal('disagreement', f'{compared} are read quite differently by the champion', p)]
 
-# %% ../nbs/17_release.ipynb #2195e385
+# %% ../nbs/17_release.ipynb #bd445191
 @dataclass(frozen=True)
 class Verdict:
     "What was decided at a step of a release, and why."
@@ -520,14 +520,14 @@ def watch(
     alpha:float,                  # For each signal in this step
 ) -> tuple[Signal|None, int, Counter]: # What went wrong, the challenger's answers, and what the champion counted
     "Look again and again, until something is wrong or there are enough answers."
-    start,look,n = perf_counter(),0,-1
+    start,look,n,due = perf_counter(),0,0,3.
     new,old,both = since(challenger.metrics),since(champion.metrics),since(router.counts.copy)
     while True:
         sleep(caution.every_s)
         found,beside,shadow = new(),old(),both()
         if failed(beside).n < least: beside = reference
-        if failed(found).n > n: # a look without news costs nothing
-            n,look = failed(found).n,look + 1
+        if (answers := failed(found).n) >= min(due, least): # each look costs, so it waits for half as many answers again
+            n,look,due = answers,look + 1,1.5*answers
             stand = signals(found, beside, Tally(shadow['strange'], shadow['compared']), caution)
             if alarms := [o for o in stand if o.alarm(spent(alpha, look))]: return min(alarms, key=lambda o: o.p),n,beside
         if n >= least: return None,n,beside
