@@ -1,9 +1,11 @@
 "Releases (lesson 17): splits and bets whose error rates are known, and live services that are replaced, broken, slowed and killed under load."
 import json
+from collections import Counter
 from contextlib import ExitStack
 from math import comb
 from shutil import copy
 from time import sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -40,6 +42,7 @@ from mlops_course.release import (
     spent,
     spot,
     users_needed,
+    watch,
     wealth,
     worse,
 )
@@ -220,6 +223,36 @@ def test_each_trouble_raises_its_own_signal():
     for new, compared, wanted in ((old, Tally(2, 50), []), (slow, Tally(2, 50), ['latency']), (doubtful, Tally(2, 50), ['confidence']),
                                   (broken, Tally(2, 50), ['errors']), (old, Tally(45, 50), ['disagreement'])):
         assert [o.name for o in signals(new, old, compared) if o.alarm(1e-4)] == wanted
+
+
+class Counting:
+    "A slot without a process: at each look it has given some more answers, a part of them doubtful."
+    def __init__(self, each, doubtful): self.each, self.doubtful, self.looks = each, doubtful, -1
+    def metrics(self):
+        self.looks += 1
+        n = self.each*self.looks
+        return Counter({('ocr_predictions_total', '200'): n, ('ocr_confidence_bucket', '0.9'): round(n*self.doubtful), ('ocr_confidence_bucket', '+Inf'): n})
+
+
+def watched(doubtful, least=60, **caution):
+    "What comes of a step in which answers trickle in one by one."
+    return watch(Counting(1, doubtful), Counting(10, .02), SimpleNamespace(counts=Counter()), Counter(), least, Caution(every_s=0, **caution), .01/12)
+
+
+def test_answers_that_trickle_in_one_by_one_still_raise_an_alarm():
+    wrong, n, _ = watched(.45)
+    assert wrong.name == 'confidence'
+    assert n < 60
+
+
+def test_a_step_without_trouble_ends_with_enough_answers():
+    assert watched(.02)[:2] == (None, 60)
+
+
+def test_a_step_that_gets_too_few_answers_goes_back():
+    wrong, n, _ = watched(.02, least=10**6, longest_s=.01)
+    assert wrong.name == 'too few'
+    assert n < 10**6
 
 
 def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
