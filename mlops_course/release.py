@@ -490,7 +490,7 @@ def signals(
     p = float(binomtest(compared.bad, compared.n, caution.strange, 'greater').pvalue) if compared.n else 1.
     return [*found, Signal('disagreement', f'{compared} are read quite differently by the champion', p)]
 
-# %% ../nbs/17_release.ipynb #b52391bc
+# %% ../nbs/17_release.ipynb #cc028848
 @dataclass(frozen=True)
 class Verdict:
     "What was decided at a step of a release, and why."
@@ -531,7 +531,8 @@ def watch(
             stand = signals(found, beside, Tally(shadow['strange'], shadow['compared']), caution)
             if alarms := [o for o in stand if o.alarm(spent(alpha, look))]: return min(alarms, key=lambda o: o.p),n,beside
         if n >= least: return None,n,beside
-        if perf_counter() - start > caution.longest_s: return Signal('too few', f'{answers} answers in {caution.longest_s:g} s, and {least} are asked', 1.),answers,beside
+        if perf_counter() - start > caution.longest_s:
+            return Signal('too few', f'{answers} answers in {caution.longest_s:g} s, and {least} are asked', 1.),answers,beside
 
 def canary(
     router:Router,
