@@ -1,4 +1,4 @@
-"""Resolve settings.ini into requirements.lock, for Linux, macOS and Windows at once.
+"""Resolve settings.ini into requirements.lock, for Linux, macOS and Windows at once, and the image's part of it into deploy/.
 
     .venv/bin/python scripts/lock.py             keep the present pins, add what is missing
     .venv/bin/python scripts/lock.py --upgrade   take the newest of everything
@@ -21,11 +21,33 @@ HEADER = """\
 # Torch's own CUDA packages are not listed: torch pins them exactly where its build needs them.
 """
 
+# What the service imports; all else of the course stays out of its image. The second list builds what comes as source only.
+IMAGE = {
+    "requirements.lock": """click fastapi filelock httpx numpy onnxruntime opencv-python-headless pillow prometheus-client pydantic
+        pydantic-settings python-dotenv python-multipart pyyaml rapidocr structlog threadpoolctl tqdm uvicorn""",
+    "build.lock": "setuptools wheel",
+}
+
 
 def without_cuda(lock: str) -> str:
     "The text of `lock` without the packages that only torch's CUDA build asks for."
     blocks = re.split(r"^(?=\S)", lock, flags=re.M)
     return "".join(b for b in blocks if not CUDA.match(b) and not b.startswith("#"))
+
+
+def lock_image() -> None:
+    "Write the locks of the image: the versions of requirements.lock, and the hash of each file."
+    # The course has OpenCV with windows. A server has none, and the build without them is of the same version.
+    pins = LOCK.read_text(encoding="utf-8").replace("\nopencv-python==", "\nopencv-python-headless==")
+    with TemporaryDirectory() as tmp:
+        Path(tmp, "pins").write_text(pins, encoding="utf-8")
+        for name, wanted in IMAGE.items():
+            Path(tmp, "in").write_text("\n".join(wanted.split()), encoding="utf-8")
+            found = subprocess.run(
+                [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--generate-hashes", "--python-platform", "linux",
+                 "--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links",
+                 "--constraints", Path(tmp, "pins"), Path(tmp, "in")], check=True, capture_output=True, text=True).stdout
+            (ROOT / "deploy" / name).write_text("# The image's part of requirements.lock. Made by scripts/lock.py: do not edit.\n" + found, encoding="utf-8")
 
 
 def main() -> None:
@@ -40,6 +62,7 @@ def main() -> None:
             [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--no-header",
              "--no-annotate", "--overrides", ROOT/"scripts"/"overrides.txt", source, "--output-file", out, *sys.argv[1:]], check=True)
         LOCK.write_text(HEADER + without_cuda(out.read_text(encoding="utf-8")), encoding="utf-8")
+    lock_image()
     print(f"{LOCK.name}: {sum('==' in line for line in LOCK.read_text().splitlines())} packages")
 
 

@@ -1,0 +1,12 @@
+"The image's entry: the course's command line, without the packages that only training needs."
+import signal
+import sys
+
+from mlops_course.containers import stand_in
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # the first process of a container must say itself that it stops
+stand_in()
+
+from mlops_course.tools.cli import main  # noqa: E402 (after the stand-ins)
+
+main()

@@ -1,0 +1,113 @@
+"""Build the service's image, try it, and print what was measured.
+
+    .venv/bin/python scripts/image.py              build and try
+    .venv/bin/python scripts/image.py --record     and keep it in data/image/build.json
+    .venv/bin/python scripts/image.py --naive DIR  and measure the wrong way of lesson 15 too: an image called localhost/naive,
+                                                   built before with data/image/naive.Dockerfile in SECONDS (a number)
+
+Needs podman and buildah (scripts/debian.sh).
+"""
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+
+from mlops_course.containers import IMAGE, LOCKED_DOWN, build, engine, inventory, open_image, risks, running
+from mlops_course.ocr import load_image
+from mlops_course.training import load_custom
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "docker.io/library/python:3.11-slim"
+RECORD = ROOT / "data" / "image" / "build.json"
+
+
+def fetch_wheels(to: Path) -> Path:
+    "The packages of the image's locks, each with the hash that the lock names."
+    locks = [f"--requirement={ROOT / 'deploy' / o}" for o in ("requirements.lock", "build.lock")]
+    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation",
+                    "--require-hashes", f"--dest={to}", *locks], check=True, stderr=subprocess.DEVNULL)
+    return to
+
+
+def size_mb(image: str) -> float:
+    "What `image` takes on disk."
+    return int(engine("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
+
+
+def look_inside(image: str) -> dict:
+    "What a scanner finds in `image`."
+    with TemporaryDirectory() as tmp:
+        engine("save", "--quiet", "--format", "oci-dir", "--output", f"{tmp}/image", image)
+        config, layers = open_image(Path(tmp, "image"))
+    found = risks(layers)
+    packages = [o for o in layers if "pip install" in o.made_by or any(p.startswith("packages/") for p in o.rights)]
+    return {
+        "mb": size_mb(image), "base_mb": size_mb(BASE), "packages_mb": sum(o.size for o in packages) / 1e6, "user": config.get("User", ""),
+        "layers": [{"made_by": o.made_by.splitlines()[0][:100], "mb": round(o.size / 1e6, 3)} for o in layers],
+        "found": sorted({o.path for o in found if o.kind == "secret"})[:20], "secrets": sum(o.kind == "secret" for o in found), "setuid": sum(o.kind == "setuid" for o in found),
+        "writable": sum(o.kind == "writable" for o in found), "components": len(inventory(layers)["components"]),
+    }
+
+
+def try_out() -> dict:
+    "Start the image with few rights, read a page, stop it."
+    page = ROOT / "data" / "pages" / "render_3.png"
+    volume = "reader-try"
+    engine("volume", "create", volume)
+    try:
+        key = engine("run", "--rm", *LOCKED_DOWN, "--volume", f"{volume}:/var/reader", IMAGE, "keys", "add", "try").splitlines()[-1]
+        start = time.perf_counter()
+        with running(IMAGE, *LOCKED_DOWN, "--volume", f"{volume}:/var/reader") as (name, url):
+            ready_s = time.perf_counter() - start
+            answer = httpx.post(f"{url}/v1/read", files={"file": page.read_bytes()}, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+            engine("healthcheck", "run", name)
+            start = time.perf_counter()
+            engine("stop", "--time", "10", name)
+            stop_s = time.perf_counter() - start
+    finally:
+        engine("volume", "rm", "--force", volume)
+    return {"ready_s": ready_s, "stop_s": stop_s, "same_text": answer.json().get("text") == load_custom()(load_image(page)).text}
+
+
+def changed_again(wheels: Path) -> float:
+    "Seconds of a second build, after a change of code."
+    with TemporaryDirectory() as tmp:
+        copy = Path(tmp, "course")
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "_course", "_site", "__pycache__"))
+        with (copy / "mlops_course" / "serving.py").open("a") as file: file.write("# changed\n")
+        return build(copy, tag="localhost/reader-changed", wheels=wheels)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--record", action="store_true")
+    asked.add_argument("--naive", type=float)
+    args = asked.parse_args()
+    subprocess.run(["bash", ROOT / "scripts" / "base_image.sh"], check=True)
+    if args.record: # from the beginning
+        for image in engine("images", "--quiet", "--filter", "label=org.opencontainers.image.title=reader").split(): engine("rmi", "--force", image)
+        engine("image", "prune", "--force")
+    with TemporaryDirectory() as tmp:
+        wheels = fetch_wheels(Path(tmp))
+        seconds = build(ROOT, wheels=wheels)
+        again_s = changed_again(wheels)
+    on = f"{datetime.now(UTC):%d %B %Y}, on two cores that others used too"
+    found = {"files": {o: sha256((ROOT / o).read_bytes()).hexdigest() for o in ("deploy/Dockerfile", "deploy/requirements.lock")},
+             "ours": {"on": on, "seconds": seconds, "again_s": again_s, **look_inside(IMAGE), **try_out()}}
+    known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    if args.naive: known["naive"] = {"on": on, "seconds": args.naive, **look_inside("localhost/naive")}
+    found = json.loads(json.dumps({**known, **found}), parse_float=lambda o: round(float(o), 2))
+    print(json.dumps(found, indent=1))
+    if args.record: RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
