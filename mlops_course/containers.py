@@ -112,7 +112,7 @@ def seen(
                 found = {k: v for k,v in found.items() if k != gone and not k.startswith(f'{gone}/')}
     return found
 
-# %% ../nbs/15_containers.ipynb #83b5262e
+# %% ../nbs/15_containers.ipynb #3c9c6b33
 SECRET_NAMES = re.compile(r'(^|/)(\.env|id_(rsa|ed25519|ecdsa)|\.netrc|\.pypirc|credentials(\.json)?|[^/]*\.(key|p12|pfx))$')
 SECRET_WORDS = re.compile(rb'-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}|[a-z]+://[^\s/:@\'"{}<>]+:[^\s/:@\'"{}<>]{6,}@')
 class Risk(NamedTuple):
@@ -121,12 +121,16 @@ class Risk(NamedTuple):
     path:str
     made_by:str # The instruction
 
-def risks(layers:Sequence[Layer]) -> list[Risk]:
+def risks(
+    layers:Sequence[Layer],
+    others:tuple[str, ...]=('packages/', 'usr/'), # Folders with files of others, whose passwords are examples: there only names count
+) -> list[Risk]:
     "Secrets, programs that run as another user, and files that everybody may change; hidden ones too."
     found = []
     for o in layers:
         for path,rights in o.rights.items():
-            if SECRET_NAMES.search(path) or SECRET_WORDS.search(o.files.get(path, b'')): found.append(Risk('secret', path, o.made_by))
+            own = b'' if path.startswith(others) else o.files.get(path, b'')
+            if SECRET_NAMES.search(path) or SECRET_WORDS.search(own): found.append(Risk('secret', path, o.made_by))
             if rights & 0o6000: found.append(Risk('setuid', path, o.made_by))
             if rights & 0o002: found.append(Risk('writable', path, o.made_by))
     return found

@@ -45,12 +45,13 @@ def size_mb(image: str) -> float:
 def look_inside(image: str) -> dict:
     "What a scanner finds in `image`."
     with TemporaryDirectory() as tmp:
-        engine("save", "--quiet", "--format", "oci-dir", "--output", f"{tmp}/image", image)
+        engine("push", "--disable-compression", image, f"oci:{tmp}/image", program="buildah")
         config, layers = open_image(Path(tmp, "image"))
     found = risks(layers)
     packages = [o for o in layers if "pip install" in o.made_by or any(p.startswith("packages/") for p in o.rights)]
     return {
-        "mb": size_mb(image), "base_mb": size_mb(BASE), "packages_mb": sum(o.size for o in packages) / 1e6, "user": config.get("User", ""),
+        "mb": size_mb(image), "base_mb": size_mb(BASE), "packages_mb": sum(o.size for o in packages) / 1e6,
+        "user": config.get("User", ""),
         "layers": [{"made_by": o.made_by.splitlines()[0][:100], "mb": round(o.size / 1e6, 3)} for o in layers],
         "found": sorted({o.path for o in found if o.kind == "secret"})[:20], "secrets": sum(o.kind == "secret" for o in found), "setuid": sum(o.kind == "setuid" for o in found),
         "writable": sum(o.kind == "writable" for o in found), "components": len(inventory(layers)["components"]),
