@@ -48,13 +48,14 @@ def look_inside(image: str) -> dict:
         engine("push", "--disable-compression", image, f"oci:{tmp}/image", program="buildah")
         config, layers = open_image(Path(tmp, "image"))
     found = risks(layers)
+    count = {k: sum(o.kind == k for o in found) for k in ("secret", "setuid", "writable")}
     packages = [o for o in layers if "pip install" in o.made_by or any(p.startswith("packages/") for p in o.rights)]
     return {
         "mb": size_mb(image), "base_mb": size_mb(BASE), "packages_mb": sum(o.size for o in packages) / 1e6,
         "user": config.get("User", ""),
         "layers": [{"made_by": o.made_by.splitlines()[0][:100], "mb": round(o.size / 1e6, 3)} for o in layers],
-        "found": sorted({o.path for o in found if o.kind == "secret"})[:20], "secrets": sum(o.kind == "secret" for o in found), "setuid": sum(o.kind == "setuid" for o in found),
-        "writable": sum(o.kind == "writable" for o in found), "components": len(inventory(layers)["components"]),
+        "found": sorted({o.path for o in found if o.kind == "secret"})[:20],
+        "secrets": count["secret"], "setuid": count["setuid"], "writable": count["writable"], "components": len(inventory(layers)["components"]),
     }
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     args = asked.parse_args()
     subprocess.run(["bash", ROOT / "scripts" / "base_image.sh"], check=True)
     if args.record: # from the beginning
-        for image in engine("images", "--quiet", "--filter", "label=org.opencontainers.image.title=reader").split(): engine("rmi", "--force", image)
+        for image in set(engine("images", "--quiet", "--filter", "label=org.opencontainers.image.title=reader").split()): engine("rmi", "--force", image)
         engine("image", "prune", "--force")
     with TemporaryDirectory() as tmp:
         wheels = fetch_wheels(Path(tmp))

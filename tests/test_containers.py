@@ -1,0 +1,383 @@
+"Lesson 15: what travels, what a layer holds, and the image itself, built and run with few rights."
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from hashlib import sha256
+from importlib.metadata import requires
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from conftest import needs
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mlops_course.containers import (
+    IMAGE,
+    LEFT_OUT,
+    LOCKED_DOWN,
+    build,
+    done_again,
+    engine,
+    in_context,
+    inventory,
+    keys,
+    layer,
+    lint,
+    load_manifests,
+    manifest_faults,
+    matches,
+    open_image,
+    risks,
+    running,
+    schema_faults,
+    seen,
+    steps,
+    write_image,
+)
+
+# The image's Python, for markers.
+WHERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "platform_system": "Linux", "extra": "",
+         "platform_machine": "x86_64", "os_name": "posix", "implementation_name": "cpython", "platform_python_implementation": "CPython"}
+
+
+def script(root, name):
+    "scripts/NAME.py as a module."
+    spec = importlib.util.spec_from_file_location(name, root / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pins(path):
+    "Package -> version in a lock, for the image's Python on Linux."
+    lines = [o.partition(" \\")[0] for o in path.read_text(encoding="utf-8").splitlines() if re.match(r"[\w.-]+(\[.*\])?==", o)]
+    found = [o for o in map(Requirement, lines) if not o.marker or o.marker.evaluate(WHERE)]
+    return {canonicalize_name(o.name): str(o.specifier).removeprefix("==") for o in found}
+
+
+# Layers and images
+
+def test_the_same_files_make_the_same_layer():
+    assert layer({"b": b"2", "a": b"1"}) == layer({"a": b"1", "b": b"2"})
+    assert layer({"a": b"1"}) != layer({"a": b"1"}, {"a": 0o755})
+
+
+def test_a_layer_is_an_ordinary_archive_with_the_rights_asked_for():
+    with tarfile.open(fileobj=io.BytesIO(layer({"bin/tool": b"x"}, {"bin/tool": 0o4755}))) as archive:
+        assert [(o.name, o.mode, o.mtime, o.uid) for o in archive] == [("bin/tool", 0o4755, 0, 0)]
+
+
+def image(folder, *layers):
+    write_image(folder, [(f"step {i}", o) for i, o in enumerate(layers)], {"User": "7"})
+    return open_image(folder)
+
+
+def test_an_image_is_read_as_it_was_written(tmp_path):
+    config, layers = image(tmp_path, layer({"a": b"1"}), layer({"b/c": b"22"}))
+    assert config == {"User": "7"}
+    assert [(o.made_by, o.size, o.files) for o in layers] == [("step 0", 1, {"a": b"1"}), ("step 1", 2, {"b/c": b"22"})]
+
+
+def test_what_a_layer_hides_is_not_seen_but_held(tmp_path):
+    _, layers = image(tmp_path, layer({"app/.env": b"", "app/x/1": b"", "keep": b""}), layer({"app/.wh..env": b"", "app/.wh.x": b""}))
+    assert seen(layers) == {"keep": 0}
+    assert [o.path for o in risks(layers)] == ["app/.env"]
+
+
+def test_an_opaque_folder_hides_only_what_lies_below(tmp_path):
+    _, layers = image(tmp_path, layer({"x/old": b""}), layer({"x/.wh..wh..opq": b"", "x/new": b""}))
+    assert seen(layers) == {"x/new": 1}
+
+
+@pytest.mark.parametrize("which", ["layer", "config", "manifest"])
+def test_a_changed_byte_is_refused(tmp_path, which):
+    image(tmp_path, layer({"a": b"1"}))
+    manifest = json.loads((tmp_path / "index.json").read_text())["manifests"][0]["digest"]
+    inside = json.loads((tmp_path / "blobs/sha256" / manifest[7:]).read_text())
+    digest = {"layer": inside["layers"][0]["digest"], "config": inside["config"]["digest"], "manifest": manifest}[which]
+    path = tmp_path / "blobs/sha256" / digest[7:]
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+    with pytest.raises(ValueError, match="damaged or changed"): open_image(tmp_path)
+
+
+def test_a_folder_that_is_no_image_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="podman save"): open_image(tmp_path)
+
+
+@pytest.mark.parametrize(("path", "content", "kinds"), [
+    ("app/.env", b"", ["secret"]), ("root/.ssh/id_ed25519", b"", ["secret"]), ("etc/tls/server.key", b"", ["secret"]),
+    ("app/a.py", b"url = 'postgresql://ana:correct-horse@db/x'", ["secret"]), ("app/a", b"-----BEGIN RSA PRIVATE KEY-----", ["secret"]),
+    ("app/a", b"AKIAIOSFODNN7EXAMPLE", ["secret"]), ("app/a.py", b"https://example.org/a?b=c", []), ("app/.env.example", b"", []),
+    ("packages/x.py", b"https://user:password@host", []), ("packages/.env", b"", ["secret"]), ("app/keys.py", b"monkey = 1", []),
+])
+def test_the_scanner_knows_a_secret(tmp_path, path, content, kinds):
+    _, layers = image(tmp_path, layer({path: content}))
+    assert [o.kind for o in risks(layers)] == kinds
+
+
+def test_the_scanner_knows_risky_rights(tmp_path):
+    _, layers = image(tmp_path, layer(dict.fromkeys("abc", b""), {"a": 0o4755, "b": 0o666, "c": 0o755}))
+    assert [(o.kind, o.path) for o in risks(layers)] == [("setuid", "a"), ("writable", "b")]
+
+
+def test_the_inventory_lists_both_kinds_of_packages(tmp_path):
+    _, layers = image(tmp_path, layer({"var/lib/dpkg/status": b"Package: libc6\nVersion: 2.36\n\nPackage: zlib1g\nVersion: 1:1.2\n",
+                                       "packages/a-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: A\nVersion: 1\n\nText: no"}))
+    assert [o["purl"] for o in inventory(layers)["components"]] == ["pkg:deb/debian/libc6@2.36", "pkg:deb/debian/zlib1g@1:1.2", "pkg:pypi/a@1"]
+
+
+# Contexts and caches
+
+@pytest.mark.parametrize(("path", "pattern", "expected"), [
+    ("a/b.py", "*.py", False), ("a/b.py", "**/*.py", True), ("b.py", "**/*.py", True), ("a/b/c", "a", True), ("ab", "a", False),
+    ("a/b", "a/?", True), ("a/b/c", "a/*/c", True), ("x/.env", ".env", False), ("a.b", "a?b", True), ("a/b", "a*b", False),
+])
+def test_patterns_mean_what_docker_means(path, pattern, expected):
+    assert matches(path, pattern) == expected
+
+
+def test_the_last_line_that_means_a_file_decides():
+    assert in_context(["a/x", "a/y", "b"], "*\n!a\na/y") == ["a/x"]
+    assert in_context(["a"], "# a\n\n") == ["a"]
+
+
+def test_only_what_the_image_holds_travels(root):
+    ignore = (root / ".dockerignore").read_text(encoding="utf-8")
+    stays = [".env", ".git/config", ".venv/bin/python", "_course/tracking/mlflow.db", "deploy/secrets/postgres", "data/v1/x.png", "nbs/a.ipynb"]
+    assert in_context(stays, ignore) == []
+    text = (root / "deploy/Dockerfile").read_text(encoding="utf-8")
+    named = [w for o in steps(text) if o.word == "COPY" and "--from" not in o.rest for w in o.rest.split()[:-1]]
+    for o in named: # each thing that is copied is there, and travels
+        files = [p.relative_to(root).as_posix() for p in ([root / o] if (root / o).is_file() else (root / o).glob("*.py"))]
+        assert files, o
+        assert in_context(files, ignore) == files
+
+
+DOCKERFILE = "FROM a AS one\nCOPY lock .\nRUN install \\\n  --all\nFROM a\nCOPY --from=one /x /x\nCOPY src src\nRUN check\n"
+
+
+def test_lines_that_go_on_are_one_step():
+    assert [(o.word, o.stage) for o in steps(DOCKERFILE)] == [("FROM", 0), ("COPY", 0), ("RUN", 0), ("FROM", 1), ("COPY", 1), ("COPY", 1), ("RUN", 1)]
+    assert steps(DOCKERFILE)[2].rest == "install --all"
+
+
+def test_a_file_without_from_is_refused():
+    with pytest.raises(ValueError, match="begins with FROM"): steps("RUN x")
+    with pytest.raises(ValueError, match="nothing"): steps("# empty")
+
+
+@pytest.mark.parametrize(("changed", "again"), [
+    ("src/a", ["src src", "check"]), ("lock", ["lock .", "install --all", "--from=one /x /x", "src src", "check"]), ("README", [])])
+def test_a_change_is_followed_through_the_stages(changed, again):
+    before = {"lock": b"1", "src/a": b"1", "README": b"1"}
+    assert [o.rest for o in done_again(DOCKERFILE, before, before | {changed: b"2"})] == again
+
+
+def test_another_base_does_everything_again():
+    other = steps(DOCKERFILE.replace("FROM a", "FROM b"))
+    assert not set(keys(steps(DOCKERFILE), {})) & set(keys(other, {}))
+
+
+# What lies in deploy/
+
+def test_the_linter_has_nothing_to_say(root):
+    for path in (root / "deploy").rglob("Dockerfile"): assert lint(path) == []
+
+
+def test_the_linter_says_what_it_cannot_read(tmp_path):
+    (tmp_path / "Dockerfile").write_text("FROM\n")
+    assert [o["level"] for o in lint(tmp_path / "Dockerfile")] == ["error"]
+
+
+def test_the_image_locks_are_part_of_the_course_lock(root):
+    course = pins(root / "requirements.lock")
+    course["opencv-python-headless"] = course.pop("opencv-python")
+    for name in ("requirements.lock", "build.lock"):
+        own = pins(root / "deploy" / name)
+        wrong = {k: (v, course.get(k)) for k, v in own.items() if course.get(k) != v}
+        assert not wrong, f"deploy/{name} differs from requirements.lock: {wrong}. Run: python scripts/lock.py"
+        text = (root / "deploy" / name).read_text(encoding="utf-8")
+        assert text.count("==") <= text.count("--hash=sha256:")
+        assert "://" not in text
+
+
+def test_the_image_lock_holds_what_its_packages_need_and_no_more(root):
+    "The closure of what scripts/lock.py names, by what the installed packages say they need."
+    wanted, closed = {canonicalize_name(o) for o in script(root, "lock").IMAGE["requirements.lock"].split()}, set()
+    while wanted:
+        name = wanted.pop()
+        closed.add(name)
+        needs_of = requires("opencv-python" if name == "opencv-python-headless" else name) or []
+        wanted |= {canonicalize_name(o.name) for o in map(Requirement, needs_of) if not o.marker or o.marker.evaluate(WHERE)} - closed
+    assert closed == set(pins(root / "deploy/requirements.lock")), "run: python scripts/lock.py"
+
+
+def test_compose_gives_each_service_few_rights(root):
+    compose = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    for name, o in compose["services"].items():
+        assert (o["read_only"], o["cap_drop"], o["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"]), name
+        assert name == "reader" or "healthcheck" in o, name # the reader's stands in its image
+        assert all(p.startswith("127.0.0.1:") for p in o.get("ports", [])), name
+        assert o["image"].rpartition("/")[2].partition(":")[2] not in ("", "latest"), name
+        assert "mem_limit" in o, name
+
+
+def test_no_password_stands_in_deploy(root):
+    for path in (root / "deploy").rglob("*"):
+        if path.is_file() and "secrets" not in path.parts:
+            assert not re.search(r"(?i)(password|secret|token)\w*\s*[:=]\s*[\"']?[\w-]{6,}[\"']?\s*$", path.read_text(encoding="utf-8"), flags=re.M), path
+    assert "deploy/secrets/" in (root / ".gitignore").read_text(encoding="utf-8")
+
+
+def test_compose_and_yaml_pass_their_linters(root):
+    tools = Path(sys.executable).parent
+    subprocess.run([tools / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", root / "deploy/compose.yaml"], check=True)
+    rules = ("{extends: default, rules: {line-length: {max: 160}, document-start: disable, "
+             "braces: disable, brackets: disable, comments: {min-spaces-from-content: 1}}}")
+    subprocess.run([tools / "yamllint", "--strict", "-d", rules, root / "deploy"], check=True)
+
+
+def test_kubernetes_and_we_accept_every_manifest(root):
+    found = load_manifests(root / "deploy/kubernetes")
+    assert {o["kind"] for o in found} == {"Deployment", "Service", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget"}
+    assert {o["kind"]: schema_faults(o) for o in found if schema_faults(o)} == {}
+    assert [manifest_faults(o) for o in found if o["kind"] == "Deployment"] == [[]]
+
+
+@pytest.mark.parametrize(("change", "fault"), [
+    (lambda o: o.pop("livenessProbe"), "no livenessProbe"), (lambda o: o["resources"].pop("limits"), "no limit of memory"),
+    (lambda o: o["resources"].pop("requests"), "no requests"), (lambda o: o.update(image="reader:latest"), "no fixed version"),
+    (lambda o: o.update(image="host:5000/reader"), "no fixed version"), (lambda o: o["securityContext"].pop("capabilities"), "keeps capabilities"),
+    (lambda o: o["securityContext"].update(runAsNonRoot=False), "may run as root"),
+    (lambda o: o["securityContext"].pop("readOnlyRootFilesystem"), "may write"),
+    (lambda o: o["securityContext"].pop("allowPrivilegeEscalation"), "may gain rights"),
+])
+def test_each_fault_of_a_deployment_is_named(root, change, fault):
+    deployment = next(o for o in load_manifests(root / "deploy/kubernetes") if o["kind"] == "Deployment")
+    change(deployment["spec"]["template"]["spec"]["containers"][0])
+    [found] = manifest_faults(deployment)
+    assert fault in found
+
+
+def test_the_parts_of_kubernetes_mean_the_same_pods(root):
+    found = {o["kind"]: o for o in load_manifests(root / "deploy/kubernetes")}
+    pods = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    chosen = [found["Deployment"]["spec"]["selector"]["matchLabels"], found["Service"]["spec"]["selector"],
+              found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"], found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]]
+    assert all(o.items() <= pods.items() for o in chosen)
+    assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
+
+
+def test_a_folder_without_manifests_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No YAML file"): load_manifests(tmp_path)
+
+
+def test_prometheus_and_alertmanager_accept_their_files(root):
+    promtool, amtool = needs("promtool", "checks Prometheus' files"), needs("amtool", "checks Alertmanager's file")
+    subprocess.run([promtool, "check", "config", root / "deploy/prometheus/prometheus.yml"], check=True, capture_output=True)
+    subprocess.run([amtool, "check-config", root / "deploy/alertmanager/alertmanager.yml"], check=True, capture_output=True)
+
+
+def test_the_dashboard_asks_for_what_the_service_counts(root):
+    from mlops_course.serving import Meters
+    known = {s.name for o in Meters().registry.collect() for s in o.samples} | {o.name for o in Meters().registry.collect()}
+    board = json.loads((root / "deploy/grafana/dashboards/reader.json").read_text(encoding="utf-8"))
+    for panel in board["panels"]:
+        [name] = re.findall(r"ocr_\w+", panel["targets"][0]["expr"])
+        assert name in known or re.sub(r"_(total|bucket)$", "", name) in known, name
+
+
+def test_the_record_is_of_this_dockerfile_and_lock(root):
+    record = json.loads((root / "data/image/build.json").read_text(encoding="utf-8"))
+    for name, digest in record["files"].items():
+        assert sha256((root / name).read_bytes()).hexdigest() == digest, f"{name} has changed since the record. Run: python scripts/image.py --record"
+
+
+# Engines
+
+def test_without_an_engine_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="apt-get install podman buildah"): engine("--version")
+
+
+def test_the_service_reads_without_what_the_image_leaves_out(root):
+    "As in the image, but with this machine's packages: those that its lock does not name cannot be imported."
+    code = ("import sys\nfrom importlib.util import find_spec\nimport mlops_course.containers as c\n"
+            f"gone = {[o for o in LEFT_OUT if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
+            "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
+            "sys.meta_path.insert(0, No())\nc.stand_in()\n"
+            "from mlops_course.ocr import load_image\nfrom mlops_course.serving import Source, create_app\n"
+            "print(Source.__name__, __import__('mlops_course.training').training.load_custom()(load_image('data/pages/render_3.png')).text[:9])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "Source Route 121", done.stderr[-800:]
+
+
+@pytest.fixture(scope="module")
+def built(root, tmp_path_factory):
+    "The image, built from the locks; its layers as an OCI folder."
+    for o in ("podman", "buildah", "mmdebstrap"): needs(o, "builds and runs the image")
+    helper = script(root, "image")
+    subprocess.run(["bash", root / "scripts/base_image.sh"], check=True, timeout=600)
+    build(root, wheels=helper.fetch_wheels(tmp_path_factory.mktemp("wheels")), revision="0" * 40)
+    return helper
+
+
+@pytest.mark.slow
+def test_the_image_is_small_and_holds_nothing_risky(built):
+    found = built.look_inside(IMAGE)
+    assert found["mb"] < 650
+    assert found["mb"] - found["base_mb"] < 450
+    assert (found["user"], found["secrets"], found["writable"]) == ("10001:10001", 0, 0), found["found"]
+
+
+@pytest.mark.slow
+def test_the_image_says_what_it_is(built):
+    about = json.loads(engine("image", "inspect", IMAGE))[0]
+    assert about["Labels"]["org.opencontainers.image.revision"] == "0" * 40
+    assert about["HealthCheck"]["Test"] == ["CMD", "python", "healthy.py"]
+    assert not [o for o in about["Config"]["Env"] if "PIP" in o]
+
+
+@pytest.mark.slow
+def test_the_image_reads_a_page_with_few_rights(built):
+    found = built.try_out()
+    assert found["same_text"]
+    assert found["stop_s"] < 8 # it was not killed
+
+
+@pytest.mark.slow
+def test_nothing_can_be_written_and_nothing_is_root(built):
+    code = "import os,pathlib; print(os.getuid(), pathlib.Path('/proc/self/status').read_text().split('CapBnd:')[1].split()[0], os.access('/app', os.W_OK))"
+    said = engine("run", "--rm", *LOCKED_DOWN, "--entrypoint", "python", IMAGE, "-c", code).splitlines()[-1]
+    assert said == f"10001 {'0' * 16} False"
+
+
+@pytest.mark.slow
+def test_a_container_ends_with_its_block(built):
+    with pytest.raises(ZeroDivisionError), running(IMAGE, *LOCKED_DOWN) as (name, url): 1 / 0 # noqa: B018
+    assert name not in engine("ps", "--all", "--format", "{{.Names}}")
+    with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/health")
+
+
+@pytest.mark.slow
+def test_a_container_that_ends_at_once_says_why(built):
+    with pytest.raises(TimeoutError, match="No such command"), running(IMAGE, command=["no-such"]): pass
+
+
+@pytest.mark.slow
+def test_sigterm_counts_while_it_is_starting(built):
+    name = f"reader-start-{os.getpid()}"
+    engine("run", "--detach", "--name", name, "--network", "host", IMAGE, "keys", "list")
+    engine("rm", "--force", name)
+    engine("run", "--detach", "--name", name, "--network", "none", *LOCKED_DOWN, IMAGE)
+    try:
+        engine("stop", "--time", "10", name)
+        assert engine("inspect", "--format", "{{.State.ExitCode}}", name) in ("143", "0") # 137 would be: killed
+    finally: engine("rm", "--force", "--volumes", name)
