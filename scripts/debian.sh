@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the Debian packages that the tests and `dvc repro` use: a browser, fonts, words, an OCR program, a checker of shell scripts.
+# Install the Debian packages that the tests and `dvc repro` use: a browser, fonts, words, an OCR program, a checker of shell scripts, a container engine, Prometheus.
 #
 #     bash scripts/debian.sh
 #
@@ -16,9 +16,11 @@ packages+=(
     fonts-spleen fonts-ipafont-gothic fonts-b612 fonts-roboto-unhinted fonts-lato fonts-crosextra-carlito fonts-oxygen fonts-cantarell
     fonts-open-sans fonts-paratype fonts-play fonts-yanone-kaffeesatz fonts-bebas-neue xfonts-base xfonts-75dpi
 )
+# What lesson 15 builds and runs its image with.
+packages+=(buildah podman runc netavark aardvark-dns catatonit mmdebstrap)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-    echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, and ShellCheck."
+    echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, ShellCheck, podman, buildah, Prometheus and Alertmanager."
     case "$(uname -s)" in
         Darwin) echo "With Homebrew: brew install tesseract shellcheck && brew install --cask chromium font-dejavu font-liberation" ;;
         MINGW* | MSYS* | CYGWIN*) echo "With Chocolatey: choco install chromium tesseract shellcheck dejavufonts" ;;
@@ -38,7 +40,13 @@ for package in "${packages[@]}"; do
     state="$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)"
     [ "$state" = installed ] || missing+=("$package")
 done
-if [ "${#missing[@]}" -eq 0 ]; then
+# The packages of Prometheus and Alertmanager would start both as services, today and after every restart of the machine.
+# Lessons start them for as long as they run, so only the programs are taken.
+daemons=(prometheus promtool prometheus-alertmanager amtool)
+wanted=()
+for program in "${daemons[@]}"; do command -v "$program" >/dev/null || wanted=(prometheus prometheus-alertmanager); done
+
+if [ "${#missing[@]}" -eq 0 ] && [ "${#wanted[@]}" -eq 0 ]; then
     echo "The Debian packages that the tests use are there."
     exit 0
 fi
@@ -48,11 +56,21 @@ if [ "$(id -u)" -eq 0 ]; then
 elif command -v sudo >/dev/null && sudo --non-interactive true 2>/dev/null; then
     as_root=(sudo --non-interactive)
 else
-    echo "Missing: ${missing[*]}. Installing needs root, and sudo here is absent or asks for a password. Run:" >&2
-    echo "    sudo apt-get update && sudo apt-get install --yes --no-install-recommends ${missing[*]}" >&2
+    echo "Missing: ${missing[*]} ${wanted[*]}. Installing needs root, and sudo here is absent or asks for a password. Run:" >&2
+    [ "${#missing[@]}" -eq 0 ] || echo "    sudo apt-get update && sudo apt-get install --yes --no-install-recommends ${missing[*]}" >&2
+    [ "${#wanted[@]}" -eq 0 ] || echo "    sudo bash scripts/debian.sh" >&2
     exit 1
 fi
 
-echo "Installing ${missing[*]}"
+echo "Installing ${missing[*]} ${wanted[*]}"
 "${as_root[@]}" apt-get update --quiet
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends "${missing[@]}"
+if [ "${#missing[@]}" -gt 0 ]; then
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends "${missing[@]}"
+fi
+if [ "${#wanted[@]}" -gt 0 ]; then
+    work="$(mktemp --directory)"
+    trap 'rm -rf "$work"' EXIT
+    (cd "$work" && apt-get download --quiet "${wanted[@]}")
+    for archive in "$work"/*.deb; do dpkg-deb --extract "$archive" "$work/root"; done
+    for program in "${daemons[@]}"; do "${as_root[@]}" install --mode=755 "$work/root/usr/bin/$program" /usr/local/bin/; done
+fi
