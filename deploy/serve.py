@@ -2,11 +2,11 @@
 import signal
 import sys
 
-from mlops_course.containers import stand_in
+from mlops_course.containers import do_without
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # the first process of a container must say itself that it stops
-stand_in()
+do_without()
 
-from mlops_course.tools.cli import main  # noqa: E402 (after the stand-ins)
+from mlops_course.tools.cli import main  # noqa: E402 (after that)
 
 main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECRET_NAMES', 'SECRET_WORDS', 'LEFT_OUT', 'IMAGE', 'LOCKED_DOWN', 'layer', 'write_image', 'Layer', 'blob',
            'open_image', 'seen', 'Risk', 'risks', 'inventory', 'lint', 'matches', 'in_context', 'Step', 'steps',
-           'copied', 'keys', 'done_again', 'StandIn', 'there', 'stand_in', 'engine', 'build', 'running',
+           'copied', 'keys', 'done_again', 'Absent', 'there', 'do_without', 'podman', 'build', 'running',
            'load_manifests', 'manifest_faults', 'schema_faults']
 
 # %% ../nbs/15_containers.ipynb #3d82a7e4
@@ -236,10 +236,10 @@ def done_again(
     found = steps(dockerfile)
     return [o for o,a,b in zip(found, keys(found, before), keys(found, after)) if a != b]
 
-# %% ../nbs/15_containers.ipynb #61759765
+# %% ../nbs/15_containers.ipynb #9a27218a
 LEFT_OUT = ('matplotlib', 'pandas', 'psutil', 'rapidfuzz', 'rapidfuzz.distance', 'scipy', 'scipy.stats', 'torch', 'torch.nn')
 
-class StandIn(ModuleType):
+class Absent(ModuleType):
     "A module that is not there. What it holds may be named and derived from, and not be used."
     def __getattr__(self, name:str) -> Any:
         if name.startswith('__'): raise AttributeError(name)
@@ -253,23 +253,23 @@ def there(name:str) -> bool:
     try: return name in sys.modules or find_spec(name) is not None
     except ModuleNotFoundError: return False # not even what it is part of
 
-def stand_in(
+def do_without(
     names:Sequence[str]=LEFT_OUT, # What belongs to another comes after it
 ) -> list[str]:                   # Those that were missing
     "Let missing modules be imported all the same."
     missing = [o for o in names if not there(o)]
     for name in missing:
-        module = sys.modules[name] = StandIn(name)
+        module = sys.modules[name] = Absent(name)
         parent,_,child = name.rpartition('.')
         if parent: setattr(sys.modules[parent], child, module)
         if name == 'matplotlib': module.get_data_path = lambda: '/nonexistent' # type: ignore[attr-defined] # lesson 04 looks for fonts there
     return missing
 
-# %% ../nbs/15_containers.ipynb #962b2118
+# %% ../nbs/15_containers.ipynb #84531d28
 IMAGE = 'localhost/reader'
 LOCKED_DOWN = ('--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges') # noqa: S108 (inside the container)
 
-def engine(
+def podman(
     *words:str|Path,
     program:str='podman', # Or buildah
     timeout_s:float=600,
@@ -297,7 +297,7 @@ def build(
     more = ['--volume', f'{wheels.resolve()}:/wheels:ro', '--build-arg', 'PIP_FIND_LINKS=/wheels', '--build-arg', 'PIP_NO_INDEX=1'] if wheels else []
     for k,v in arguments.items(): more += ['--build-arg', f'{k.upper()}={v}']
     how = ('--isolation', 'chroot', '--pull-never', '--layers', '--format', 'docker') # that format keeps HEALTHCHECK
-    engine('bud', *how, *more, '--file', folder/dockerfile, '--tag', tag, folder, program='buildah')
+    podman('bud', *how, *more, '--file', folder/dockerfile, '--tag', tag, folder, program='buildah')
     return time.perf_counter() - start
 
 @contextmanager
@@ -314,18 +314,18 @@ def running(
         port = door.getsockname()[1]
     name,url = f'reader-{os.getpid()}-{port}',f'http://127.0.0.1:{port}'
     own = ('-e', 'MLOPS_COURSE_SERVICES__API__HOST=127.0.0.1', '-e', f'MLOPS_COURSE_SERVICES__API__PORT={port}')
-    engine('run', '--detach', '--name', name, '--network', 'host', *own, *options, image, *command)
+    podman('run', '--detach', '--name', name, '--network', 'host', *own, *options, image, *command)
     try:
         until = time.monotonic() + wait_s
         while True:
             try:
                 if httpx.get(f'{url}/ready', timeout=2).status_code == 200: break
             except httpx.TransportError: pass
-            if time.monotonic() > until or engine('inspect', '--format', '{{.State.Running}}', name) != 'true':
-                raise TimeoutError(f"{image} was not ready. It said: {engine('logs', name)[-500:]}")
+            if time.monotonic() > until or podman('inspect', '--format', '{{.State.Running}}', name) != 'true':
+                raise TimeoutError(f"{image} was not ready. It said: {podman('logs', name)[-500:]}")
             time.sleep(.1)
         yield name,url
-    finally: engine('rm', '--force', '--time', '0', '--volumes', name)
+    finally: podman('rm', '--force', '--time', '0', '--volumes', name)
 
 # %% ../nbs/15_containers.ipynb #264f5a1d
 def load_manifests(folder:str|Path) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Build the service's image, try it, and print what was measured.
 
-    .venv/bin/python scripts/image.py              build and try
-    .venv/bin/python scripts/image.py --record     and keep it in data/image/build.json
-    .venv/bin/python scripts/image.py --naive DIR  and measure the wrong way of lesson 15 too: an image called localhost/naive,
-                                                   built before with data/image/naive.Dockerfile in SECONDS (a number)
+    .venv/bin/python scripts/image.py                  build and try
+    .venv/bin/python scripts/image.py --cold           without what earlier builds have left
+    .venv/bin/python scripts/image.py --record         the same, and keep it in data/image/build.json
+    .venv/bin/python scripts/image.py --naive SECONDS  and look into localhost/naive too, the wrong way of lesson 15: built by hand
+                                                       with data/image/naive.Dockerfile, which took so long
 
 Needs podman and buildah (scripts/debian.sh).
 """
@@ -20,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from mlops_course.containers import IMAGE, LOCKED_DOWN, build, engine, inventory, open_image, risks, running
+from mlops_course.containers import IMAGE, LOCKED_DOWN, build, inventory, open_image, podman, risks, running
 from mlops_course.ocr import load_image
 from mlops_course.training import load_custom
 
@@ -39,13 +40,13 @@ def fetch_wheels(to: Path) -> Path:
 
 def size_mb(image: str) -> float:
     "What `image` takes on disk."
-    return int(engine("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
+    return int(podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
 
 
 def look_inside(image: str) -> dict:
     "What a scanner finds in `image`."
     with TemporaryDirectory() as tmp:
-        engine("push", "--disable-compression", image, f"oci:{tmp}/image", program="buildah")
+        podman("push", "--disable-compression", image, f"oci:{tmp}/image", program="buildah")
         config, layers = open_image(Path(tmp, "image"))
     found = risks(layers)
     count = {k: sum(o.kind == k for o in found) for k in ("secret", "setuid", "writable")}
@@ -63,19 +64,19 @@ def try_out() -> dict:
     "Start the image with few rights, read a page, stop it."
     page = ROOT / "data" / "pages" / "render_3.png"
     volume = "reader-try"
-    engine("volume", "create", volume)
+    podman("volume", "create", volume)
     try:
-        key = engine("run", "--rm", *LOCKED_DOWN, "--volume", f"{volume}:/var/reader", IMAGE, "keys", "add", "try").splitlines()[-1]
+        key = podman("run", "--rm", *LOCKED_DOWN, "--volume", f"{volume}:/var/reader", IMAGE, "keys", "add", "try").splitlines()[-1]
         start = time.perf_counter()
         with running(IMAGE, *LOCKED_DOWN, "--volume", f"{volume}:/var/reader") as (name, url):
             ready_s = time.perf_counter() - start
             answer = httpx.post(f"{url}/v1/read", files={"file": page.read_bytes()}, headers={"Authorization": f"Bearer {key}"}, timeout=60)
-            engine("healthcheck", "run", name)
+            podman("healthcheck", "run", name)
             start = time.perf_counter()
-            engine("stop", "--time", "10", name)
+            podman("stop", "--time", "10", name)
             stop_s = time.perf_counter() - start
     finally:
-        engine("volume", "rm", "--force", volume)
+        podman("volume", "rm", "--force", volume)
     return {"ready_s": ready_s, "stop_s": stop_s, "same_text": answer.json().get("text") == load_custom()(load_image(page)).text}
 
 
@@ -90,13 +91,14 @@ def changed_again(wheels: Path) -> float:
 
 def main() -> None:
     asked = argparse.ArgumentParser()
+    asked.add_argument("--cold", action="store_true")
     asked.add_argument("--record", action="store_true")
     asked.add_argument("--naive", type=float)
     args = asked.parse_args()
-    subprocess.run(["bash", ROOT / "scripts" / "base_image.sh"], check=True)
-    if args.record: # from the beginning
-        for image in set(engine("images", "--quiet", "--filter", "label=org.opencontainers.image.title=reader").split()): engine("rmi", "--force", image)
-        engine("image", "prune", "--force")
+    subprocess.run(["bash", ROOT / "scripts" / "base_image.sh"], check=True, stdout=sys.stderr)
+    if args.cold or args.record:
+        for image in set(podman("images", "--quiet", "--filter", "label=org.opencontainers.image.title=reader").split()): podman("rmi", "--force", image)
+        podman("image", "prune", "--force")
     with TemporaryDirectory() as tmp:
         wheels = fetch_wheels(Path(tmp))
         seconds = build(ROOT, wheels=wheels)

@@ -24,7 +24,6 @@ from mlops_course.containers import (
     LOCKED_DOWN,
     build,
     done_again,
-    engine,
     in_context,
     inventory,
     keys,
@@ -34,6 +33,7 @@ from mlops_course.containers import (
     manifest_faults,
     matches,
     open_image,
+    podman,
     risks,
     running,
     schema_faults,
@@ -304,7 +304,7 @@ def test_the_record_is_of_this_dockerfile_and_lock(root):
 
 def test_without_an_engine_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FileNotFoundError, match="apt-get install podman buildah"): engine("--version")
+    with pytest.raises(FileNotFoundError, match="apt-get install podman buildah"): podman("--version")
 
 
 def test_the_service_reads_without_what_the_image_leaves_out(root):
@@ -312,7 +312,7 @@ def test_the_service_reads_without_what_the_image_leaves_out(root):
     code = ("import sys\nfrom importlib.util import find_spec\nimport mlops_course.containers as c\n"
             f"gone = {[o for o in LEFT_OUT if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
             "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
-            "sys.meta_path.insert(0, No())\nc.stand_in()\n"
+            "sys.meta_path.insert(0, No())\nc.do_without()\n"
             "from mlops_course.ocr import load_image\nfrom mlops_course.serving import Source, create_app\n"
             "print(Source.__name__, __import__('mlops_course.training').training.load_custom()(load_image('data/pages/render_3.png')).text[:9])")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
@@ -339,7 +339,7 @@ def test_the_image_is_small_and_holds_nothing_risky(built):
 
 @pytest.mark.slow
 def test_the_image_says_what_it_is(built):
-    about = json.loads(engine("image", "inspect", IMAGE))[0]
+    about = json.loads(podman("image", "inspect", IMAGE))[0]
     assert about["Labels"]["org.opencontainers.image.revision"] == "0" * 40
     assert about["HealthCheck"]["Test"] == ["CMD", "python", "healthy.py"]
     assert not [o for o in about["Config"]["Env"] if "PIP" in o]
@@ -355,14 +355,14 @@ def test_the_image_reads_a_page_with_few_rights(built):
 @pytest.mark.slow
 def test_nothing_can_be_written_and_nothing_is_root(built):
     code = "import os,pathlib; print(os.getuid(), pathlib.Path('/proc/self/status').read_text().split('CapBnd:')[1].split()[0], os.access('/app', os.W_OK))"
-    said = engine("run", "--rm", *LOCKED_DOWN, "--entrypoint", "python", IMAGE, "-c", code).splitlines()[-1]
+    said = podman("run", "--rm", *LOCKED_DOWN, "--entrypoint", "python", IMAGE, "-c", code).splitlines()[-1]
     assert said == f"10001 {'0' * 16} False"
 
 
 @pytest.mark.slow
 def test_a_container_ends_with_its_block(built):
     with pytest.raises(ZeroDivisionError), running(IMAGE, *LOCKED_DOWN) as (name, url): 1 / 0 # noqa: B018
-    assert name not in engine("ps", "--all", "--format", "{{.Names}}")
+    assert name not in podman("ps", "--all", "--format", "{{.Names}}")
     with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/health")
 
 
@@ -374,10 +374,10 @@ def test_a_container_that_ends_at_once_says_why(built):
 @pytest.mark.slow
 def test_sigterm_counts_while_it_is_starting(built):
     name = f"reader-start-{os.getpid()}"
-    engine("run", "--detach", "--name", name, "--network", "host", IMAGE, "keys", "list")
-    engine("rm", "--force", name)
-    engine("run", "--detach", "--name", name, "--network", "none", *LOCKED_DOWN, IMAGE)
+    podman("run", "--detach", "--name", name, "--network", "host", IMAGE, "keys", "list")
+    podman("rm", "--force", name)
+    podman("run", "--detach", "--name", name, "--network", "none", *LOCKED_DOWN, IMAGE)
     try:
-        engine("stop", "--time", "10", name)
-        assert engine("inspect", "--format", "{{.State.ExitCode}}", name) in ("143", "0") # 137 would be: killed
-    finally: engine("rm", "--force", "--volumes", name)
+        podman("stop", "--time", "10", name)
+        assert podman("inspect", "--format", "{{.State.ExitCode}}", name) in ("143", "0") # 137 would be: killed
+    finally: podman("rm", "--force", "--volumes", name)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'testing_figures', 'model_figures', 'tracking_figures',
-           'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'release_figures',
+           'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'container_figures',
            'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
@@ -349,50 +349,20 @@ def vision_figures() -> Iterator[dict]:
         seconds,cpu = per_call(lambda: read(page), 20)
         yield dict(figure='vision', step='fallback to our own engine, breaker open', ms=1000*seconds, cpu_ms=1000*cpu)
 
-# %% ../../nbs/tools/bench.ipynb #re1ea5e1
-def release_figures() -> Iterator[dict]:
-    "Milliseconds that the router of lesson 17 adds to a request, and seconds from a fault to its rollback."
-    import httpx
-    import numpy as np
-    import onnx
-    from PIL import Image
-
-    from mlops_course.data import ALPHABET, line_batch
-    from mlops_course.release import Caution, Load, Release, Router, Routes, Slot, canary, let_in
-    from mlops_course.serving import on_free_port
-    good = Release(find_root()/'data'/'recogniser', 'good')
-    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, Slot(Path(tmp, 'blue'), good) as blue, Slot(Path(tmp, 'green'), good) as green:
-        for o in (blue, green): o.wait()
-        keys = list(let_in([blue, green], [f'user {o}' for o in range(1000)]).values())
-        images = []
-        for i,(image,_) in enumerate(line_batch(20, 0, 'v1', 'test')):
-            Image.fromarray(image).save(Path(tmp, f'{i}.png'))
-            images.append(Path(tmp, f'{i}.png').read_bytes())
-        router = Router(Routes(blue.url, green.url))
-        with on_free_port(router) as url, httpx.Client(headers={'Authorization': f'Bearer {keys[0]}'}, timeout=60, trust_env=False) as client:
-            def ms(at):
-                times = []
-                for i in range(150):
-                    start = time.perf_counter()
-                    client.post(f'{at}/v1/read', params={'line': True}, files={'file': images[i % 20]}).raise_for_status()
-                    times.append(1000*(time.perf_counter() - start))
-                return float(np.median(times[20:]))
-            direct,routed = ms(blue.url),ms(url)
-            yield dict(figure='router', direct_ms=direct, routed_ms=routed, adds_ms=routed - direct)
-            model,folder = onnx.load(Path(good.folder)/'model.onnx'),Path(tmp, 'old')
-            design = json.loads(next(o.value for o in model.metadata_props if o.key == 'design'))
-            onnx.helper.set_model_props(model, {'design': json.dumps({**design, 'alphabet': ALPHABET[:36]})})
-            folder.mkdir()
-            onnx.save(model, folder/'model.onnx')
-            green.put(Release(folder, 'fails on capitals'))
-            with Load(url, keys, images) as load: verdict = list(canary(router, blue, green, (.1, 1.), Caution()))[-1]
-            yield dict(figure='rollback', reason=verdict.reason, seconds=verdict.seconds, answers_until_then=verdict.answers,
-                       requests_per_s=len(load.answers)/load.answers[-1][0], lost=load.lost)
+# %% ../../nbs/tools/bench.ipynb #9480884d
+def container_figures() -> Iterator[dict]:
+    "Seconds to build the image from nothing and after a change of code, its size, and seconds until it is ready; nothing without podman."
+    from shutil import which
+    if not which('podman'): return
+    done = subprocess.run([sys.executable, str(find_root()/'scripts'/'image.py'), '--cold'], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)['ours']
+    yield dict(figure='image', **{k: found[k] for k in ('seconds', 'again_s', 'mb', 'base_mb', 'packages_mb', 'ready_s', 'stop_s')})
 
 # %% ../../nbs/tools/bench.ipynb #d032d7c2
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
-    registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures, release=release_figures)
+    registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures,
+    containers=container_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
