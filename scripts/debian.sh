@@ -71,6 +71,6 @@ if [ "${#wanted[@]}" -gt 0 ]; then
     work="$(mktemp --directory)"
     trap 'rm -rf "$work"' EXIT
     (cd "$work" && apt-get download --quiet "${wanted[@]}")
-    for archive in "$work"/*.deb; do dpkg-deb --extract "$archive" "$work/root"; done
+    find "$work" -name '*.deb' -exec dpkg-deb --extract {} "$work/root" \;
     for program in "${daemons[@]}"; do "${as_root[@]}" install --mode=755 "$work/root/usr/bin/$program" /usr/local/bin/; done
 fi

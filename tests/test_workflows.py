@@ -130,10 +130,13 @@ class TestDebianPackages:
             path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             path.chmod(0o755)
 
-        def run(user: int, state: str, sudo: bool):
+        def run(user: int, state: str, sudo: bool, daemons: bool = True):
             fake("dpkg-query", f"printf {state}")
             fake("apt-get", f'echo "$@" >> {tmp_path}/calls')
             fake("id", f"echo {user}")
+            for name in ("prometheus", "promtool", "prometheus-alertmanager", "amtool"):
+                if daemons: fake(name, "exit 0")
+            fake("install", f'echo install "$@" >> {tmp_path}/calls')
             fake("chromium", "exit 0")
             fake("sudo", 'shift; exec "$@"' if sudo else "exit 1")
             done = subprocess.run(["bash", ROOT / "scripts" / "debian.sh"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True)
@@ -155,6 +158,14 @@ class TestDebianPackages:
         done, calls = world(1000, "not-installed", sudo=True)
         assert done.returncode == 0
         assert "tesseract-ocr-eng" in calls
+
+    def test_only_the_programs_of_services_are_taken(self, world):
+        "Their packages would start them with the machine."
+        done, calls = world(0, "installed", sudo=False, daemons=False)
+        assert done.returncode == 0, done.stderr
+        assert "download --quiet prometheus prometheus-alertmanager" in calls
+        assert "install --quiet --yes" not in calls
+        assert all(f"/usr/bin/{o} /usr/local/bin/" in calls for o in ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))
 
     def test_an_ordinary_user_is_told_the_command(self, world):
         done, calls = world(1000, "not-installed", sudo=False)
