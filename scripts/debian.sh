@@ -17,7 +17,7 @@ packages+=(
     fonts-open-sans fonts-paratype fonts-play fonts-yanone-kaffeesatz fonts-bebas-neue xfonts-base xfonts-75dpi
 )
 # What lesson 15 builds and runs its image with.
-packages+=(buildah podman runc netavark aardvark-dns catatonit mmdebstrap)
+packages+=(buildah podman runc netavark aardvark-dns iptables catatonit mmdebstrap)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, ShellCheck, podman, buildah, Prometheus and Alertmanager."
@@ -73,4 +73,7 @@ if [ "${#wanted[@]}" -gt 0 ]; then
     (cd "$work" && apt-get download --quiet "${wanted[@]}")
     find "$work" -name '*.deb' -exec dpkg-deb --extract {} "$work/root" \;
     for program in "${daemons[@]}"; do "${as_root[@]}" install --mode=755 "$work/root/usr/bin/$program" /usr/local/bin/; done
+    # Alertmanager looks for its templates there, and nowhere else.
+    "${as_root[@]}" mkdir --parents /usr/share/prometheus/alertmanager
+    "${as_root[@]}" cp "$work/root/usr/share/prometheus/alertmanager/"*.tmpl /usr/share/prometheus/alertmanager/
 fi

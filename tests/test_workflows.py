@@ -136,6 +136,7 @@ class TestDebianPackages:
             fake("id", f"echo {user}")
             for name in ("prometheus", "promtool", "prometheus-alertmanager", "amtool"):
                 if daemons: fake(name, "exit 0")
+            for name in ("mkdir", "cp"): fake(name, "exit 0")
             fake("install", f'echo install "$@" >> {tmp_path}/calls')
             fake("chromium", "exit 0")
             fake("sudo", 'shift; exec "$@"' if sudo else "exit 1")
