@@ -4,9 +4,11 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from hashlib import sha256
 from importlib.metadata import requires
 from pathlib import Path
@@ -341,7 +343,7 @@ def test_the_image_is_small_and_holds_nothing_risky(built):
 def test_the_image_says_what_it_is(built):
     about = json.loads(podman("image", "inspect", IMAGE))[0]
     assert about["Labels"]["org.opencontainers.image.revision"] == "0" * 40
-    assert about["HealthCheck"]["Test"] == ["CMD", "python", "healthy.py"]
+    assert about["Healthcheck"]["Test"] == ["CMD", "python", "healthy.py"]
     assert not [o for o in about["Config"]["Env"] if "PIP" in o]
 
 
@@ -381,3 +383,51 @@ def test_sigterm_counts_while_it_is_starting(built):
         podman("stop", "--time", "10", name)
         assert podman("inspect", "--format", "{{.State.ExitCode}}", name) in ("143", "0") # 137 would be: killed
     finally: podman("rm", "--force", "--volumes", name)
+
+
+OTHERS = {"prometheus": ("prometheus", "promtool"), "alertmanager": ("prometheus-alertmanager", "amtool")} # a service, and Debian's programs for it
+
+
+@pytest.fixture
+def together(root, built, tmp_path):
+    "What can be had here of deploy/compose.yaml, running: the two others are Debian's programs in images of the same names, paths and user."
+    compose = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    services = {k: compose["services"][k] for k in ("reader", *OTHERS)}
+    for name, programs in OTHERS.items():
+        for o in programs: shutil.copy(needs(o, "runs in compose"), tmp_path / o.removeprefix("prometheus-"))
+        inside = [o.removeprefix("prometheus-") for o in programs]
+        templates = Path("/usr/share/prometheus/alertmanager")
+        shutil.copytree(templates, tmp_path / "templates", dirs_exist_ok=True)
+        (tmp_path / name).with_suffix(".Dockerfile").write_text(
+            f"FROM python:3.11-slim\nCOPY {' '.join(inside)} /bin/\nCOPY templates {templates}\nRUN install --directory --owner=65534 /{name}\n"
+            f'USER 65534\nENTRYPOINT ["/bin/{name}"]\n', encoding="utf-8")
+        build(tmp_path, f"{name}.Dockerfile", services[name]["image"])
+    podman("tag", IMAGE, services["reader"]["image"])
+    shutil.copytree(root / "deploy", tmp_path / "deploy")
+    settings = tmp_path / "deploy/prometheus/prometheus.yml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("15s", "1s"), encoding="utf-8") # nobody wants to wait
+    for o in services.values(): # no ports of this machine, which others may use
+        for key in ("ports", "build", "restart"): o.pop(key, None)
+        o["volumes"] = [v.replace("./", f"{tmp_path}/deploy/") for v in o["volumes"]]
+    for name, cut in (("networks", "tracking"), ("secrets", "postgres"), ("secrets", "grafana")): compose[name].pop(cut)
+    project = f"reader-{os.getpid()}"
+    volumes = {k: {} for k in ("record", "metrics", "alerts")}
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(compose | {"name": project, "services": services, "volumes": volumes}), encoding="utf-8")
+    config = {} if Path("/run/systemd/system").exists() else {"CONTAINERS_CONF": str(root / "deploy/containers.conf")}
+    command = [Path(sys.executable).with_name("podman-compose"), "--file", tmp_path / "compose.yaml"]
+    def call(*words): subprocess.run([*command, *words], env=os.environ | config, check=True, capture_output=True, timeout=120)
+    try:
+        call("up", "--detach")
+        yield project
+    finally: call("down", "--volumes")
+
+
+@pytest.mark.slow
+def test_compose_comes_up_and_its_parts_find_each_other(together):
+    def asked(query): return podman("exec", f"{together}_prometheus_1", "promtool", "query", "instant", "http://localhost:9090", query)
+    deadline = time.monotonic() + 90
+    while "=> 1" not in (found := asked('up{job="reader"} or vector(0)')) or "ocr_places_taken" not in asked("ocr_places_taken"):
+        assert time.monotonic() < deadline, f"Prometheus found {found}. The service said: {podman('logs', f'{together}_reader_1')[-500:]}"
+        time.sleep(1)
+    assert "OK" in podman("exec", f"{together}_prometheus_1", "python", "-c",
+                          "from urllib.request import urlopen; print(urlopen('http://alertmanager:9093/-/healthy').read().decode())")
