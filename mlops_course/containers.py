@@ -112,9 +112,9 @@ def seen(
                 found = {k: v for k,v in found.items() if k != gone and not k.startswith(f'{gone}/')}
     return found
 
-# %% ../nbs/15_containers.ipynb #3c9c6b33
+# %% ../nbs/15_containers.ipynb #f4a0c31e
 SECRET_NAMES = re.compile(r'(^|/)(\.env|id_(rsa|ed25519|ecdsa)|\.netrc|\.pypirc|credentials(\.json)?|[^/]*\.(key|p12|pfx))$')
-SECRET_WORDS = re.compile(rb'-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}|[a-z]+://[^\s/:@\'"{}<>]+:[^\s/:@\'"{}<>]{6,}@')
+SECRET_WORDS = re.compile(rb'-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}|://[^\s/:@\'"{}<>]+:[^\s/:@\'"{}<>]{6,}@')
 class Risk(NamedTuple):
     "Something in a layer that should not be there."
     kind:str    # secret, setuid or writable

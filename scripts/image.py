@@ -10,6 +10,7 @@ Needs podman and buildah (scripts/debian.sh).
 """
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def size_mb(image: str) -> float:
     return int(podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
 
 
+def words(made_by: str) -> str:
+    "The instruction as a person wrote it, without what the engine adds."
+    return re.sub(r"(/bin/sh -c )?(#\(nop\) )?|\b(dir|multi|file):\w+ in ", "", made_by).strip()[:80]
+
+
 def look_inside(image: str) -> dict:
     "What a scanner finds in `image`."
     with TemporaryDirectory() as tmp:
@@ -54,8 +60,8 @@ def look_inside(image: str) -> dict:
     return {
         "mb": size_mb(image), "base_mb": size_mb(BASE), "packages_mb": sum(o.size for o in packages) / 1e6,
         "user": config.get("User", ""),
-        "layers": [{"made_by": o.made_by.splitlines()[0][:100], "mb": round(o.size / 1e6, 3)} for o in layers],
-        "found": sorted({o.path for o in found if o.kind == "secret"})[:20],
+        "layers": [{"made_by": words(o.made_by), "mb": round(o.size / 1e6, 3)} for o in layers],
+        "found": sorted({o.path for o in found if o.kind == "secret"})[:4],
         "secrets": count["secret"], "setuid": count["setuid"], "writable": count["writable"], "components": len(inventory(layers)["components"]),
     }
 
