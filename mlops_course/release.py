@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'OWN', 'WATCHED', 'spot', 'arm_of', 'mismatch', 'Contrast', 'ratio', 'contrast', 'running', 'users_needed',
-           'wealth', 'reach', 'slice_contrasts', 'Release', 'Delayed', 'Shelf', 'serve_slot', 'free_port', 'Slot',
-           'let_in', 'Load', 'Routes', 'Router', 'read_metrics', 'Tally', 'failed', 'beyond', 'edge_at', 'worse',
-           'spent', 'Signal', 'Caution', 'signals', 'Verdict', 'since', 'watch', 'canary', 'recorder']
+           'wealth', 'reach', 'slice_contrasts', 'Release', 'Delayed', 'Shelf', 'serve_slot', 'Slot', 'let_in', 'Load',
+           'Routes', 'Router', 'read_metrics', 'Tally', 'failed', 'beyond', 'edge_at', 'worse', 'spent', 'Signal',
+           'Caution', 'signals', 'Verdict', 'since', 'watch', 'canary', 'recorder']
 
 # %% ../nbs/17_release.ipynb #00124253
 import asyncio
@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -39,6 +38,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .data import write_json
+from .flows import free_port
 from .project import Api
 from .registry import alone, check_words, take_down
 from .scoring import counts
@@ -207,12 +207,6 @@ def serve_slot(folder:str, limits:str) -> None:
     serve(create_app(Shelf(Path(folder)/'release.json'), folder, Api(**json.loads(limits))))
 
 # %% ../nbs/17_release.ipynb #be9694c4
-def free_port() -> int:
-    "A port of this machine that nobody uses at the moment."
-    with socket.socket() as door:
-        door.bind(('127.0.0.1', 0))
-        return door.getsockname()[1]
-
 class Slot:
     "A process that serves one release, and can be given another. It ends with the `with` block."
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'testing_figures', 'model_figures', 'tracking_figures',
            'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'container_figures',
-           'figures']
+           'pipeline_figures', 'release_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -358,11 +358,82 @@ def container_figures() -> Iterator[dict]:
     found = json.loads(done.stdout)['ours']
     yield dict(figure='image', **{k: found[k] for k in ('seconds', 'again_s', 'mb', 'base_mb', 'packages_mb', 'ready_s', 'stop_s')})
 
-# %% ../../nbs/tools/bench.ipynb #d032d7c2
+# %% ../../nbs/tools/bench.ipynb #6ddb2464
+def pipeline_figures() -> Iterator[dict]:
+    "Seconds until Prefect's server is there, for a flow of nine empty steps anew and kept, for each step, and for a job under act."
+    from mlops_course import flows
+    def timed(step, call):
+        cpu,start = time.process_time(),time.perf_counter()
+        found = call()
+        return found,dict(figure='pipeline', step=step, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
+    real,runs = flows.STEPS,os.environ.get('MLOPS_COURSE_PATHS__RUNS')
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        os.environ['MLOPS_COURSE_PATHS__RUNS'] = tmp
+        flows.STEPS = {name: o._replace(does=lambda order, done: {}, code=(), alone=False) for name,o in real.items()}
+        try:
+            yield timed('an empty database, unless there is one', flows.empty_database)[1]
+            server,line = timed('the server starts', flows.FlowServer(Path(tmp, 'prefect')).__enter__)
+            yield line
+            with server:
+                flow,order = flows.as_flow(),flows.Order()
+                flow(flows.Order(seed=1), 'bench') # the first one imports
+                for step in ('nine steps anew', 'nine steps, eight of them kept'):
+                    line = timed(step, lambda: flow(order, 'bench'))[1]
+                    yield {**line, 'ms_a_step': 1000*line['seconds']/len(real)}
+        finally:
+            flows.STEPS = real
+            if runs is None: del os.environ['MLOPS_COURSE_PATHS__RUNS']
+            else: os.environ['MLOPS_COURSE_PATHS__RUNS'] = runs
+        workflow = find_root()/'.github'/'workflows'/'deliver.yml'
+        asked = flows.Order(checks=('zizmor',)).model_dump_json()
+        (ran,_),line = timed('a job under act: zizmor', lambda: flows.run_jobs(workflow, Path(tmp, 'act'), 'quality', variables={'ORDER': asked}))
+        yield {**line, 'steps': len(ran), 'failed': sum(o.outcome != 'success' for o in ran)}
+
+# %% ../../nbs/tools/bench.ipynb #re1ea5e1
+def release_figures() -> Iterator[dict]:
+    "Milliseconds that the router of lesson 17 adds to a request, and seconds from a fault to its rollback."
+    import httpx
+    import numpy as np
+    import onnx
+    from PIL import Image
+
+    from mlops_course.data import ALPHABET, line_batch
+    from mlops_course.release import Caution, Load, Release, Router, Routes, Slot, canary, let_in
+    from mlops_course.serving import on_free_port
+    good = Release(find_root()/'data'/'recogniser', 'good')
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, Slot(Path(tmp, 'blue'), good) as blue, Slot(Path(tmp, 'green'), good) as green:
+        for o in (blue, green): o.wait()
+        keys = list(let_in([blue, green], [f'user {o}' for o in range(1000)]).values())
+        images = []
+        for i,(image,_) in enumerate(line_batch(20, 0, 'v1', 'test')):
+            Image.fromarray(image).save(Path(tmp, f'{i}.png'))
+            images.append(Path(tmp, f'{i}.png').read_bytes())
+        router = Router(Routes(blue.url, green.url))
+        with on_free_port(router) as url, httpx.Client(headers={'Authorization': f'Bearer {keys[0]}'}, timeout=60, trust_env=False) as client:
+            def ms(at):
+                times = []
+                for i in range(150):
+                    start = time.perf_counter()
+                    client.post(f'{at}/v1/read', params={'line': True}, files={'file': images[i % 20]}).raise_for_status()
+                    times.append(1000*(time.perf_counter() - start))
+                return float(np.median(times[20:]))
+            direct,routed = ms(blue.url),ms(url)
+            yield dict(figure='router', direct_ms=direct, routed_ms=routed, adds_ms=routed - direct)
+            model,folder = onnx.load(Path(good.folder)/'model.onnx'),Path(tmp, 'old')
+            design = json.loads(next(o.value for o in model.metadata_props if o.key == 'design'))
+            onnx.helper.set_model_props(model, {'design': json.dumps({**design, 'alphabet': ALPHABET[:36]})})
+            folder.mkdir()
+            onnx.save(model, folder/'model.onnx')
+            green.put(Release(folder, 'fails on capitals'))
+            with Load(url, keys, images) as load: verdict = list(canary(router, blue, green, (.1, 1.), Caution()))[-1]
+            yield dict(figure='rollback', reason=verdict.reason, seconds=verdict.seconds, answers_until_then=verdict.answers,
+                       requests_per_s=len(load.answers)/load.answers[-1][0], lost=load.lost)
+
+# %% ../../nbs/tools/bench.ipynb #1583beff
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
     registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures,
-    containers=container_figures)
+    containers=container_figures, pipelines=pipeline_figures, release=release_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
