@@ -20,10 +20,10 @@ QUIET = Console(quiet=True)
 
 def test_a_lesson_that_hangs_is_stopped_and_its_cell_is_named(tmp_path):
     write_notebook(tmp_path/'98_hangs.ipynb', 'x = 1', 'import time\ntime.sleep(600)')
-    result, = run_lessons(lessons(tmp_path), out=tmp_path/'out', limit_s=8, console=QUIET)
+    result, = run_lessons(lessons(tmp_path), out=tmp_path/'out', limit_s=20, console=QUIET) # a kernel takes seconds to start
     assert (result.status, result.cell) == ('hung', 1)
     assert 'time.sleep(600)' in result.source
-    assert 'stopped after 8 s' in result.traceback
+    assert 'stopped after 20 s' in result.traceback
     assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['report.html', 'report.json']
 
 
@@ -63,13 +63,13 @@ def test_an_interrupt_leaves_no_half_written_notebook_and_no_process(tmp_path):
     write_notebook(tmp_path/'98_long.ipynb', 'x = 1', 'import time\ntime.sleep(600)')
     process = subprocess.Popen([sys.executable, '-c', INTERRUPTED, tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     def written(): return list((tmp_path/'out').glob('.partial-*/98_long.ipynb'))
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not written() and time.monotonic() < until: time.sleep(.1)
     below = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=120) != 0
     assert list((tmp_path/'out').iterdir()) == []
-    assert psutil.wait_procs(below, timeout=5)[1] == []
+    assert psutil.wait_procs(below, timeout=30)[1] == []
 
 
 def test_a_parameter_goes_to_the_lessons_that_know_it(tmp_path):

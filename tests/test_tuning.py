@@ -262,10 +262,16 @@ def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_search_without_duplicates(tmp_path, store):
+def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkeypatch):
     search = PLAIN.model_copy(update={'recipe': QUICK.model_copy(update={'steps': 128})})
     tuning = open_tuning(tmp_path/'search.db', search)
-    tune(tuning, store, seconds=40, trials=30, jobs=2)
+    begin = module.work_on
+
+    def after_the_helper(*given): # it takes seconds to start, minutes on a busy machine
+        wait_for(lambda: any('worker' in o.user_attrs for o in tuning.study.trials))
+        return begin(*given)
+    monkeypatch.setattr(module, 'work_on', after_the_helper)
+    tune(tuning, store, trials=10, jobs=2)
     trials = tuning.study.trials
     assert {o.state.name for o in trials} == {'COMPLETE'}
     assert params(tuning) == [expected(search, o) for o in range(len(trials))]
