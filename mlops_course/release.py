@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'OWN', 'WATCHED', 'spot', 'arm_of', 'mismatch', 'Contrast', 'ratio', 'contrast', 'running', 'users_needed',
            'wealth', 'reach', 'slice_contrasts', 'Release', 'Delayed', 'Shelf', 'serve_slot', 'Slot', 'let_in', 'Load',
            'Routes', 'Router', 'read_metrics', 'Tally', 'failed', 'beyond', 'edge_at', 'worse', 'spent', 'Signal',
-           'Caution', 'signals', 'Verdict', 'since', 'watch', 'canary', 'recorder']
+           'Caution', 'signals', 'Verdict', 'counts_of', 'watch', 'canary', 'recorder']
 
 # %% ../nbs/17_release.ipynb #00124253
 import asyncio
@@ -499,34 +499,34 @@ class Verdict:
     @property
     def passed(self) -> bool: return self.what != 'back'
 
-def since(count:Callable[[], Counter]) -> Callable[[], Counter]:
-    "What is counted from now on."
-    before = count()
-    return lambda: count() - before
+def counts_of(challenger:Slot, champion:Slot, router:Router) -> list[Counter]:
+    "What each of them has counted so far."
+    return [challenger.metrics(), champion.metrics(), router.counts.copy()]
 
 def watch(
     challenger:Slot,
     champion:Slot,
     router:Router,
-    reference:Counter,            # What the champion counted before, for a step where nobody asks it any more
-    least:int,                    # Answers of the challenger that the step needs
+    before:Sequence[Counter], # What they had counted when the release began
+    least:int,                # Answers of the challenger that the step needs
     caution:Caution,
-    alpha:float,                  # For each signal in this step
-) -> tuple[Signal|None, int, Counter]: # What went wrong, the challenger's answers, and what the champion counted
+    alpha:float,              # For each signal in this step
+) -> tuple[Signal|None, int]: # What went wrong, and the challenger's answers
     "Look again and again, until something is wrong or there are enough answers."
-    start,look,n,due = perf_counter(),0,0,3.
-    new,old,both = since(challenger.metrics),since(champion.metrics),since(router.counts.copy)
+    start,look,n,due,step = perf_counter(),0,0,3.,counts_of(challenger, champion, router)
     while True:
         sleep(caution.every_s)
-        found,beside,shadow = new(),old(),both()
-        if failed(beside).n < least: beside = reference
-        if (answers := failed(found).n) >= min(due, least): # each look costs, so it waits for half as many answers again
-            n,look,due = answers,look + 1,1.5*answers
-            stand = signals(found, beside, Tally(shadow['strange'], shadow['compared']), caution)
-            if alarms := [o for o in stand if o.alarm(spent(alpha, look))]: return min(alarms, key=lambda o: o.p),n,beside
-        if n >= least: return None,n,beside
+        now = counts_of(challenger, champion, router)
+        views = [[a - b for a,b in zip(now, then)] for then in (step, before)] # this step alone, and the whole release
+        if (answers := failed(views[0][0]).n) >= min(due, least): # each look costs, so it waits for half as many answers again
+            n,look,due,stand = answers,look + 1,1.5*answers,[]
+            for new,old,shadow in views:
+                beside = next((o for o in (old, views[1][1]) if failed(o).n >= least), before[1]) # at the end nobody asks the champion any more
+                stand += signals(new, beside, Tally(shadow['strange'], shadow['compared']), caution)
+            if alarms := [o for o in stand if o.alarm(spent(alpha, look))]: return min(alarms, key=lambda o: o.p),n
+        if n >= least: return None,n
         if perf_counter() - start > caution.longest_s:
-            return Signal('too few', f'{answers} answers in {caution.longest_s:g} s, and {least} are asked', 1.),answers,beside
+            return Signal('too few', f'{answers} answers in {caution.longest_s:g} s, and {least} are asked', 1.),answers
 
 def canary(
     router:Router,
@@ -538,11 +538,11 @@ def canary(
 ) -> Iterator[Verdict]:
     "Let more and more users have the challenger, as long as it does no worse than the champion. Whatever happens, nobody is left with a bad one."
     try:
-        reference = champion.metrics()
+        before,alpha = counts_of(challenger, champion, router),caution.alpha/8/len(steps) # four signals, each seen in two ways
         for i,share in enumerate(steps):
             start,least = perf_counter(),caution.least[min(i, len(caution.least) - 1)]
             router.routes = router.routes._replace(share=share)
-            try: wrong,n,reference = watch(challenger, champion, router, reference, least, caution, caution.alpha/4/len(steps)) # four signals
+            try: wrong,n = watch(challenger, champion, router, before, least, caution, alpha)
             except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1
             if wrong: router.routes = router.routes._replace(share=0.) # first of all

@@ -236,7 +236,7 @@ class Counting:
 
 def watched(doubtful, least=60, **caution):
     "What comes of a step in which answers trickle in one by one."
-    return watch(Counting(1, doubtful), Counting(4, .05), SimpleNamespace(counts=Counter()), Counter(), least, Caution(every_s=0, **caution), .01/12)
+    return watch(Counting(1, doubtful), Counting(4, .05), SimpleNamespace(counts=Counter()), [Counter()]*3, least, Caution(every_s=0, **caution), .01/12)
 
 
 def test_answers_that_trickle_in_one_by_one_still_raise_an_alarm():
@@ -244,11 +244,11 @@ def test_answers_that_trickle_in_one_by_one_still_raise_an_alarm():
 
 
 def test_a_step_without_trouble_ends_with_enough_answers():
-    assert watched(.05)[:2] == (None, 60)
+    assert watched(.05) == (None, 60)
 
 
 def test_a_step_that_gets_too_few_answers_goes_back():
-    wrong, n, _ = watched(.05, least=10**6, longest_s=.01)
+    wrong, n = watched(.05, least=10**6, longest_s=.01)
     assert wrong.name == 'too few'
     assert n < 10**6
 
