@@ -10,7 +10,7 @@ __all__ = ['Done', 'CHECKS', 'LIBRARY', 'MODEL', 'STEPS', 'WORDS', 'COLOURS', 'E
            'FlowServer', 'Board', 'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran',
            'run_jobs']
 
-# %% ../nbs/16_pipelines.ipynb #ab1c3ee2
+# %% ../nbs/16_pipelines.ipynb #594c1aa2
 import json
 import os
 import subprocess
@@ -31,6 +31,7 @@ from pydantic import Field
 
 from .project import Section, Whole, fingerprint, load_settings
 from .tools.house import find_root
+from .tools.running import source_hash
 
 # %% ../nbs/16_pipelines.ipynb #1b68624e
 class Order(Section):
@@ -278,7 +279,7 @@ def release(order:Order, done:Done) -> dict[str, Any]:
             if os.environ.get('PRODUCTION_URL'): swap(client)
             raise Refused(f"Version {version} was not well in production, and version {back} is back: {e}") from e
 
-# %% ../nbs/16_pipelines.ipynb #7b277652
+# %% ../nbs/16_pipelines.ipynb #a17fdb23
 LIBRARY = 'mlops_course/**/*.py'
 
 class Step(NamedTuple):
@@ -312,7 +313,8 @@ def key_of(
     "What decides the result of a step: its part of the order, what it needs, its code, and the versions of what is installed."
     step,root = STEPS[name],find_root()
     files = sorted({o for pattern in (*step.code, 'requirements.lock') for o in root.glob(pattern) if o.is_file()})
-    return f"{name}-{fingerprint({o: order.model_dump(mode='json')[o] for o in step.uses}, {o: dict(done[o]) for o in step.needs}, *files)}"
+    marks = [source_hash(o) if o.suffix == '.ipynb' else o for o in files] # what a notebook prints changes nothing
+    return f"{name}-{fingerprint({o: order.model_dump(mode='json')[o] for o in step.uses}, {o: dict(done[o]) for o in step.needs}, *marks)}"
 
 # %% ../nbs/16_pipelines.ipynb #b13ef804
 def perform(
