@@ -495,6 +495,7 @@ class Meters:
                                     buckets=(.5, .6, .7, .8, .85, .9, .95, .98, 1), registry=self.registry)
         self.together = Histogram('ocr_batch_images', 'Images read together', buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
         self.places = Gauge('ocr_places_taken', 'Requests inside', registry=self.registry)
+        self.queue = Gauge('ocr_queue_images', 'Images that wait for their turn', registry=self.registry)
 
 class Job(NamedTuple):
     "An image to be read."
@@ -525,6 +526,7 @@ class Service:
         self.swapping = asyncio.Lock()
         self.meters = Meters()
         self.meters.places.set_function(lambda: self.taken)
+        self.meters.queue.set_function(lambda: self.batcher.queue.qsize())
     def __repr__(self): return f"Service({self.model.version}, {self.taken} of {self.limits.places} places taken)"
 
     def admit(self, key:Key) -> Bucket:

@@ -232,6 +232,17 @@ def test_confidence_is_counted_and_nothing_read_counts_as_none_at_all(engine, tm
         assert value('ocr_confidence_bucket', {'model': 'reader/1', 'le': '1.0'}) == 2
 
 
+def test_images_that_wait_are_counted_while_they_wait(held, tmp_path, line):
+    with started(Shelf(held), tmp_path, OPEN.model_copy(update={'batch': 1})) as client, ThreadPoolExecutor(3) as pool:
+        waiting = lambda: client.service.meters.registry.get_sample_value('ocr_queue_images')
+        assert waiting() == 0
+        asked = [pool.submit(client.read, line, line=True) for _ in range(3)]
+        until(lambda: waiting() == 2) # and one is being read
+        held.net.gate.set()
+        assert [o.result().status_code for o in asked] == [200]*3
+        assert waiting() == 0
+
+
 def test_the_description_has_examples_and_says_how_to_show_a_key(client):
     said = client.get('/openapi.json').json()
     read = said['paths']['/v1/read']['post']
