@@ -1,7 +1,7 @@
 # Every target does its own set-up; a second call does nothing twice. `make` alone lists them.
 # Without make: python scripts/environment.py, then the commands below by hand (Windows: .venv\Scripts\mlops-course …).
 .DEFAULT_GOAL := help
-.PHONY: help env debian lab course check test docs exercises readme bench clean
+.PHONY: help env debian lab course services check test docs exercises readme bench clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python)
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 COURSE := $(BIN)/mlops-course
@@ -22,6 +22,9 @@ lab: env ## Open JupyterLab on the first page of the course
 
 course: env ## Run every lesson end to end and leave a report
 	@$(COURSE) run
+
+services: env ## Start the service, its probe, Prometheus and Alertmanager, until Ctrl+C
+	@$(COURSE) services
 
 check: env ## The quick part of the tests, for use while working
 	@$(BIN)/ruff check

@@ -8,7 +8,7 @@ __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', '
            'example', 'tell', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate',
            'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise',
            'models', 'list_models', 'show', 'history', 'promote', 'rollback', 'serving_folder', 'serve', 'keys', 'add',
-           'list_keys', 'revoke', 'audit', 'tune', 'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
+           'list_keys', 'revoke', 'audit', 'services', 'tune', 'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -508,6 +508,29 @@ def audit(receipts:tuple[str, ...], folder:str|None) -> None:
     wrong = verify_audit(serving_folder(folder)/'audit.jsonl', receipts)
     for o in wrong or ['The record is whole']: click.echo(o)
     sys.exit(bool(wrong))
+
+# %% ../../nbs/tools/cli.ipynb #mo18a001
+@main.command(epilog=example("mlops-course services"))
+@folder_option
+def services(folder:str|None) -> None:
+    "Start the service, a probe, Prometheus and Alertmanager, print where they are and each alert, until Ctrl+C."
+    import signal
+    from threading import Event
+
+    from mlops_course.monitoring import installed
+    from mlops_course.monitoring import services as start
+    from mlops_course.tools.house import be_quiet
+    be_quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler) # so that nothing is left behind
+    if not installed(): click.echo("Prometheus or Alertmanager is missing, so the rules are evaluated here. They come with scripts/debian.sh", err=True)
+    def told(note): click.echo(f'{note.alert} {note.status} ({note.severity}): {note.summary}. {note.action if note.status == "firing" else ""}'.strip())
+    try:
+        with start(serving_folder(folder), tell=told) as found:
+            for name,url in found.items(): click.echo(f"{name:13} {url}{'/metrics' if name in ('reader', 'probe') else ''}")
+            click.echo("Ctrl+C stops all of them")
+            Event().wait()
+    except BlockingIOError as e: raise Foreseen(str(e)) from e # another service has the folder
+    except KeyboardInterrupt: click.echo("Stopped")
 
 # %% ../../nbs/tools/cli.ipynb #4c3107e7
 @main.command(epilog=example("mlops-course tune --trials 20 --jobs 2 --knob rate --knob batch -p steps 300"))

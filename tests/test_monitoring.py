@@ -1,0 +1,514 @@
+"Monitoring (lesson 18): PromQL against promtool, rules against their stories, a probe and alerts over real HTTP, dashboards against live numbers."
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from conftest import needs
+from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
+
+from mlops_course import monitoring
+from mlops_course.data import ALPHABET
+from mlops_course.monitoring import (
+    PANELS,
+    Hook,
+    Probe,
+    Samples,
+    Watch,
+    curves_of,
+    dashboard,
+    evaluate,
+    filled,
+    grown,
+    installed,
+    labelled,
+    legend_of,
+    probing,
+    program,
+    quantile,
+    read_deploy,
+    seconds_of,
+    services,
+    shortened,
+    watching,
+)
+from mlops_course.project import Api
+from mlops_course.registry import trial_lines
+from mlops_course.serving import Keys, Model, create_app, on_free_port, ready
+from mlops_course.training import load_custom
+
+OPEN = Api(rate=1e6, burst=10**6)
+
+
+class Shelf:
+    "A source whose model is at hand."
+    def __init__(self, engine, version='reader/1'): self.engine, self.version = engine, version
+    def load(self): return Model(self.engine, self.version, 'of the test')
+    def models(self): return []
+
+
+@pytest.fixture(scope='module')
+def engine(): return ready(load_custom())
+
+
+@pytest.fixture(scope='module')
+def lines(): return trial_lines(8, 0, ('render',))['render']
+
+
+@pytest.fixture
+def live(engine, tmp_path):
+    "A service, its source, an admin's client and the probe's key."
+    shelf = Shelf(engine)
+    app = create_app(shelf, tmp_path, OPEN)
+    keys = {o: Keys(tmp_path/'keys.json').add(o, 'admin' if o == 'ana' else 'reader') for o in ('ana', 'probe')}
+    with on_free_port(app) as url, httpx.Client(base_url=url, headers={'Authorization': f"Bearer {keys['ana']}"}, timeout=60, trust_env=False) as client:
+        yield shelf, client, url, keys['probe']
+
+
+def slipped(engine):
+    "The recogniser with an alphabet that is one letter off."
+    found = ready(load_custom())
+    found.net.design = replace(engine.net.design, alphabet=ALPHABET[1:] + ALPHABET[0])
+    return found
+
+
+# The probe
+
+def test_a_probe_measures_what_the_service_cannot_know(live, engine, lines):
+    shelf, client, url, key = live
+    probe = Probe(url, key, lines)
+    assert probe.round()['reader/1']['characters'] > .95
+    shelf.engine, shelf.version = slipped(engine), 'reader/2'
+    client.post('/v1/models/reload').raise_for_status()
+    found = probe.round()
+    assert found['reader/2']['characters'] < .2
+    assert found['reader/2']['exact'] == 0
+    assert client.get('/health').status_code == client.get('/ready').status_code == 200
+
+
+def test_a_model_that_is_gone_leaves_the_gauge(live, engine, lines):
+    shelf, client, url, key = live
+    probe = Probe(url, key, lines)
+    probe.round()
+    shelf.version = 'reader/2'
+    client.post('/v1/models/reload').raise_for_status()
+    probe.round()
+    assert probe.registry.get_sample_value('ocr_model_accuracy', {'model': 'reader/1', 'measure': 'characters'}) is None
+    assert probe.registry.get_sample_value('ocr_model_accuracy', {'model': 'reader/2', 'measure': 'characters'}) > .95
+
+
+def test_a_probe_that_gets_no_answer_shows_nothing_rather_than_yesterday(live, lines):
+    _, _, url, key = live
+    probe = Probe(url, key, lines)
+    probe.round()
+    probe.headers = {'Authorization': 'Bearer nobody'}
+    assert probe.round() == {}
+    assert probe.registry.get_sample_value('ocr_model_accuracy', {'model': 'reader/1', 'measure': 'exact'}) is None
+    assert probe.registry.get_sample_value('ocr_probe_failures_total') == 1
+
+
+def test_accuracy_counts_characters_and_not_lines(live, lines, monkeypatch):
+    _, _, url, key = live
+    probe = Probe(url, key, lines[:2])
+    probe.truths = ['x'*30, probe.round() and lines[1][1]] # the first is wrong in every character
+    found = probe.round()['reader/1']
+    assert found['exact'] == .5
+    assert found['characters'] < 1 - 25/(30 + len(lines[1][1]))
+
+
+def test_a_probe_exports_for_prometheus(live, lines):
+    _, _, url, key = live
+    with probing(Probe(url, key, lines[:2]), every_s=.1) as address:
+        until = time.monotonic() + 20
+        while 'ocr_model_accuracy{' not in (text := httpx.get(f'{address}/metrics', follow_redirects=True, trust_env=False).text):
+            assert time.monotonic() < until
+            time.sleep(.05)
+    assert 'measure="exact",model="reader/1"' in text
+    with pytest.raises(httpx.TransportError): httpx.get(f'{address}/metrics', trust_env=False)
+
+
+def test_a_probe_without_lines_is_refused():
+    with pytest.raises(ValueError, match='trial_lines'): Probe('http://127.0.0.1:1', 'key', [])
+
+
+# PromQL
+
+def counter(rng, mean, n=60, reset=None, start=0.):
+    steps = rng.poisson(mean, n).cumsum() + start
+    return [float(v - (steps[reset] if reset is not None and i >= reset else 0)) for i, v in enumerate(steps)]
+
+
+# promtool adds up in whatever order its map gives, so three terms differ in the last bit from run to run; two do not.
+ONE, TWO = (('reader/1',), ('200', '500', '422')), (('reader/1', 'reader/2'), ('200', '422'))
+
+
+def story(models, statuses, n=60):
+    "Series with all that is awkward: resets, gaps, late starts, models that come and go, histograms."
+    rng, found = np.random.default_rng(0), {}
+    for model in models:
+        for status, mean in zip(statuses, (9, .4, 1)):
+            values = counter(rng, mean, n, reset=33 if status == '500' else None, start=3. if model == 'reader/1' else 0.)
+            if model == 'reader/2': values[:20] = [None]*20
+            if status == '422': values[25:29] = [None]*4
+            found[f'ocr_predictions_total{{model="{model}",status="{status}"}}'] = values
+        for name, edges in (('ocr_prediction_duration_seconds', ('0.1', '0.5', '2.5', '+Inf')), ('ocr_confidence', ('0.5', '0.9', '1.0', '+Inf'))):
+            each = np.array([rng.poisson(2, n).cumsum() for _ in edges]).cumsum(0).astype(float)
+            for edge, values in zip(edges, each): found[f'{name}_bucket{{le="{edge}",model="{model}"}}'] = values.tolist()
+        for measure in ('characters', 'exact'):
+            found[f'ocr_model_accuracy{{job="probe",measure="{measure}",model="{model}"}}'] = rng.uniform(.85, 1, n).round(4).tolist()
+    for status in ('503', '429'): found[f'ocr_refusals_total{{status="{status}"}}'] = counter(rng, 4, n)
+    for name in ('ocr_places_taken', 'ocr_queue_images'): found[name] = rng.integers(0, 9, n).astype(float).tolist()
+    for part in ('sum', 'count'): found[f'ocr_batch_images_{part}'] = counter(rng, 6 if part == 'sum' else 2, n)
+    found['up{instance="a",job="reader"}'] = [1.]*30 + [0.]*(n - 30)
+    found['up{instance="b",job="probe"}'] = [1.]*n
+    found['ocr_drift{feature="sharpness"}'] = rng.uniform(0, .4, n).round(3).tolist()
+    found['ocr:budget'] = [.005]*n
+    for window in ('5m', '30m', '1h', '6h'): found[f'ocr:failed:ratio{window}'] = rng.uniform(0, .2, n).round(4).tolist()
+    found['ocr:seconds:p95'] = rng.uniform(.5, 2, n).round(3).tolist()
+    return found
+
+
+def parts_of(series):
+    "Its labels."
+    name, _, rest = series.partition('{')
+    return labelled(name, **dict(o.split('=', 1) for o in rest.rstrip('}').replace('"', '').split(',') if o))
+
+
+def written(labels):
+    named = dict(labels)
+    name = named.pop('__name__', '')
+    return name + '{' + ','.join(f'{k}="{v}"' for k, v in sorted(named.items())) + '}'
+
+
+OURS = sorted({o['expr'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules']}
+              | {o for panel in PANELS for o in panel.curves.values()})
+MORE = ['increase(ocr_predictions_total{status="500"}[2m])',
+        'sum(rate(ocr_predictions_total{status=~"2..|5.."}[37s]))', 'rate(ocr_predictions_total{status!~"5..|422"}[1m])',
+        'up == 0', 'sum without (status) (ocr_predictions_total)', 'count(up)', '1 - ocr_drift', '2 * ocr_drift - ocr_drift / 4',
+        'sum(ocr_predictions_total) / 0', 'ocr_model_accuracy and on (model) (sum by (model) (rate(ocr_predictions_total[5m])) > 0.5)',
+        'up unless on (job) ocr_model_accuracy', 'up or ocr_drift', 'absent(nothing{x="y",z!="a"})', 'absent(up)',
+        'sum by (model) (ocr_predictions_total) > on (model) max by (model) (ocr_model_accuracy)', 'ocr_predictions_total{status!="200"} > 2 * 7',
+        'sum by (model) (ocr_predictions_total) / ignoring (job) max by (model) (ocr_model_accuracy)', 'max(ocr_drift) >= scalar(ocr_drift)',
+        'histogram_quantile(0.5, rate(ocr_confidence_bucket[1m]))', 'histogram_quantile(1.1, sum by (le) (ocr_confidence_bucket))',
+        'count(vector(scalar(up)) != vector(scalar(up)))', 'time()', 'ocr_drift != 0', 'ocr_drift <= 0.2', 'ocr_drift + 1 < 1.3']
+
+
+@pytest.mark.parametrize('which', [ONE, TWO], ids=['one model', 'two models'])
+def test_values_are_those_of_promtool(tmp_path, which):
+    "Every expression of rules and dashboard, and more, at awkward moments, to the last bit."
+    promtool, step, series, samples = needs('promtool', 'evaluates PromQL'), 15, story(*which), Samples()
+    for name, values in series.items():
+        for i, value in enumerate(values):
+            if value is not None: samples.put(name, {parts_of(name): value}, i*step)
+    tests = []
+    for expr in (*OURS, *MORE):
+        for at in (0, 15, 290, 303, 500, 617, 870):
+            found = evaluate(expr, samples, float(at))
+            found = found if isinstance(found, dict) else {frozenset(): found}
+            if any(map(math.isnan, found.values())): continue # promtool has it that not a number is never what was expected
+            tests.append({'expr': expr, 'eval_time': f'{at}s', 'exp_samples': [{'labels': written(k), 'value': v} for k, v in found.items()]})
+    assert sum(bool(o['exp_samples']) for o in tests) > .6*len(tests)
+    given = [{'series': k, 'values': ' '.join('_' if o is None else repr(o) for o in v)} for k, v in series.items()]
+    (tmp_path/'test.yml').write_text(yaml.safe_dump({'evaluation_interval': '15s', 'tests': [
+        {'interval': f'{step}s', 'input_series': given, 'promql_expr_test': tests}]}))
+    done = subprocess.run([promtool, 'test', 'rules', tmp_path/'test.yml'], capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[:3000]
+
+
+def test_a_wrong_value_would_be_noticed_by_promtool(tmp_path):
+    (tmp_path/'test.yml').write_text(yaml.safe_dump({'tests': [{'interval': '15s', 'input_series': [{'series': 'x', 'values': '0+1x40'}], 'promql_expr_test': [
+        {'expr': 'rate(x[5m])', 'eval_time': '5m', 'exp_samples': [{'labels': '{}', 'value': 1/15.001}]}]}]}))
+    assert subprocess.run([needs('promtool', 'evaluates PromQL'), 'test', 'rules', tmp_path/'test.yml'], capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize(('times', 'values', 'expected'), [
+    ([0, 15, 30, 45, 60], [0, 1, 2, 3, 4], 4), ([0, 15, 30, 45, 60], [5, 6, 0, 1, 2], 3), ([15, 30, 45], [10, 20, 30], 40),
+    ([30, 45], [0, 10], 20), ([30, 45], [7, 7], 0), ([50], [3], None), ([], [], None),
+])
+def test_growth_stretches_to_the_window_but_not_below_zero(times, values, expected):
+    assert grown(times, values, 0, 60) == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_quantile_beyond_the_last_edge_is_that_edge():
+    assert quantile(.99, [(1, 5), (2, 6), (math.inf, 100)]) == 2
+    assert quantile(.5, [(1, 0), (2, 10), (math.inf, 10)]) == 1.5
+    assert math.isnan(quantile(.5, [(1, 0), (math.inf, 0)]))
+    assert math.isnan(quantile(.5, [(1, 3), (2, 5)]))
+
+
+@pytest.mark.parametrize(('expr', 'words'), [
+    ('deriv(x[5m])', 'function deriv'), ('x offset 5m', 'offset'), ('rate(x[5m] offset 1m)', 'offset'), ('topk(2, x)', 'topk'), ('x[5m:1m]', 'SubqueryExpr'),
+    ('x > bool 1', 'not known here'), ('x * on (a) group_left y', 'not known here'), ('x ^ 2', 'not known here'), ('sum(', 'is no PromQL'),
+])
+def test_what_is_not_known_is_refused_and_never_guessed(expr, words):
+    samples = Samples()
+    for i in range(3): samples.scrape('j', 'i', f'x{{a="1"}} {i}\ny{{a="1"}} 1\n', 15.*i)
+    with pytest.raises(ValueError, match=words): evaluate(expr, samples, 30.)
+
+
+def test_series_that_cannot_be_told_apart_are_refused():
+    samples = Samples()
+    samples.scrape('j', 'i', 'x{a="1",b="1"} 1\nx{a="1",b="2"} 2\ny{a="1"} 1\n', 0.)
+    with pytest.raises(ValueError, match='Sum one side first'): evaluate('y / on (a) x', samples, 0.)
+    with pytest.raises(ValueError, match='Sum one side first'): evaluate('x / on (a) y', samples, 0.)
+
+
+def test_a_series_that_vanished_is_not_one_of_now():
+    samples = Samples()
+    samples.scrape('j', 'i', 'x 1\ny 2\n', 0.)
+    samples.scrape('j', 'i', 'x 1\n', 15.)
+    assert evaluate('y', samples, 14.)
+    assert evaluate('y', samples, 15.) == {}
+    assert evaluate('increase(y[1m])', samples, 15.) == {} # one number, and an end
+
+
+def test_a_target_that_does_not_answer_is_down_and_its_series_end():
+    samples = Samples()
+    samples.scrape('j', 'i', 'x 1\n', 0.)
+    samples.scrape('j', 'i', None, 15.)
+    assert evaluate('up', samples, 15.) == {labelled('up', job='j', instance='i'): 0}
+    assert evaluate('x', samples, 15.) == {}
+
+
+def test_old_samples_are_forgotten():
+    samples = Samples(keep_s=100)
+    for i in range(1000): samples.put('s', {labelled('x'): i}, float(i))
+    times, values = samples.series[labelled('x')]
+    assert 100 <= len(times) <= 202
+    assert values[-1] == 999
+
+
+# Rules
+
+def test_the_rules_pass_their_stories(root):
+    done = subprocess.run([needs('promtool', 'tests rules'), 'test', 'rules', 'rules_test.yml'], cwd=root/'deploy/prometheus', capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_story_in_which_it_speaks_and_one_in_which_it_is_silent(root):
+    stories = yaml.safe_load((root/'deploy/prometheus/rules_test.yml').read_text(encoding='utf-8'))['tests']
+    tried = [(o['alertname'], bool(o['exp_alerts'])) for test in stories for o in test.get('alert_rule_test', [])]
+    for rule in (o for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'alert' in o):
+        assert {(rule['alert'], True), (rule['alert'], False)} <= set(tried), rule['alert']
+
+
+def test_every_alert_says_what_happened_and_what_to_do():
+    for rule in (o for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'alert' in o):
+        assert rule['annotations'].keys() == {'summary', 'action'}, rule['alert']
+        assert rule['labels']['severity'] in ('page', 'ticket')
+
+
+def test_the_objective_stands_in_one_place(root):
+    text = (root/'deploy/prometheus/rules.yml').read_text(encoding='utf-8')
+    assert [o.strip() for o in text.splitlines() if '0.005' in o] == ['expr: vector(0.005)']
+
+
+def test_a_shortened_file_is_the_same_file_with_other_durations():
+    rules, short = read_deploy('prometheus/rules.yml', 1), read_deploy('prometheus/rules.yml', 60)
+    flat = [[o for group in found['groups'] for o in group['rules']] for found in (rules, short)]
+    for a, b in zip(*flat):
+        assert a.keys() == b.keys()
+        assert {k: a[k] for k in a.keys() - {'expr', 'for'}} == {k: b[k] for k in b.keys() - {'expr', 'for'}}
+        if 'for' in a: assert seconds_of(b['for']) == pytest.approx(seconds_of(a['for'])/60)
+    assert shortened('sum(rate(x{a="5m"}[1h30m]))', 60) == 'sum(rate(x{a="5m"}[90000ms]))'
+    assert shortened({'a': ['30s', 'page', 3, None]}, 10) == {'a': ['3000ms', 'page', 3, None]}
+
+
+@pytest.mark.parametrize(('text', 'seconds'), [('90s', 90), ('1h30m', 5400), ('500ms', .5), ('2d', 172800)])
+def test_durations_are_read(text, seconds): assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize('text', ['', 'soon', '5', 'm5', '5m '])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match='is no duration'): seconds_of(text)
+
+
+def test_words_of_an_alert_are_filled_in():
+    assert filled('{{ $labels.model }}: {{ $value | humanizePercentage }}', {'model': 'a'}, .16667) == 'a: 16.67%'
+    assert filled('{{ $value | printf "%.1f" }} s{{ $labels.none }}', {}, 2.94) == '2.9 s'
+    with pytest.raises(ValueError, match=r'humanizeDuration.*is not known here'): filled('{{ $value | humanizeDuration }}', {}, 1.)
+
+
+@pytest.fixture
+def small():
+    "A watch over a gauge, without any server: x above 1 for 30 s."
+    high = {'alert': 'High', 'expr': 'twice > 2', 'for': '30s', 'labels': {'severity': 'page'}, 'annotations': {'summary': '{{ $labels.a }}'}}
+    rules = {'groups': [{'rules': [{'record': 'twice', 'expr': '2 * x'}, high]}]}
+    watch = Watch({}, rules, '')
+    def at(seconds, value):
+        watch.samples.scrape('j', 'i', f'x{{a="b"}} {value}\n', float(seconds))
+        return [(status, o.labels['alertname']) for status, o in watch.judge(float(seconds))]
+    return watch, at
+
+
+def test_an_alert_waits_rings_once_and_resolves(small):
+    _, at = small
+    assert [at(15*i, value) for i, value in enumerate([1, 2, 2, 2, 2, 1, 1])] == [[], [], [], [('firing', 'High')], [], [('resolved', 'High')], []]
+
+
+def test_a_break_begins_the_waiting_anew(small):
+    _, at = small
+    assert not any(at(15*i, value) for i, value in enumerate([2, 2, 1, 2, 2, 1]))
+
+
+def test_an_alert_carries_labels_and_words(small):
+    watch, at = small
+    for i in range(3): at(15*i, 2)
+    (alert,) = watch.active.values()
+    assert alert.labels == {'a': 'b', 'job': 'j', 'instance': 'i', 'severity': 'page', 'alertname': 'High'}
+    assert alert.annotations == {'summary': 'b'}
+
+
+def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
+    "The alerts of two stories of rules_test.yml, evaluated by us at each minute."
+    for fast, minutes in ((True, 70), (False, 420)):
+        watch, rung = Watch({}, read_deploy('prometheus/rules.yml', 1), ''), {}
+        good = bad = 0
+        for minute in range(minutes + 1):
+            if minute: good, bad = (good + 60*(minute <= 60), bad + 60*(minute > 60)) if fast else (good + 96, bad + 4)
+            watch.samples.scrape('reader', 'a', f'ocr_predictions_total{{status="200"}} {good}\nocr_predictions_total{{status="500"}} {bad}\n', 60.*minute)
+            for status, o in watch.judge(60.*minute): rung.setdefault((o.labels['alertname'], status), (minute, o.annotations['summary']))
+        name = 'BudgetBurnsFast' if fast else 'BudgetBurnsSlowly'
+        assert (name, 'firing') in rung
+        assert (not fast) or 61 < rung[name, 'firing'][0] <= 66
+        assert fast or ('BudgetBurnsFast', 'firing') not in rung
+
+
+# From a fault to the webhook
+
+@pytest.fixture(params=[True, False], ids=['embedded', 'prometheus'])
+def embedded(request):
+    if not request.param:
+        for o in (*monitoring.PROGRAMS, 'amtool'): needs(o, 'watches and tells')
+    return request.param
+
+
+@pytest.mark.slow
+def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lines):
+    shelf, client, url, key = live
+    hook = Hook()
+    with ExitStack() as stack:
+        hook_url = stack.enter_context(on_free_port(hook, lifespan='off'))
+        targets = {'reader': url, 'probe': stack.enter_context(probing(Probe(url, key, lines[:4]), .3))}
+        watch = stack.enter_context(watching(targets, hook_url, 200, .3, embedded))
+        def wait(true):
+            until = time.monotonic() + 30
+            while not true(): assert time.monotonic() < until; time.sleep(.1)
+        wait(lambda: watch.now('ocr_model_accuracy{measure="characters"} > 0.9'))
+        assert set(watch.now('up').values()) == {1.}
+        shelf.engine, shelf.version, good = slipped(engine), 'reader/2', shelf.engine
+        client.post('/v1/models/reload').raise_for_status()
+        note = hook.wait('AccuracyDropped', seconds=60)
+        assert note.severity == 'page'
+        assert 'reader/2' in note.summary
+        shelf.engine, shelf.version = good, 'reader/1'
+        client.post('/v1/models/reload').raise_for_status()
+        assert hook.wait('AccuracyDropped', 'resolved', 60).at > note.at
+        client.post('/v1/read', headers={'Authorization': 'Bearer nobody'}) # for the panel of refusals
+        end = time.time() + .7
+        wait(lambda: time.time() > end)
+        empty = {panel.title for panel in PANELS if not curves_of(watch, panel, end - 12, end, .5, 200)}
+        assert empty == set()
+
+
+@pytest.mark.slow
+def test_a_service_that_is_gone_is_reported(embedded):
+    registry, hook = CollectorRegistry(), Hook()
+    Gauge('x', 'x', registry=registry)
+    with on_free_port(hook, lifespan='off') as hook_url, ExitStack() as stack:
+        url = stack.enter_context(on_free_port(make_asgi_app(registry), lifespan='off'))
+        with watching({'reader': url}, hook_url, 200, .2, embedded) as watch:
+            until = time.monotonic() + 20
+            while not watch.now('up == 1'): assert time.monotonic() < until; time.sleep(.1)
+            stack.close()
+            assert hook.wait('ReaderDown', seconds=30).severity == 'page'
+
+
+def test_waiting_for_an_alert_in_vain_says_what_was_heard():
+    with pytest.raises(TimeoutError, match=r'Slow was not firing .* Heard: nothing'): Hook().wait('Slow', seconds=.05)
+
+
+def test_a_program_that_is_missing_says_where_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert not installed()
+    with pytest.raises(FileNotFoundError, match=r'prometheus is missing.*debian\.sh'), program('prometheus', tmp_path): pass
+
+
+def test_a_program_that_does_not_start_says_why(tmp_path):
+    needs('prometheus', 'refuses a configuration')
+    (tmp_path/'bad.yml').write_text('nonsense: 1\n')
+    with pytest.raises(ConnectionError, match='nonsense'):
+        with program('prometheus', tmp_path, f"--config.file={tmp_path/'bad.yml'}", '--web.listen-address=127.0.0.1:{port}'): pass
+
+
+def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
+    needs('prometheus-alertmanager', 'is stopped')
+    (tmp_path/'a.yml').write_text('route: {receiver: a}\nreceivers: [{name: a}]\n')
+    with pytest.raises(RuntimeError, match='of the test'): # noqa: PT012 (the block is what is tested)
+        with program('prometheus-alertmanager', tmp_path, f"--config.file={tmp_path/'a.yml'}", f"--storage.path={tmp_path/'d'}",
+                     '--web.listen-address=127.0.0.1:{port}', '--cluster.listen-address=') as url:
+            assert httpx.get(f'{url}/-/healthy', trust_env=False).status_code == 200
+            raise RuntimeError('of the test')
+    with pytest.raises(httpx.TransportError): httpx.get(f'{url}/-/healthy', trust_env=False)
+
+
+# Panels
+
+def test_the_dashboard_is_made_from_the_panels(root):
+    path = 'deploy/grafana/dashboards/reader.json'
+    rewrite = f"Write it anew: python -c \"from mlops_course.monitoring import dashboard; open('{path}', 'w').write(dashboard())\""
+    assert (root/path).read_text(encoding='utf-8') == dashboard(), rewrite
+
+
+def test_grafana_finds_its_way_through_the_dashboard():
+    board = json.loads(dashboard())
+    assert [o['title'] for o in board['panels']] == [o.title for o in PANELS]
+    places = [tuple(o['gridPos'][k] for k in 'xywh') for o in board['panels']]
+    assert len(set(places)) == len(places)
+    assert all(x + w <= 24 for x, _, w, _ in places)
+    for o in board['panels']:
+        assert o['datasource'] == {'type': 'prometheus', 'uid': 'prometheus'}
+        assert [t['refId'] for t in o['targets']] == list('ABCDEF'[:len(o['targets'])])
+
+
+def test_a_legend_shows_its_labels(): assert legend_of('{{model}}, {{none}}', labelled('x', model='a')) == 'a, '
+
+
+# All of it
+
+@pytest.mark.slow
+def test_services_serve_watch_and_end(engine, tmp_path):
+    for o in monitoring.PROGRAMS: needs(o, 'watches')
+    for _ in range(2): # the second time there is a key for the probe already
+        with services(tmp_path, lines=2, every_s=.3, source=Shelf(engine)) as found:
+            assert found.keys() == {'reader', 'probe', 'prometheus', 'alertmanager'}
+            until = time.monotonic() + 30
+            while len(o := httpx.get(f"{found['prometheus']}/api/v1/query", params={'query': 'up == 1'}, trust_env=False).json()['data']['result']) < 2:
+                assert time.monotonic() < until, o
+                time.sleep(.2)
+    for url in found.values():
+        with pytest.raises(httpx.TransportError): httpx.get(url, trust_env=False)
+
+
+@pytest.mark.slow
+def test_the_command_prints_addresses_and_ends_when_told(tmp_path):
+    needs('prometheus', 'is started'), needs('prometheus-alertmanager', 'is started')
+    command = [Path(sys.executable).parent/'mlops-course', 'services', '--folder', tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
+    try:
+        said = dict(line.split() for line in (process.stdout.readline() for _ in range(4)))
+        assert httpx.get(f"{said['alertmanager']}/-/healthy", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally: process.kill()
+    with pytest.raises(httpx.TransportError): httpx.get(said['prometheus'], trust_env=False)
