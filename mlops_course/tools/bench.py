@@ -6,7 +6,7 @@
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'testing_figures', 'model_figures', 'tracking_figures',
            'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'container_figures',
-           'pipeline_figures', 'release_figures', 'figures']
+           'pipeline_figures', 'release_figures', 'monitoring_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -429,11 +429,55 @@ def release_figures() -> Iterator[dict]:
             yield dict(figure='rollback', reason=verdict.reason, seconds=verdict.seconds, answers_until_then=verdict.answers,
                        requests_per_s=len(load.answers)/load.answers[-1][0], lost=load.lost)
 
+# %% ../../nbs/tools/bench.ipynb #mo18b001
+def monitoring_figures() -> Iterator[dict]:
+    "Seconds from a fault to the webhook, and microseconds that a metric costs."
+    from dataclasses import replace
+
+    import httpx
+    from prometheus_client import CollectorRegistry, Counter, Histogram
+
+    from mlops_course.data import ALPHABET
+    from mlops_course.monitoring import Hook, Probe, installed, probing, watching
+    from mlops_course.project import Api
+    from mlops_course.registry import trial_lines
+    from mlops_course.serving import Keys, Model, create_app, on_free_port, ready
+    from mlops_course.training import load_custom
+    registry = CollectorRegistry()
+    counter = Counter('c', 'c', ['model', 'status'], registry=registry)
+    seconds = Histogram('s', 's', ['model'], registry=registry)
+    child = counter.labels('reader/1', 200)
+    calls = {'counter': lambda: counter.labels('reader/1', 200).inc(), 'counter, labels looked up before': child.inc,
+             'histogram': lambda: seconds.labels('reader/1').observe(.02)}
+    for what,call in calls.items():
+        start = time.process_time()
+        for _ in range(100_000): call()
+        yield dict(figure='metric', what=what, us=10*(time.process_time() - start))
+    good,bad = ready(load_custom()),ready(load_custom())
+    bad.net.design = replace(bad.net.design, alphabet=ALPHABET[1:] + ALPHABET[0])
+    class Shelf:
+        engine,version = good,'good'
+        def load(self): return Model(self.engine, self.version, 'for a measurement')
+    for embedded in (False, True) if installed() else (True,):
+        with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+            shelf,hook = Shelf(),Hook()
+            app = create_app(shelf, tmp, Api(rate=1e6, burst=10**6))
+            key = Keys(Path(tmp, 'keys.json')).add('probe', 'admin')
+            with on_free_port(app) as url, on_free_port(hook, lifespan='off') as hook_url, \
+                 probing(Probe(url, key, trial_lines(8, 0, ('render',))['render']), .3) as probe_url, \
+                 watching({'reader': url, 'probe': probe_url}, hook_url, 1000, .3, embedded) as watch:
+                while not watch.now('ocr_model_accuracy > 0.9'): time.sleep(.1)
+                shelf.engine,shelf.version = bad,'bad'
+                start = time.time()
+                httpx.post(f'{url}/v1/models/reload', headers={'Authorization': f'Bearer {key}'}, timeout=60, trust_env=False).raise_for_status()
+                note = hook.wait('AccuracyDropped')
+                yield dict(figure='fault to webhook', by=watch.name, seconds=note.at - start, of_them_asked_by_the_rule=.3)
+
 # %% ../../nbs/tools/bench.ipynb #1583beff
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
     registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures,
-    containers=container_figures, pipelines=pipeline_figures, release=release_figures)
+    containers=container_figures, pipelines=pipeline_figures, release=release_figures, monitoring=monitoring_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
