@@ -471,7 +471,10 @@ def test_the_dashboard_is_made_from_the_panels(root):
 
 
 def test_grafana_finds_its_way_through_the_dashboard():
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
     board = json.loads(dashboard())
+    assert json.loads(JSONEncoder().encode(Dashboard.from_json(board))) == board # Grafana's own types read what they wrote
     assert [o['title'] for o in board['panels']] == [o.title for o in PANELS]
     places = [tuple(o['gridPos'][k] for k in 'xywh') for o in board['panels']]
     assert len(set(places)) == len(places)
