@@ -9,12 +9,11 @@ __all__ = ['Labels', 'Vector', 'LOOK_BACK_S', 'MATCHES', 'FUNCTIONS', 'AGGREGATE
            'Hook', 'installed', 'program', 'labels_of', 'Prometheus', 'read_deploy', 'prometheus', 'filled', 'Alert',
            'Watch', 'watching', 'Panel', 'within', 'dashboard', 'legend_of', 'curves_of', 'services']
 
-# %% ../nbs/18_monitoring.ipynb #353ab948
+# %% ../nbs/18_monitoring.ipynb #01951292
 import json
 import operator
 import re
 import shutil
-import socket
 import subprocess
 from bisect import bisect_left, bisect_right
 from collections import Counter as Count
@@ -37,6 +36,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, make_asgi_app
 from prometheus_client.parser import text_string_to_metric_families
 
 from .registry import trial_lines
+from .release import free_port
 from .scoring import cer, exact
 from .serving import Keys, create_app, on_free_port
 from .tools.house import find_root
@@ -343,7 +343,7 @@ class Hook:
         heard = sorted({f'{o.alert} {o.status}' for o in self.notes})
         raise TimeoutError(f"{alert} was not {status} within {seconds:g} s. Heard: {', '.join(heard) or 'nothing'}. Is its expression empty? Ask `now`")
 
-# %% ../nbs/18_monitoring.ipynb #fe23262c
+# %% ../nbs/18_monitoring.ipynb #aa1c3c30
 PROGRAMS = ('prometheus', 'prometheus-alertmanager')
 
 def installed() -> bool:
@@ -361,9 +361,7 @@ def program(
     "A server on a free port of this machine until the block ends, however it ends."
     import httpx
     if not shutil.which(name): raise FileNotFoundError(f"{name} is missing. On Debian and Ubuntu: sudo bash scripts/debian.sh")
-    with socket.socket() as door:
-        door.bind(('127.0.0.1', 0))
-        port = door.getsockname()[1]
+    port = free_port()
     url,log = f'http://127.0.0.1:{port}',folder/f'{name}.log'
     with log.open('w') as to: process = subprocess.Popen([name, *(o.replace('{port}', str(port)) for o in options)], stdout=to, stderr=to)
     try:
