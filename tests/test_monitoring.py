@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ from mlops_course.monitoring import (
 )
 from mlops_course.project import Api
 from mlops_course.registry import trial_lines
-from mlops_course.serving import Keys, Model, create_app, on_free_port, ready
+from mlops_course.serving import Keys, Meters, Model, create_app, on_free_port, ready
 from mlops_course.training import load_custom
 
 OPEN = Api(rate=1e6, burst=10**6)
@@ -482,6 +483,14 @@ def test_grafana_finds_its_way_through_the_dashboard():
     for o in board['panels']:
         assert o['datasource'] == {'type': 'prometheus', 'uid': 'prometheus'}
         assert [t['refId'] for t in o['targets']] == list('ABCDEF'[:len(o['targets'])])
+
+
+def test_rules_and_panels_ask_for_what_is_exported(lines):
+    exported = {s.name for registry in (Meters().registry, Probe('', '', lines).registry) for o in registry.collect() for s in (o, *o.samples)}
+    exported |= {o['record'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
+    exported |= {'ocr_drift'} # of lesson 19
+    asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}
+    assert [o for o in asked if o not in exported and re.sub(r'_(total|bucket|sum|count)$', '', o) not in exported] == []
 
 
 def test_a_legend_shows_its_labels(): assert legend_of('{{model}}, {{none}}', labelled('x', model='a')) == 'a, '
