@@ -437,7 +437,7 @@ def prometheus(
             with program('prometheus', folder, f"--config.file={folder/'prometheus.yml'}", f"--storage.tsdb.path={folder/'data'}", end) as url:
                 yield Prometheus(url, alertmanager)
 
-# %% ../nbs/18_monitoring.ipynb #c464e870
+# %% ../nbs/18_monitoring.ipynb #c5834648
 def filled(
     template:str,
     labels:Mapping[str, str],
@@ -468,6 +468,7 @@ class Watch:
     hook:str
     samples:Samples = field(default_factory=lambda: Samples(keep_s=7*3600))
     active:dict[tuple[int, Labels], Alert] = field(default_factory=dict)
+    unsent:list[dict[str, Any]] = field(default_factory=list)
     name = 'the evaluator of this lesson'
 
     def scrape(self, at:float) -> None:
@@ -501,13 +502,16 @@ class Watch:
         return changed
 
     def tell(self, changed:Sequence[tuple[str, Alert]], at:float) -> None:
-        "Send what changed, in the form of Alertmanager."
+        "Send what changed, in the form of Alertmanager. What nobody took is sent again the next time."
         import httpx
         def when(seconds): return datetime.fromtimestamp(seconds, UTC).isoformat(timespec='milliseconds')
         for status,o in changed:
-            alert = {'status': status, 'labels': o.labels, 'annotations': o.annotations, 'startsAt': when(o.since),
-                     **({'endsAt': when(at)} if status == 'resolved' else {})}
-            httpx.post(self.hook, json={'version': '4', 'status': status, 'alerts': [alert]}, timeout=10, trust_env=False)
+            ends = {'endsAt': when(at)} if status == 'resolved' else {}
+            self.unsent.append({'status': status, 'labels': o.labels, 'annotations': o.annotations, 'startsAt': when(o.since), **ends})
+        while self.unsent:
+            try: httpx.post(self.hook, json={'version': '4', 'alerts': self.unsent[:1]}, timeout=10, trust_env=False).raise_for_status()
+            except httpx.HTTPError: return
+            del self.unsent[0]
 
     def turn(self) -> None:
         "Scrape, judge and tell."

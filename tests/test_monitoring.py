@@ -370,6 +370,19 @@ def test_an_alert_carries_labels_and_words(small):
     assert alert.annotations == {'summary': 'b'}
 
 
+def test_a_webhook_that_is_away_hears_it_later(small):
+    watch, at = small
+    for i in range(2): at(15*i, 2)
+    watch.samples.scrape('j', 'i', 'x{a="b"} 2\n', 30.)
+    watch.hook = 'http://127.0.0.1:1'
+    watch.tell(watch.judge(30.), 30.)
+    hook = Hook()
+    with on_free_port(hook, lifespan='off') as watch.hook:
+        watch.tell([], 45.)
+        watch.tell([], 60.)
+    assert [(o.alert, o.status, o.severity, o.summary) for o in hook.notes] == [('High', 'firing', 'page', 'b')]
+
+
 def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
     "The alerts of two stories of rules_test.yml, evaluated by us at each minute."
     for fast, minutes in ((True, 70), (False, 420)):
