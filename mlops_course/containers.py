@@ -283,7 +283,7 @@ def podman(
     command = [program, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=timeout_s, env=env, check=False)
     if done.returncode: raise ChildProcessError(f"`{' '.join(command)[:90]}` failed: {(done.stderr.strip() or done.stdout.strip())[-600:]}")
-    return done.stdout.strip()
+    return done.stdout.strip() or done.stderr.strip() # what a container said as errors, too
 
 def build(
     folder:Path,                  # The context

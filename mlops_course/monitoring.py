@@ -138,7 +138,7 @@ class Samples:
         if selector.offset or selector.at: raise ValueError(f"{selector} has offset or @, which are not known here. Leave them out, or ask Prometheus")
         tests = [(o.name, str(o.op).rpartition('.')[2], o.value) for o in selector.matchers.matchers]
         if selector.name: tests.append(('__name__', 'Equal', selector.name))
-        for labels,(times,values) in self.series.items():
+        for labels,(times,values) in list(self.series.items()): # another thread may scrape meanwhile
             named = dict(labels)
             if all(MATCHES[op](named.get(name, ''), wanted) for name,op,wanted in tests): yield labels,times,values
 

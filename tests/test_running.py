@@ -50,7 +50,8 @@ def test_peak_memory_counts_the_kernel(tmp_path):
 
 
 INTERRUPTED = '''
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it
 from pathlib import Path
 from mlops_course.tools.house import lessons
 from mlops_course.tools.running import run_lessons
