@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SECRET_NAMES', 'SECRET_WORDS', 'LEFT_OUT', 'IMAGE', 'LOCKED_DOWN', 'layer', 'write_image', 'Layer', 'blob',
            'open_image', 'seen', 'Risk', 'risks', 'inventory', 'lint', 'matches', 'in_context', 'Step', 'steps',
-           'copied', 'keys', 'done_again', 'Absent', 'there', 'do_without', 'podman', 'build', 'running',
-           'load_manifests', 'manifest_faults', 'schema_faults']
+           'copied', 'keys', 'done_again', 'Absent', 'there', 'do_without', 'podman', 'build', 'free_port', 'came_up',
+           'running', 'load_manifests', 'manifest_faults', 'schema_faults']
 
 # %% ../nbs/15_containers.ipynb #3d82a7e4
 import io
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.parser import HeaderParser
 from hashlib import file_digest, sha256
@@ -300,6 +300,27 @@ def build(
     podman('bud', *how, *more, '--file', folder/dockerfile, '--tag', tag, folder, program='buildah')
     return time.perf_counter() - start
 
+def free_port() -> int:
+    "A port of this machine that nobody has now."
+    with socket.socket() as door:
+        door.bind(('127.0.0.1', 0))
+        return door.getsockname()[1]
+
+def came_up(
+    url:str,                  # Answers 200 when it is ready
+    alive:Callable[[], bool], # Is whoever is to answer still there?
+    wait_s:float,
+) -> bool:                    # False if it ended, or the time did
+    "Wait until a server is ready."
+    import httpx
+    until = time.monotonic() + wait_s
+    while alive() and time.monotonic() < until:
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200: return True
+        except httpx.TransportError: pass
+        time.sleep(.1)
+    return False
+
 @contextmanager
 def running(
     image:str=IMAGE,
@@ -308,22 +329,13 @@ def running(
     wait_s:float=60,        # For /ready
 ) -> Iterator[tuple[str, str]]: # Its name, and the address it answers at
     "A container that is ready, on a free port of this machine, until the block ends, however it ends."
-    import httpx
-    with socket.socket() as door:
-        door.bind(('127.0.0.1', 0))
-        port = door.getsockname()[1]
+    port = free_port()
     name,url = f'reader-{os.getpid()}-{port}',f'http://127.0.0.1:{port}'
     own = ('-e', 'MLOPS_COURSE_SERVICES__API__HOST=127.0.0.1', '-e', f'MLOPS_COURSE_SERVICES__API__PORT={port}')
     podman('run', '--detach', '--name', name, '--network', 'host', *own, *options, image, *command)
     try:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                if httpx.get(f'{url}/ready', timeout=2).status_code == 200: break
-            except httpx.TransportError: pass
-            if time.monotonic() > until or podman('inspect', '--format', '{{.State.Running}}', name) != 'true':
-                raise TimeoutError(f"{image} was not ready. It said: {podman('logs', name)[-500:]}")
-            time.sleep(.1)
+        if not came_up(f'{url}/ready', lambda: podman('inspect', '--format', '{{.State.Running}}', name) == 'true', wait_s):
+            raise TimeoutError(f"{image} was not ready. It said: {podman('logs', name)[-500:]}")
         yield name,url
     finally: podman('rm', '--force', '--time', '0', '--volumes', name)
 

@@ -23,7 +23,7 @@ HEADER = """\
 
 # What the service imports; all else of the course stays out of its image. The second list builds what comes as source only.
 IMAGE = {
-    "requirements.lock": """click fastapi filelock httpx numpy onnxruntime opencv-python-headless pillow prometheus-client pydantic
+    "requirements.lock": """click dumb-init fastapi filelock httpx numpy onnxruntime opencv-python-headless pillow prometheus-client pydantic
         pydantic-settings python-dotenv python-multipart pyyaml rapidocr structlog threadpoolctl tqdm uvicorn""",
     "build.lock": "setuptools wheel",
 }
