@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['Done', 'CHECKS', 'LIBRARY', 'MODEL', 'STEPS', 'WORDS', 'COLOURS', 'EVENT', 'CRON', 'TO_STAND_IN', 'SET_UP', 'Order',
            'folder_of', 'Refused', 'program', 'quality', 'tests', 'data', 'build', 'train', 'judged', 'validate',
-           'register', 'process', 'free_port', 'serve_version', 'server_of', 'smoke', 'stage', 'production', 'swap',
-           'release', 'Step', 'key_of', 'perform', 'journal', 'times_done', 'may_pass', 'as_flow', 'empty_database',
-           'FlowServer', 'Board', 'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran',
-           'run_jobs']
+           'register', 'process', 'serve_version', 'server_of', 'smoke', 'stage', 'production', 'swap', 'release',
+           'Step', 'key_of', 'perform', 'journal', 'times_done', 'may_pass', 'as_flow', 'empty_database', 'FlowServer',
+           'Board', 'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
 
 # %% ../nbs/16_pipelines.ipynb #594c1aa2
 import json
@@ -29,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 from filelock import FileLock
 from pydantic import Field
 
+from .containers import came_up, free_port
 from .project import Section, Whole, fingerprint, load_settings
 from .tools.house import find_root
 from .tools.running import source_hash
@@ -161,39 +161,25 @@ def register(order:Order, done:Done) -> dict[str, Any]:
 # %% ../nbs/16_pipelines.ipynb #38dbcfa3
 @contextmanager
 def process(
-    command:Sequence[str],     # Without the interpreter
+    command:Sequence[str],
     url:str,                   # Answers 200 when it is ready
     log:Path,
     env:Mapping[str, str]|None=None, # More environment variables
     patience_s:float=300,      # A busy machine may need minutes
 ) -> Iterator[int]:            # Its watchman's process id
     "A server as a process of its own, until the block or this process ends."
-    import httpx
-
     from mlops_course.tracking import WATCHMAN
     with log.open('ab') as to:
-        watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, sys.executable, *command], env=os.environ | dict(env or {}), stdin=subprocess.PIPE,
+        watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, *command], env=os.environ | dict(env or {}), stdin=subprocess.PIPE,
                                     stdout=to, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + patience_s
-        while True:
-            try:
-                if httpx.get(url, timeout=5).status_code == 200: break
-            except httpx.TransportError: pass
-            if watchman.poll() is not None or time.monotonic() > until:
-                raise ConnectionError(f"`{' '.join(command)[:80]}` did not get ready: {log.read_text(encoding='utf-8', errors='replace')[-800:]}")
-            time.sleep(.05)
+        if not came_up(url, lambda: watchman.poll() is None, patience_s):
+            raise ConnectionError(f"`{' '.join(command)[:80]}` did not get ready: {log.read_text(encoding='utf-8', errors='replace')[-800:]}. "
+                                  "Mend that, then start it again")
         yield watchman.pid
     finally:
         if watchman.stdin: watchman.stdin.close()
         watchman.wait(timeout=60)
-
-def free_port() -> int:
-    "A port of this machine that nobody has now."
-    import socket
-    with socket.socket() as door:
-        door.bind(('127.0.0.1', 0))
-        return door.getsockname()[1]
 
 # %% ../nbs/16_pipelines.ipynb #d6916cc7
 def serve_version(version:int, port:int, folder:str) -> None:
@@ -212,7 +198,7 @@ def server_of(version:int) -> Iterator[Any]: # An httpx.Client with an admin's k
     from mlops_course.serving import Keys
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         key,port = Keys(Path(tmp)/'keys.json').add('pipeline', 'admin'),free_port()
-        command = ['-c', f'from mlops_course.flows import serve_version; serve_version({version}, {port}, {tmp!r})']
+        command = [sys.executable, '-c', f'from mlops_course.flows import serve_version; serve_version({version}, {port}, {tmp!r})']
         with process(command, f'http://127.0.0.1:{port}/ready', Path(tmp)/'server.log'):
             with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {key}'}, timeout=30) as client: yield client
 
@@ -226,7 +212,7 @@ def smoke(
     import cv2
 
     from mlops_course.registry import NAME, trial_lines
-    from mlops_course.scoring import cer
+    from mlops_course.scoring import rate, score
     drawn = trial_lines(reads, order.seed, ('render',))['render']
     found = [client.post('/v1/read?line=true', files={'file': cv2.imencode('.png', image)[1].tobytes()}) for image,_ in drawn]
     stranger = client.post('/v1/read', headers={'Authorization': 'Bearer nobody'}).status_code
@@ -234,7 +220,7 @@ def smoke(
     wrong = [f'{o.status_code} {o.text[:80]}' for o in found if o.status_code != 200] or [o.json()['model'] for o in found if o.json()['model'] != label]
     if wrong: raise ConnectionError(f"{len(wrong)} of {reads} reads did not come from {label}: {wrong[0]}")
     if stranger != 401: raise Refused(f"A stranger got {stranger}, and 401 was expected")
-    errors = sum(cer(o.json()['text'], text)*len(text) for o,(_,text) in zip(found, drawn))/sum(len(o) for _,o in drawn)
+    errors = rate(score({str(i): o.json()['text'] for i,o in enumerate(found)}, {str(i): text for i,(_,text) in enumerate(drawn)}))
     if errors > .2: raise Refused(f"{label} answers, but its CER on {reads} clean lines is {errors:.2f}, and at most 0.2 was expected")
     return {'reads': reads, 'model': label, 'cer': round(errors, 4)}
 
@@ -427,7 +413,7 @@ class FlowServer:
             theirs = {**mine, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{database.as_posix()}', 'PREFECT_SERVER_UI_ENABLED': 'false',
                       'PREFECT_API_DATABASE_MIGRATE_ON_START': 'false', 'PREFECT_SERVER_LOGGING_LEVEL': 'ERROR',
                       'PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS': '1', 'PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS': '1'}
-            command = ['-m', 'uvicorn', '--factory', 'prefect.server.api.server:create_app', '--host', '127.0.0.1', '--port', str(port),
+            command = [sys.executable, '-m', 'uvicorn', '--factory', 'prefect.server.api.server:create_app', '--host', '127.0.0.1', '--port', str(port),
                        '--log-level', 'error', '--timeout-graceful-shutdown', '1']
             self.process = process(command, f'http://127.0.0.1:{port}/api/health', self.folder/'server.log', theirs)
             self.process.__enter__()

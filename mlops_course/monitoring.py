@@ -14,7 +14,6 @@ import json
 import operator
 import re
 import shutil
-import subprocess
 from bisect import bisect_left, bisect_right
 from collections import Counter as Count
 from collections import defaultdict
@@ -35,9 +34,10 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_asgi_app
 from prometheus_client.parser import text_string_to_metric_families
 
+from .containers import free_port
+from .flows import process
 from .registry import trial_lines
-from .release import free_port
-from .scoring import cer, exact
+from .scoring import rate, score
 from .serving import Keys, create_app, on_free_port
 from .tools.house import find_root
 from .training import save_atomically
@@ -51,7 +51,7 @@ class Probe:
         lines:Sequence[tuple[np.ndarray, str]],    # Images, and what stands on each
     ):
         if not lines: raise ValueError("No lines came, and a probe needs some whose text is known. Draw some with trial_lines")
-        self.url,self.truths = url,[truth for _,truth in lines]
+        self.url,self.truths = url,{str(i): truth for i,(_,truth) in enumerate(lines)}
         self.files = [cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes() for image,_ in lines]
         self.headers,self.registry = {'Authorization': f'Bearer {key}'},CollectorRegistry()
         self.accuracy = Gauge('ocr_model_accuracy', "Of the probe's lines: 1 - CER (characters), and the share without a mistake (exact)",
@@ -62,17 +62,17 @@ class Probe:
     def round(self) -> dict[str, dict[str, float]]: # Model -> characters and exact; empty if a line was not answered
         "Send all lines once."
         import httpx
-        texts:dict[str, list[tuple[str, str]]] = defaultdict(list) # a swap may come between
+        texts:dict[str, dict[str, str]] = defaultdict(dict) # of each model: a swap may come between
         try:
             with httpx.Client(headers=self.headers, timeout=30, trust_env=False) as client:
-                for file,truth in zip(self.files, self.truths):
+                for item,file in zip(self.truths, self.files):
                     answer = client.post(f'{self.url}/v1/read', params={'line': True}, files={'file': file}).raise_for_status().json()
-                    texts[answer['model']].append((answer['text'], truth))
+                    texts[answer['model']][item] = answer['text']
         except httpx.HTTPError:
             self.failures.inc()
             texts.clear()
-        found = {model: {'characters': 1 - sum(cer(p, t)*len(t) for p,t in o)/sum(len(t) for _,t in o),
-                         'exact': sum(exact(p, t) for p,t in o)/len(o)} for model,o in texts.items()}
+        scored = {model: score(read, {k: self.truths[k] for k in read}) for model,read in texts.items()}
+        found = {model: {'characters': 1 - rate(o), 'exact': rate(o, 'exact')} for model,o in scored.items()}
         self.accuracy.clear()
         for model,o in found.items():
             for measure,value in o.items(): self.accuracy.labels(model, measure).set(value)
@@ -359,25 +359,10 @@ def program(
     wait_s:float=30.,
 ) -> Iterator[str]:      # Its address
     "A server on a free port of this machine until the block ends, however it ends."
-    import httpx
     if not shutil.which(name): raise FileNotFoundError(f"{name} is missing. On Debian and Ubuntu: sudo bash scripts/debian.sh")
     port = free_port()
-    url,log = f'http://127.0.0.1:{port}',folder/f'{name}.log'
-    with log.open('w') as to: process = subprocess.Popen([name, *(o.replace('{port}', str(port)) for o in options)], stdout=to, stderr=to)
-    try:
-        until = monotonic() + wait_s
-        while True:
-            try:
-                if httpx.get(f'{url}{ready}', timeout=2, trust_env=False).status_code == 200: break
-            except httpx.TransportError: pass
-            if process.poll() is not None or monotonic() > until:
-                raise ConnectionError(f"{name} did not start. It said: {log.read_text(encoding='utf-8')[-400:]}. Mend that, then start it again")
-            sleep(.05)
-        yield url
-    finally:
-        process.terminate()
-        try: process.wait(10)
-        except subprocess.TimeoutExpired: process.kill()
+    url,command = f'http://127.0.0.1:{port}',[name, *(o.replace('{port}', str(port)) for o in options)]
+    with process(command, f'{url}{ready}', folder/f'{name}.log', patience_s=wait_s): yield url
 
 # %% ../nbs/18_monitoring.ipynb #c621938c
 def labels_of(found:Mapping[str, str]) -> Labels:
@@ -479,12 +464,16 @@ class Watch:
             except httpx.HTTPError: text = None
             self.samples.scrape(job, url.partition('//')[2], text, at)
 
+    def series(self, expr:str, at:float) -> Vector:
+        "What `expr` is; a plain number has no labels."
+        found = evaluate(expr, self.samples, at)
+        return found if isinstance(found, dict) else {frozenset(): found}
+
     def judge(self, at:float) -> list[tuple[str, Alert]]: # What changed: firing or resolved
         "Evaluate all rules once."
         changed,holds = [],set()
         for i,rule in enumerate(o for group in self.rules['groups'] for o in group['rules']):
-            found = evaluate(rule['expr'], self.samples, at)
-            if not isinstance(found, dict): found = {frozenset(): found}
+            found = self.series(rule['expr'], at)
             if 'record' in rule:
                 self.samples.put(rule['record'], {unnamed(k) | {('__name__', rule['record'])}: v for k,v in found.items()}, at)
                 continue
@@ -520,15 +509,13 @@ class Watch:
 
     def now(self, expr:str) -> Vector:
         "What `expr` is now."
-        found = evaluate(expr, self.samples, time())
-        return found if isinstance(found, dict) else {frozenset(): found}
+        return self.series(expr, time())
 
     def between(self, expr:str, start:float, end:float, step:float) -> dict[Labels, list[tuple[float, float]]]:
         "What `expr` was, every `step` seconds."
         series:dict[Labels, list[tuple[float, float]]] = defaultdict(list)
         for at in np.arange(start, end + step/2, step):
-            found = evaluate(expr, self.samples, float(at))
-            for labels,value in (found if isinstance(found, dict) else {frozenset(): found}).items(): series[labels].append((float(at), value))
+            for labels,value in self.series(expr, float(at)).items(): series[labels].append((float(at), value))
         return dict(series)
 
 # %% ../nbs/18_monitoring.ipynb #0dc30b7f

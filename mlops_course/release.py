@@ -37,8 +37,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .containers import came_up, free_port
 from .data import write_json
-from .flows import free_port
 from .project import Api
 from .registry import alone, check_words, take_down
 from .scoring import counts
@@ -256,13 +256,7 @@ class Slot:
 
     def wait(self, seconds:float=120.) -> 'Slot':
         "Return when it serves."
-        import httpx
-        end = perf_counter() + seconds
-        while perf_counter() < end:
-            if self.process.poll() is not None: break
-            try:
-                if httpx.get(f'{self.url}/ready', timeout=5, trust_env=False).status_code == 200: return self
-            except httpx.TransportError: sleep(.1)
+        if came_up(f'{self.url}/ready', lambda: self.process.poll() is None, seconds): return self
         raise ConnectionError(f"{self.release.version} did not start: {(self.folder/'log').read_text(encoding='utf-8')[-500:]}. Mend that, then start it again")
 
     def put(self, release:Release) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlops_course import flows
+from mlops_course.containers import free_port
 from mlops_course.flows import Board, FlowServer, Order, Refused, Step, as_flow, key_of, one_step, process
 from mlops_course.project import fingerprint
 
@@ -309,10 +310,10 @@ def test_board_shows_the_error_of_a_failed_step():
 # Processes
 
 def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
-    port = flows.free_port()
+    port = free_port()
     url = f'http://127.0.0.1:{port}/'
     with pytest.raises(ZeroDivisionError): # noqa: PT012 (the block is what is tried)
-        with process(['-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
+        with process([sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
             assert httpx.get(url).status_code == 200
             1/0 # noqa: B018
     with pytest.raises(httpx.ConnectError): httpx.get(url)
@@ -320,7 +321,7 @@ def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
 
 def test_process_that_never_gets_ready_says_why(tmp_path):
     with pytest.raises(ConnectionError, match='no such luck'):
-        with process(['-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{flows.free_port()}/', tmp_path/'log'): pass
+        with process([sys.executable, '-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{free_port()}/', tmp_path/'log'): pass
 
 
 def test_importing_does_not_import_prefect():

@@ -121,7 +121,7 @@ def test_a_probe_that_gets_no_answer_shows_nothing_rather_than_yesterday(live, l
 def test_accuracy_counts_characters_and_not_lines(live, lines, monkeypatch):
     _, _, url, key = live
     probe = Probe(url, key, lines[:2])
-    probe.truths = ['x'*30, probe.round() and lines[1][1]] # the first is wrong in every character
+    probe.truths |= {'0': 'x'*30} # the first is wrong in every character
     found = probe.round()['reader/1']
     assert found['exact'] == .5
     assert found['characters'] < 1 - 25/(30 + len(lines[1][1]))

@@ -274,24 +274,16 @@ def load_of(
     seconds:int=8,     # For each kind
 ) -> Iterator[dict]:   # Of each kind: requests, failures, requests a second and percentiles in ms
     "How a server does while `users` ask without a pause."
-    import socket
-
-    import httpx
     import numpy as np
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
+
+    from mlops_course.containers import free_port
+    from mlops_course.flows import process
+    url = f'http://127.0.0.1:{(port := free_port())}'
     with TemporaryDirectory() as tmp:
         (Path(tmp)/'locustfile.py').write_text(LOCUST, encoding='utf-8')
-        server = subprocess.Popen([*command, port], env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            for _ in range(600):
-                if server.poll() is not None: raise ValueError(f"`{' '.join(command)[:60]}` ended before it served")
-                try: httpx.get(f'http://127.0.0.1:{port}/health').raise_for_status()
-                except httpx.TransportError: time.sleep(.2)
-                else: break
+        with process([*command, str(port)], f'{url}/health', Path(tmp)/'server.log', env):
             for kind,(at,image) in reads.items():
-                asked = subprocess.run([sys.executable, '-m', 'locust', '-f', str(Path(tmp)/'locustfile.py'), '--host', f'http://127.0.0.1:{port}',
+                asked = subprocess.run([sys.executable, '-m', 'locust', '-f', str(Path(tmp)/'locustfile.py'), '--host', url,
                     '--headless', '-u', str(users), '-r', str(users), '-t', f'{seconds}s', '--stop-timeout', '60', '--json', '--skip-log'],
                     env=os.environ | env | {'AT': at, 'IMAGE': str(image)}, capture_output=True, text=True, check=False)
                 found = json.loads(asked.stdout[asked.stdout.index('['):])[0]
@@ -299,9 +291,6 @@ def load_of(
                 yield {'image': kind, 'users': users, 'requests': found['num_requests'], 'failures': found['num_failures'],
                        'per_second': users*1000/times.mean(), # each user has one request under way, always
                        **{f'p{o}_ms': float(np.percentile(times, o)) for o in (50, 95, 99)}}
-        finally:
-            server.terminate()
-            server.wait()
 
 def serving_figures() -> Iterator[dict]:
     "A line and a page through our service and through a plain Flask app around EasyOCR: throughput and percentiles, same machine, same run."
