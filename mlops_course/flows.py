@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Done', 'CHECKS', 'LIBRARY', 'MODEL', 'STEPS', 'WORDS', 'COLOURS', 'EVENT', 'CRON', 'TO_STAND_IN', 'SET_UP', 'Order',
            'folder_of', 'Refused', 'program', 'quality', 'tests', 'data', 'build', 'train', 'judged', 'validate',
-           'register', 'process', 'serve_version', 'server_of', 'smoke', 'stage', 'production', 'swap', 'release',
-           'Step', 'key_of', 'perform', 'journal', 'times_done', 'may_pass', 'as_flow', 'empty_database', 'FlowServer',
-           'Board', 'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
+           'register', 'server_of', 'smoke', 'stage', 'production', 'swap', 'release', 'Step', 'key_of', 'perform',
+           'journal', 'times_done', 'may_pass', 'as_flow', 'process', 'empty_database', 'FlowServer', 'Board',
+           'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
 
 # %% ../nbs/16_pipelines.ipynb #594c1aa2
 import json
@@ -158,49 +158,20 @@ def register(order:Order, done:Done) -> dict[str, Any]:
     few = {k: v[:12] for k,v in judged(order, order.seed)[0].items()} # for the card; the gates take all
     return {'version': known[0] if known else make_version(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
 
-# %% ../nbs/16_pipelines.ipynb #38dbcfa3
+# %% ../nbs/16_pipelines.ipynb #8bb5fd47
 @contextmanager
-def process(
-    command:Sequence[str],
-    url:str,                   # Answers 200 when it is ready
-    log:Path,
-    env:Mapping[str, str]|None=None, # More environment variables
-    patience_s:float=300,      # A busy machine may need minutes
-) -> Iterator[int]:            # Its watchman's process id
-    "A server as a process of its own, until the block or this process ends."
-    from mlops_course.tracking import WATCHMAN
-    with log.open('ab') as to:
-        watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, *command], env=os.environ | dict(env or {}), stdin=subprocess.PIPE,
-                                    stdout=to, stderr=subprocess.STDOUT)
-    try:
-        if not came_up(url, lambda: watchman.poll() is None, patience_s):
-            raise ConnectionError(f"`{' '.join(command)[:80]}` did not get ready: {log.read_text(encoding='utf-8', errors='replace')[-800:]}. "
-                                  "Mend that, then start it again")
-        yield watchman.pid
-    finally:
-        if watchman.stdin: watchman.stdin.close()
-        watchman.wait(timeout=60)
+def server_of(version:int) -> Iterator[Any]: # An httpx.Client with an admin's key
+    "A server of `version` on a free port of this machine, until the block ends."
+    import httpx
 
-# %% ../nbs/16_pipelines.ipynb #d6916cc7
-def serve_version(version:int, port:int, folder:str) -> None:
-    "Serve one version of the registry until the process ends."
-    from mlops_course.serving import Source, create_app, serve
+    from mlops_course.project import Api
+    from mlops_course.serving import Keys, Source, create_app, on_free_port
 
     class Pinned(Source):
         def aliases(self) -> dict[str, int]: return {'champion': version}
-    serve(create_app(Pinned(), folder, load_settings().services.api.model_copy(update={'host': '127.0.0.1', 'port': port})))
-
-@contextmanager
-def server_of(version:int) -> Iterator[Any]: # An httpx.Client with an admin's key
-    "A process that serves `version`, until the block ends."
-    import httpx
-
-    from mlops_course.serving import Keys
-    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-        key,port = Keys(Path(tmp)/'keys.json').add('pipeline', 'admin'),free_port()
-        command = [sys.executable, '-c', f'from mlops_course.flows import serve_version; serve_version({version}, {port}, {tmp!r})']
-        with process(command, f'http://127.0.0.1:{port}/ready', Path(tmp)/'server.log'):
-            with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {key}'}, timeout=30) as client: yield client
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        headers = {'Authorization': f"Bearer {Keys(Path(folder)/'keys.json').add('pipeline', 'admin')}"}
+        with on_free_port(create_app(Pinned(), folder, Api())) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client: yield client
 
 def smoke(
     client:Any,  # httpx.Client
@@ -371,6 +342,29 @@ def __getattr__(name:str) -> Any:
     "`deliver` is made when it is asked for, as Prefect does when it runs a deployment: importing Prefect takes seconds and makes a folder."
     if name == 'deliver': return as_flow()
     raise AttributeError(f"module 'mlops_course.flows' has no attribute {name!r}")
+
+# %% ../nbs/16_pipelines.ipynb #38dbcfa3
+@contextmanager
+def process(
+    command:Sequence[str],
+    url:str,                   # Answers 200 when it is ready
+    log:Path,
+    env:Mapping[str, str]|None=None, # More environment variables
+    patience_s:float=300,      # A busy machine may need minutes
+) -> Iterator[int]:            # Its watchman's process id
+    "A server as a process of its own, until the block or this process ends."
+    from mlops_course.tracking import WATCHMAN
+    with log.open('ab') as to:
+        watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, *command], env=os.environ | dict(env or {}), stdin=subprocess.PIPE,
+                                    stdout=to, stderr=subprocess.STDOUT)
+    try:
+        if not came_up(url, lambda: watchman.poll() is None, patience_s):
+            raise ConnectionError(f"`{' '.join(command)[:80]}` did not get ready: {log.read_text(encoding='utf-8', errors='replace')[-800:]}. "
+                                  "Mend that, then start it again")
+        yield watchman.pid
+    finally:
+        if watchman.stdin: watchman.stdin.close()
+        watchman.wait(timeout=60)
 
 # %% ../nbs/16_pipelines.ipynb #f5dce68b
 def empty_database() -> Path:

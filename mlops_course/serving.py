@@ -120,7 +120,7 @@ def ready(
 ) -> Custom:
     "`engine`, after a first reading: that one is slow, and no user should wait for it."
     engine.detect = open_detector()
-    engine(np.full((64, 256, 3), 255, np.uint8))
+    engine(np.full((64, 64, 3), 255, np.uint8)) # small and square: RapidOCR enlarges what is narrow
     return engine
 
 # %% ../nbs/13_serving.ipynb #78a805ad
