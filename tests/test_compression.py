@@ -89,6 +89,7 @@ def test_another_teacher_is_asked_itself(images, tmp_path):
     assert other.asked == 1
 
 
+@pytest.mark.slow
 def test_a_training_with_the_same_lines_asks_once_about_each_batch(lines, tmp_path):
     def kept_after_a_training():
         distill(tiny(), SHORT, tmp_path, alpha=1, draw=same_lines(draw_from(lines)), every=3, valid=lines[:2])

@@ -122,12 +122,14 @@ def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
     with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): flows.data(Order(), {})
 
 
+@pytest.mark.slow
 def test_training_that_is_done_is_not_done_again(runs):
     first = flows.train(TINY, GIVEN)
     assert flows.train(TINY, GIVEN) == first
     assert flows.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
 
 
+@pytest.mark.slow
 def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
     from mlops_course import tracking
     order = TINY.model_copy(update={'steps': 16})
@@ -151,6 +153,7 @@ def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
     with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): flows.validate(TINY, {'train': flows.train(TINY, GIVEN)})
 
 
+@pytest.mark.slow
 def test_registering_twice_makes_one_version(runs):
     done = {'train': flows.train(TINY, GIVEN)}
     assert flows.register(TINY, done) == {'version': 1}
@@ -182,6 +185,7 @@ def champion():
     return standing(entries)['champion'],entries[-1]
 
 
+@pytest.mark.slow
 def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
     (_,order),(_,done) = two_versions
     assert flows.release(order, done)['champion'] == 2
@@ -191,6 +195,7 @@ def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
     assert champion()[1]['n'] == last['n']
 
 
+@pytest.mark.slow
 def test_release_that_the_gates_refuse_changes_nothing(two_versions):
     (old,order),(before,done) = two_versions
     flows.release(order, done)
@@ -198,6 +203,7 @@ def test_release_that_the_gates_refuse_changes_nothing(two_versions):
     assert champion()[0] == 2
 
 
+@pytest.mark.slow
 def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     (_,order),(_,done) = two_versions
     def ill(client, version, order): raise ConnectionError('503')

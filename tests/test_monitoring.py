@@ -291,6 +291,7 @@ def test_old_samples_are_forgotten():
 
 # Rules
 
+@pytest.mark.slow
 def test_the_rules_pass_their_stories(root):
     done = subprocess.run([needs('promtool', 'tests rules'), 'test', 'rules', 'rules_test.yml'], cwd=root/'deploy/prometheus', capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -383,6 +384,7 @@ def test_a_webhook_that_is_away_hears_it_later(small):
     assert [(o.alert, o.status, o.severity, o.summary) for o in hook.notes] == [('High', 'firing', 'page', 'b')]
 
 
+@pytest.mark.slow
 def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
     "The alerts of two stories of rules_test.yml, evaluated by us at each minute."
     for fast, minutes in ((True, 70), (False, 420)):

@@ -477,6 +477,7 @@ def test_a_blank_page_is_no_error_and_no_noise(engine, name, capfd):
     assert capfd.readouterr() == ('', '')
 
 
+@pytest.mark.slow
 def test_a_tilted_photo_is_read_in_order_prepared_or_not(engine):
     photo, name = load_image(PAGES/'photo_simulated_1.jpg'), 'photo_simulated_1.jpg'
     for image in (photo, prepare(photo)):

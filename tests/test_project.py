@@ -221,6 +221,7 @@ def test_seed_everything_repeats_all_streams():
     with pytest.raises(ValueError, match="whole number from 0"): seed_everything(2**32)
 
 
+@pytest.mark.slow
 def test_seed_everything_reaches_torch_when_asked():
     code = ("from mlops_course.project import seed_everything as start; start(3, torch=True); import torch; "
         "first = torch.rand(4); start(3); print(torch.equal(first, torch.rand(4)))")

@@ -230,6 +230,7 @@ def test_interval_shrinks_with_more_items():
     assert width(1000) < width(30) / 3
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
     found = [interval(made_up(100, generator), resamples=200, seed=i) for i in range(200)]
@@ -248,6 +249,7 @@ def test_equal_engines_are_undecided():
     assert compare(rows, rows, resamples=200) == (0, 0, 0, "undecided")
 
 
+@pytest.mark.slow
 def test_a_false_winner_is_rare():
     generator = np.random.default_rng(0)
     verdicts = []

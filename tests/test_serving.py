@@ -156,6 +156,7 @@ def test_a_line_is_read_as_a_line(client, line):
     assert client.read(line, line=True).json()['text'] == line_batch(1, 3, 'v1', 'test')[0][1]
 
 
+@pytest.mark.slow
 def test_images_read_together_are_read_as_if_alone(engine, root):
     pages = [load_image(root/'data'/'pages'/o) for o in ('render_1.png', 'photo_simulated_1.jpg', 'render_3.png')]
     lines = [np.stack([o]*3, 2) for o, _ in line_batch(6, 0, 'v1', 'test')]
@@ -662,6 +663,7 @@ def test_broken_images_are_refused_and_never_a_fault(client, page):
     assert statuses[422] > 30
 
 
+@pytest.mark.slow
 def test_no_answer_breaks_the_contract_or_tells_of_our_insides(client):
     found = contract_failures(client.url, 12, headers={'Authorization': client.headers['Authorization']}, secret=INSIDES.pattern,
                               skip=('positive_data_acceptance', 'negative_data_rejection')) # a batch answers 200 and refuses image by image

@@ -66,6 +66,7 @@ def test_a_report_says_of_each_test_what_happened_and_why(inside):
     assert 'no disk' in found['said']['test_error']
 
 
+@pytest.mark.slow
 def test_a_second_run_inside_does_not_see_the_first():
     assert run_tests('def test_a(): pass', inside=True)['test'].tolist() == ['test_a']
     assert run_tests('def test_b(): assert 0', inside=True)[['test', 'outcome']].to_numpy().tolist() == [['test_b', 'failed']]
@@ -269,6 +270,7 @@ def test_survivors_are_those_that_the_tests_do_not_see(module):
     assert strong['killed_by'].tolist() == ['test_edge']*2
 
 
+@pytest.mark.slow
 def test_a_mutant_that_never_ends_is_stopped_and_the_next_is_tried(module):
     o = module('def down(n):\n    while n > 0: n = n - 1\n    return n == 0\n')
     found = try_mutants(mutants(o.down), 'from to_mutate import down\ndef test_down(): assert down(3)\n', limit_s=3)

@@ -296,6 +296,7 @@ def test_broad_lines_are_the_same_each_time_and_hold_what_they_say():
     assert all(o.shape[0] == 32 and o.dtype == np.uint8 and t and set(t) <= set(ALPHABET) and len(t) <= 30 for o, t in one)
 
 
+@pytest.mark.slow
 def test_no_font_of_the_valid_and_test_splits_is_in_broad_lines():
     need_fonts()
     used = {o.path.name for some in faces().values() for o in some}

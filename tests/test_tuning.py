@@ -297,6 +297,7 @@ def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
 
 # What came of it
 
+@pytest.mark.slow
 def test_the_winner_is_the_lowest_complete_one_and_its_net_is_in_its_run(tmp_path, store, plain):
     tune(plain, store, trials=3)
     best = winner(plain)

@@ -196,6 +196,7 @@ def test_clean_data_passes(clean):
     assert check_folder(clean).findings == []
 
 
+@pytest.mark.slow
 def test_false_alarms_on_other_clean_data_are_rare(tmp_path):
     rows = alarms = 0
     for seed in (11, 12, 13):
@@ -205,6 +206,7 @@ def test_false_alarms_on_other_clean_data_are_rare(tmp_path):
     assert alarms / rows <= .005
 
 
+@pytest.mark.slow
 def test_the_second_version_has_few_false_alarms(tmp_path):
     make_version("v2", tmp_path / "v", lines=300, pages=0, seed=4, feed=load_feed())
     found = check_folder(tmp_path / "v")
@@ -289,6 +291,7 @@ def test_distances_count_bits_both_ways():
     assert distances(hashes, []).shape == (7, 0)
 
 
+@pytest.mark.slow
 def test_copies_are_found_across_the_blocks(tmp_path):
     images = {"a.png": render_line("Abbott St", "DejaVuSans"), "b.png": render_line("Platform 3", "DejaVuSans")}
     for name, image in images.items():

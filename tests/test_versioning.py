@@ -69,6 +69,7 @@ def repo(tmp_path) -> Path:
 
 # Helpers
 
+@pytest.mark.slow
 def test_scratch_repo_knows_no_settings_of_the_user(tmp_path, monkeypatch):
     home = tmp_path / "home"
     (home / ".config" / "dvc").mkdir(parents=True)
