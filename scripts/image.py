@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -31,9 +32,9 @@ BASE = "docker.io/library/python:3.11-slim"
 RECORD = ROOT / "data" / "image" / "build.json"
 
 
-def fetch_wheels(to: Path) -> Path:
-    "The packages of the image's locks, each with the hash that the lock names."
-    locks = [f"--requirement={ROOT / 'deploy' / o}" for o in ("requirements.lock", "build.lock")]
+def fetch_wheels(to: Path, names: Sequence[str] = ("requirements.lock", "build.lock")) -> Path:
+    "The packages of an image's locks, each with the hash that the lock names."
+    locks = [f"--requirement={ROOT / 'deploy' / o}" for o in names]
     subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation",
                     "--require-hashes", f"--dest={to}", *locks], check=True, stderr=subprocess.DEVNULL)
     return to

@@ -22,10 +22,12 @@ HEADER = """\
 """
 
 # What the service imports; all else of the course stays out of its image. The second list builds what comes as source only.
+# The third is for MLflow's own image, with the driver for PostgreSQL.
 IMAGE = {
     "requirements.lock": """click dumb-init fastapi filelock httpx numpy onnxruntime opencv-python-headless pillow prometheus-client pydantic
         pydantic-settings python-dotenv python-multipart pyyaml rapidocr structlog threadpoolctl tqdm uvicorn""",
     "build.lock": "setuptools wheel",
+    "mlflow/requirements.lock": "mlflow psycopg2-binary",
 }
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import requires
 from pathlib import Path
@@ -43,6 +44,7 @@ from mlops_course.containers import (
     steps,
     write_image,
 )
+from mlops_course.tools.house import find_root
 
 # The image's Python, for markers.
 WHERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "platform_system": "Linux", "extra": "",
@@ -201,10 +203,9 @@ def test_the_linter_says_what_it_cannot_read(tmp_path):
 def test_the_image_locks_are_part_of_the_course_lock(root):
     course = pins(root / "requirements.lock")
     course["opencv-python-headless"] = course.pop("opencv-python")
-    course["dumb-init"] = pins(root / "deploy/requirements.lock")["dumb-init"] # Linux only: the course must run without it
-    for name in ("requirements.lock", "build.lock"):
+    for name in ("requirements.lock", "build.lock", "mlflow/requirements.lock"):
         own = pins(root / "deploy" / name)
-        wrong = {k: (v, course.get(k)) for k, v in own.items() if course.get(k) != v}
+        wrong = {k: (v, course.get(k)) for k, v in own.items() if course.get(k) != v and k not in ("dumb-init", "psycopg2-binary")} # for images alone
         assert not wrong, f"deploy/{name} differs from requirements.lock: {wrong}. Run: python scripts/lock.py"
         text = (root / "deploy" / name).read_text(encoding="utf-8")
         assert text.count("==") <= text.count("--hash=sha256:")
@@ -375,14 +376,48 @@ def test_sigterm_counts_while_it_is_starting(built):
     finally: podman("rm", "--force", "--volumes", name)
 
 
+@contextmanager
+def composed(tmp_path, *names):
+    "These services of deploy/compose.yaml, which lies in `tmp_path`. Yields their project's name, and podman-compose."
+    compose = yaml.safe_load((tmp_path / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    compose["name"] = f"reader-{os.getpid()}"
+    services = compose["services"] = {k: compose["services"][k] for k in names}
+    for o in services.values(): # no ports of this machine, which others may use; what waits for health would wait for systemd
+        for key in ("ports", "build", "restart", "depends_on"): o.pop(key, None)
+    for key in ("networks", "secrets", "volumes"):
+        used = {v.partition(":")[0] for o in services.values() for v in o.get(key, ["default"])}
+        compose[key] = {k: v for k, v in compose[key].items() if k in used}
+    path = tmp_path / "deploy/some.yaml"
+    path.write_text(yaml.safe_dump(compose), encoding="utf-8")
+    config = {} if Path("/run/systemd/system").exists() else {"CONTAINERS_CONF": str(find_root() / "deploy/containers.conf")}
+    def call(*words):
+        subprocess.run([Path(sys.executable).with_name("podman-compose"), "--file", path, *words], env=os.environ | config, check=True,
+                       capture_output=True, timeout=120)
+    try: yield compose["name"], call
+    finally: call("down", "--volumes")
+
+
+def in_time(said, wanted, seconds=90):
+    "Wait until `said()` holds `wanted`. What fails is asked again."
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if wanted in (found := said()): return
+        except ChildProcessError as e: found = str(e)
+        assert time.monotonic() < until, f"{wanted!r} was expected, and at last came: {found}"
+        time.sleep(1)
+
+
 OTHERS = {"prometheus": ("prometheus", "promtool"), "alertmanager": ("prometheus-alertmanager", "amtool")} # a service, and Debian's programs for it
 
 
 @pytest.fixture
 def together(root, built, tmp_path):
-    "What can be had here of deploy/compose.yaml, running: the two others are Debian's programs in images of the same names, paths and user."
-    compose = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))
-    services = {k: compose["services"][k] for k in ("reader", *OTHERS)}
+    "The service, Prometheus and Alertmanager, running: the two others are Debian's programs in images of the same names, paths and user."
+    shutil.copytree(root / "deploy", tmp_path / "deploy")
+    settings = tmp_path / "deploy/prometheus/prometheus.yml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("15s", "1s"), encoding="utf-8") # nobody wants to wait
+    services = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]
     for name, programs in OTHERS.items():
         for o in programs: shutil.copy(needs(o, "runs in compose"), tmp_path / o.removeprefix("prometheus-"))
         inside = [o.removeprefix("prometheus-") for o in programs]
@@ -393,31 +428,66 @@ def together(root, built, tmp_path):
             f'USER 65534\nENTRYPOINT ["/bin/{name}"]\n', encoding="utf-8")
         build(tmp_path, f"{name}.Dockerfile", services[name]["image"])
     podman("tag", IMAGE, services["reader"]["image"])
-    shutil.copytree(root / "deploy", tmp_path / "deploy")
-    settings = tmp_path / "deploy/prometheus/prometheus.yml"
-    settings.write_text(settings.read_text(encoding="utf-8").replace("15s", "1s"), encoding="utf-8") # nobody wants to wait
-    for o in services.values(): # no ports of this machine, which others may use
-        for key in ("ports", "build", "restart"): o.pop(key, None)
-        o["volumes"] = [v.replace("./", f"{tmp_path}/deploy/") for v in o["volumes"]]
-    for name, cut in (("networks", "tracking"), ("secrets", "postgres"), ("secrets", "grafana")): compose[name].pop(cut)
-    project = f"reader-{os.getpid()}"
-    volumes = {k: {} for k in ("record", "metrics", "alerts")}
-    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(compose | {"name": project, "services": services, "volumes": volumes}), encoding="utf-8")
-    config = {} if Path("/run/systemd/system").exists() else {"CONTAINERS_CONF": str(root / "deploy/containers.conf")}
-    command = [Path(sys.executable).with_name("podman-compose"), "--file", tmp_path / "compose.yaml"]
-    def call(*words): subprocess.run([*command, *words], env=os.environ | config, check=True, capture_output=True, timeout=120)
-    try:
+    with composed(tmp_path, "reader", *OTHERS) as (project, call):
         call("up", "--detach")
         yield project
-    finally: call("down", "--volumes")
 
 
 @pytest.mark.slow
 def test_compose_comes_up_and_its_parts_find_each_other(together):
     def asked(query): return podman("exec", f"{together}_prometheus_1", "promtool", "query", "instant", "http://localhost:9090", query)
-    deadline = time.monotonic() + 90
-    while "=> 1" not in (found := asked('up{job="reader"} or vector(0)')) or "ocr_places_taken" not in asked("ocr_places_taken"):
-        assert time.monotonic() < deadline, f"Prometheus found {found}. The service said: {podman('logs', f'{together}_reader_1')[-500:]}"
-        time.sleep(1)
+    in_time(lambda: asked('up{job="reader"} or vector(0)'), "=> 1")
+    in_time(lambda: asked("ocr_places_taken"), "ocr_places_taken")
     assert "OK" in podman("exec", f"{together}_prometheus_1", "python", "-c",
                           "from urllib.request import urlopen; print(urlopen('http://alertmanager:9093/-/healthy').read().decode())")
+
+
+# What the official image does with the words that compose gives it, for Debian's PostgreSQL.
+POSTGRES = """
+FROM localhost/debian-postgres
+RUN echo postgres70:x:70:70::/:/bin/sh >> /etc/passwd && install --directory --owner=70 --group=70 --mode=700 /var/lib/postgresql/data
+ENV PATH=/usr/lib/postgresql/15/bin:/usr/bin:/bin PGDATA=/var/lib/postgresql/data
+COPY start.sh /start.sh
+CMD ["sh", "-e", "/start.sh"]
+"""
+START = """
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    initdb --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth-local=trust --auth-host=scram-sha-256
+    echo host all all all scram-sha-256 >> "$PGDATA/pg_hba.conf"
+    echo "CREATE DATABASE $POSTGRES_DB" | postgres --single postgres
+fi
+exec postgres -h '*' -k /run/postgresql
+"""
+A_RUN = """
+import mlflow
+mlflow.set_tracking_uri('http://127.0.0.1:5000')
+with mlflow.start_run():
+    mlflow.log_metric('cer', .25)
+    mlflow.log_text('as on paper', 'note.txt')
+    print(mlflow.artifacts.load_text(mlflow.get_artifact_uri('note.txt')))
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_its_runs_in_postgresql(root, tmp_path):
+    for o in ("podman", "buildah", "mmdebstrap"): needs(o, "builds and runs the images")
+    for image in ((), ("localhost/debian-postgres", "postgresql-15")):
+        subprocess.run(["bash", root / "scripts/base_image.sh", *image], check=True, timeout=600)
+    shutil.copytree(root / "deploy", tmp_path / "deploy")
+    services = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]
+    (tmp_path / "Dockerfile").write_text(POSTGRES, encoding="utf-8")
+    (tmp_path / "start.sh").write_text(START, encoding="utf-8")
+    build(tmp_path, "Dockerfile", services["postgres"]["image"])
+    wheels = script(root, "image").fetch_wheels(tmp_path / "wheels", ["mlflow/requirements.lock"])
+    build(root / "deploy/mlflow", "Dockerfile", services["mlflow"]["image"], wheels)
+    (tmp_path / "deploy/secrets").mkdir(exist_ok=True)
+    (tmp_path / "deploy/secrets/postgres").write_text("p@ss/w%rd", encoding="utf-8") # what an address could not hold as it is
+    with composed(tmp_path, "postgres", "mlflow") as (project, call):
+        call("up", "--detach", "postgres")
+        in_time(lambda: podman("exec", f"{project}_postgres_1", "pg_isready", "--username", "mlflow"), "accepting connections")
+        call("up", "--detach", "mlflow")
+        in_time(lambda: podman("exec", f"{project}_mlflow_1", *services["mlflow"]["healthcheck"]["test"][1:]), "")
+        assert podman("exec", f"{project}_mlflow_1", "python", "-c", A_RUN).splitlines()[0] == "as on paper"
+        kept = podman("exec", f"{project}_postgres_1", "psql", "--username=mlflow", "--tuples-only", "--no-align", "--command=SELECT key, value FROM metrics")
+        assert kept == "cer|0.25"
+        assert "p@ss" not in podman("inspect", f"{project}_mlflow_1", f"{project}_postgres_1")
