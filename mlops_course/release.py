@@ -559,8 +559,12 @@ def recorder(
     why:str='a release by canary',
 ) -> Callable[[Verdict], str]: # Verdict -> receipt
     "Writes verdicts into the audit log and into the history of the registry; the champion is whoever came through."
-    from mlops_course.registry import NAME
+    from mlops_course.registry import NAME, history
     check_words(who, why)
+    if store is not None:
+        said = [o for o in history(store) if o['version'] == version]
+        if not said: raise ValueError(f"Version {version} is not in the registry. Register it, and promote nothing else")
+        if said[-1]['what'] == 'refused': raise ValueError(f"Version {version} was refused: {'; '.join(said[-1]['gates'])}. Register a better one")
     words = {'forward': 'canary', 'done': 'promoted', 'back': 'refused'}
     def record(verdict):
         if store is not None:

@@ -274,10 +274,12 @@ def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(t
     record = recorder(audit, store, 1)
     for o in (verdict('forward', .1), verdict('done', 1.)): record(o)
     recorder(audit, store, 2)(verdict('back', .1, 'latency'))
-    audit.close()
     entries = history(store)
     assert [(o['version'], o['what']) for o in entries[2:]] == [(1, 'canary'), (1, 'promoted'), (2, 'refused')]
     assert entries[-1]['gates'] == ['latency: seen']
+    with pytest.raises(ValueError, match='Version 2 was refused: latency: seen'): recorder(audit, store, 2)
+    with pytest.raises(ValueError, match='Version 9 is not in the registry'): recorder(audit, store, 9)
+    audit.close()
     assert standing(entries) == {'champion': 1, 'challenger': 2}
     assert len((tmp_path/'audit.jsonl').read_text().splitlines()) == 3
 
