@@ -465,13 +465,14 @@ class Board:
             table.add_row(name, Text(state, COLOURS.get(state, 'dim')), seconds, Text(said, overflow='ellipsis', no_wrap=state != 'failed'))
         return table
 
-# %% ../nbs/16_pipelines.ipynb #263c425c
+# %% ../nbs/16_pipelines.ipynb #dfcd570c
 EVENT = 'data.changed' # what starts a retraining
 CRON = '0 3 * * 1'     # and every Monday at three
 
-def serve_retraining() -> None:
+def serve_retraining(deliver:str='mlops_course.flows.deliver') -> None: # Module and name of the flow
     "Wait for the schedule and for events, and run the pipeline then. Ends with its process."
     import asyncio
+    from importlib import import_module
 
     from prefect.deployments.runner import EntrypointType
     from prefect.events import DeploymentEventTrigger
@@ -482,9 +483,11 @@ def serve_retraining() -> None:
 
     async def wait_for_work() -> None:
         runner:Any = Runner(name='retraining', query_seconds=1, pause_on_shutdown=False, limit=1)
-        made = await as_flow().to_deployment(name='retraining', cron=CRON, triggers=[trigger], parameters={'order': Order().model_dump(mode='json')},
-                                             entrypoint_type=EntrypointType.MODULE_PATH)
-        made.entrypoint = 'mlops_course.flows.deliver'
+        module,_,name = deliver.rpartition('.')
+        made = await getattr(import_module(module), name).to_deployment(
+            name='retraining', cron=CRON, triggers=[trigger], parameters={'order': Order().model_dump(mode='json')},
+            entrypoint_type=EntrypointType.MODULE_PATH)
+        made.entrypoint = deliver
         await runner.add_deployment(made)
         await runner.start()
     asyncio.run(wait_for_work())
