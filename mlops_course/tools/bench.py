@@ -6,7 +6,7 @@
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'testing_figures', 'model_figures', 'tracking_figures',
            'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'container_figures',
-           'pipeline_figures', 'release_figures', 'monitoring_figures', 'figures']
+           'pipeline_figures', 'release_figures', 'monitoring_figures', 'drift_figures', 'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -462,11 +462,71 @@ def monitoring_figures() -> Iterator[dict]:
                 note = hook.wait('AccuracyDropped')
                 yield dict(figure='fault to webhook', by=watch.name, seconds=note.at - start, of_them_asked_by_the_rule=.3)
 
-# %% ../../nbs/tools/bench.ipynb #1583beff
+# %% ../../nbs/tools/bench.ipynb #ace47548
+def drift_figures() -> Iterator[dict]:
+    "Microseconds of `track`, milliseconds of a measurement and a look, false alarms, and lines until the alarm."
+    import numpy as np
+    import pandas as pd
+
+    from mlops_course.drift import FEATURES, Monitor, Sensor, look, looks, moved, psi, report
+    from mlops_course.project import load_settings
+    from mlops_course.registry import trial_lines
+    from mlops_course.training import load_recogniser
+    lines = {'render': trial_lines(1250, 0, ('render',))['render'], **trial_lines(300, 0, ('photo_simulated', 'display'))}
+    sensor = Sensor(load_recogniser(load_settings().paths.data/'compression'/'teacher'), [o for o,_ in lines['render'][:150]])
+    start = time.process_time()
+    for image,_ in lines['render'][:300]: look(image)
+    yield dict(figure='measure', what='image alone', ms=(time.process_time() - start)/.3)
+    start = time.process_time()
+    rows = {k: pd.DataFrame([sensor(image).values for image,_ in o[150*(k == 'render'):]]) for k,o in lines.items()}
+    yield dict(figure='measure', what='image, net and answer', ms=1000*(time.process_time() - start)/sum(map(len, rows.values())))
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        with Monitor(Path(tmp)/'drift.db') as monitor:
+            row,costs = rows['render'].iloc[0].to_dict(),[]
+            start = time.process_time()
+            for _ in range(50_000):
+                before = time.perf_counter_ns()
+                monitor.track(row, 'a'*64, 'reader/1', 'Central 07:15')
+                costs.append(time.perf_counter_ns() - before)
+            monitor.flush()
+            yield dict(figure='track', us_with_its_writing=20*(time.process_time() - start), us_p99_of_a_call=float(np.quantile(costs, .99))/1000)
+            monitor.refer(rows['render'][:500])
+            for o in rows['photo_simulated'][:200].to_dict('records'): monitor.track(o)
+            monitor.flush()
+            start = time.process_time()
+            for _ in range(20): monitor.judge()
+            yield dict(figure='look', lines=200, reference=500, ms=50*(time.process_time() - start))
+        start = time.process_time()
+        report(rows['render'][:500], rows['photo_simulated'][:200], Path(tmp)/'report.html')
+        yield dict(figure='Evidently', seconds_with_import=time.process_time() - start, page_mb=(Path(tmp)/'report.html').stat().st_size/1e6)
+    rng = np.random.default_rng(0)
+    calm = rows['render']
+    def day():
+        order = rng.permutation(len(calm))
+        return calm.iloc[order[:500]],calm.iloc[order[500:600]]
+    days = [day() for _ in range(1000)]
+    rules:dict[str, Callable[..., bool]] = {'PSI above 0.1': lambda a,b: max(psi(a[o], b[o]) for o in FEATURES) > .1,
+        'PSI above 0.25': lambda a,b: max(psi(a[o], b[o]) for o in FEATURES) > .25,
+        'moved, 1 % allowed': lambda a,b: max(moved(a, b).values()) > 0, 'moved by a fifth': lambda a,b: max(moved(a, b).values()) > .2}
+    for name,rings in rules.items():
+        yield dict(figure='false alarms', rule=name, lines=100, reference=500, days=len(days), share=float(np.mean([rings(*o) for o in days])))
+    for kind in ('photo_simulated', 'display'):
+        for share in (.25, .5, 1.):
+            found = []
+            for _ in range(20):
+                order,other = rng.permutation(len(calm)),rng.random(400) < share
+                after = pd.concat([rows[kind].sample(other.sum(), replace=True, random_state=rng),
+                                   calm.iloc[order[500:]].sample((~other).sum(), replace=True, random_state=rng)]).sample(frac=1, random_state=rng)
+                moves = looks(calm.iloc[order[:500]], pd.concat([calm.iloc[order[500:700]], after]), 200, 10).max(axis=1)
+                found.append(next((at - 200 for at,o in zip(range(200, 601, 10), moves) if o > .2), float('nan')))
+            rang = [o for o in found if o == o]
+            yield dict(figure='delay', change=kind, share=share, window=200, rang=len(rang)/len(found), lines=float(np.median(rang)) if rang else None)
+
+# %% ../../nbs/tools/bench.ipynb #92a931f7
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
     registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures,
-    containers=container_figures, pipelines=pipeline_figures, release=release_figures, monitoring=monitoring_figures)
+    containers=container_figures, pipelines=pipeline_figures, release=release_figures, monitoring=monitoring_figures, drift=drift_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
