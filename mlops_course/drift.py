@@ -7,7 +7,7 @@ __all__ = ['GRAIN', 'FEATURES', 'TABLES', 'slope', 'look', 'Measured', 'Sensor',
            'looks', 'Memory', 'Monitor', 'Labels', 'report', 'Tracker', 'Exported', 'registry_of', 'Claims',
            'Retraining']
 
-# %% ../nbs/19_drift.ipynb #7477060c
+# %% ../nbs/19_drift.ipynb #674cafbe
 import hashlib
 import sqlite3
 from collections import deque
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -171,7 +172,7 @@ def looks(
     if len(stream) < window: raise ValueError(f"The stream has {len(stream)} lines, fewer than the window's {window}. Make the window smaller")
     return pd.DataFrame({end: moved(reference, stream.iloc[end - window:end], alpha) for end in range(window, len(stream) + 1, every)}).T
 
-# %% ../nbs/19_drift.ipynb #ea9c077b
+# %% ../nbs/19_drift.ipynb #a3ef800e
 TABLES = f"""PRAGMA journal_mode = WAL;
 CREATE TABLE IF NOT EXISTS image (id INTEGER PRIMARY KEY, at REAL, sha256 TEXT, model TEXT, text TEXT, {' REAL, '.join(FEATURES)} REAL);
 CREATE INDEX IF NOT EXISTS by_sha256 ON image (sha256);
@@ -185,7 +186,7 @@ class Memory:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch(0o600)
-        with self.opened() as db: db.executescript(TABLES)
+        with FileLock(f'{self.path}.lock'), self.opened() as db: db.executescript(TABLES) # one at a time may begin a file
     def __repr__(self): return f"{type(self).__name__}({self.path.name!r})"
 
     @contextmanager
@@ -195,7 +196,7 @@ class Memory:
             db.execute('PRAGMA synchronous = NORMAL') # a kill costs nothing that was written; a power cut may cost the last moment
             with db: yield db
 
-# %% ../nbs/19_drift.ipynb #0711b994
+# %% ../nbs/19_drift.ipynb #b2957681
 class Monitor(Memory):
     "Images as they were measured, and how far they have moved from a reference."
     def __init__(self,
@@ -222,7 +223,7 @@ class Monitor(Memory):
         at:float|None=None,         # Seconds since 1970; now if none
     ) -> None:
         "Take down one image. Within `every_s` it is in the file."
-        row = [values[o] for o in FEATURES]
+        row = [float(values[o]) for o in FEATURES]
         if not isfinite(sum(row)): raise ValueError(f"{dict(values)} holds something that is no number. Measure the image again, or leave it out")
         self.waiting.append((time() if at is None else at, sha256, model, text, *row))
 

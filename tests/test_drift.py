@@ -276,6 +276,13 @@ def test_track_refuses_what_is_no_number(monitor):
     assert not monitor.waiting
 
 
+def test_track_takes_any_kind_of_number(monitor):
+    monitor.track({o: np.float32(2.5) for o in FEATURES})
+    monitor.track(dict.fromkeys(FEATURES, 2))
+    monitor.flush()
+    assert monitor.current()['noise'].tolist() == [2.5, 2.]
+
+
 def test_monitor_keeps_what_the_file_does_not_take(monitor):
     for i in range(5): monitor.track(ROW, model=str(i))
     with monitor.opened() as db: db.execute('ALTER TABLE image RENAME TO elsewhere')

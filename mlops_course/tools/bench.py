@@ -462,7 +462,7 @@ def monitoring_figures() -> Iterator[dict]:
                 note = hook.wait('AccuracyDropped')
                 yield dict(figure='fault to webhook', by=watch.name, seconds=note.at - start, of_them_asked_by_the_rule=.3)
 
-# %% ../../nbs/tools/bench.ipynb #ace47548
+# %% ../../nbs/tools/bench.ipynb #5ba78e11
 def drift_figures() -> Iterator[dict]:
     "Microseconds of `track`, milliseconds of a measurement and a look, false alarms, and lines until the alarm."
     import numpy as np
@@ -482,7 +482,7 @@ def drift_figures() -> Iterator[dict]:
     yield dict(figure='measure', what='image, net and answer', ms=1000*(time.process_time() - start)/sum(map(len, rows.values())))
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         with Monitor(Path(tmp)/'drift.db') as monitor:
-            row,costs = rows['render'].iloc[0].to_dict(),[]
+            row,costs = dict.fromkeys(FEATURES, .5),[]
             start = time.process_time()
             for _ in range(50_000):
                 before = time.perf_counter_ns()
@@ -491,7 +491,7 @@ def drift_figures() -> Iterator[dict]:
             monitor.flush()
             yield dict(figure='track', us_with_its_writing=20*(time.process_time() - start), us_p99_of_a_call=float(np.quantile(costs, .99))/1000)
             monitor.refer(rows['render'][:500])
-            for o in rows['photo_simulated'][:200].to_dict('records'): monitor.track(o)
+            for o in rows['photo_simulated'][list(FEATURES)][:200].to_numpy().tolist(): monitor.track(dict(zip(FEATURES, o)))
             monitor.flush()
             start = time.process_time()
             for _ in range(20): monitor.judge()
