@@ -314,7 +314,7 @@ def report(
     found = {o['config']['column']: o['value'] for o in made.dict()['metrics'] if 'column' in o['config']}
     return pd.DataFrame({'p': found, 'drifted': {k: v < alpha/len(names) for k,v in found.items()}})
 
-# %% ../nbs/19_drift.ipynb #fdc28234
+# %% ../nbs/19_drift.ipynb #285ba6d7
 class Tracker:
     "Measures images that a service has read, in a thread of its own."
     def __init__(self,
@@ -336,9 +336,10 @@ class Tracker:
         found = self.work(jobs)
         for job,o in zip(jobs, found):
             if isinstance(o, Exception): continue
-            job.file.seek(0)
-            try: self.queue.put_nowait((job.file.read(), job.line, *o))
-            except Full: self.skipped += 1
+            try:
+                job.file.seek(0)
+                self.queue.put_nowait((job.file.read(), job.line, *o))
+            except (Full, OSError, ValueError): self.skipped += 1 # no room; or the user has gone, and the file is closed
         return found
 
     def measure(self, data:bytes, line:bool, model:Any, reading:Any) -> None:

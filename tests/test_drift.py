@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from types import SimpleNamespace
 
 import cv2
@@ -434,6 +435,17 @@ def test_tracker_skips_what_it_cannot_keep_up_with(monitor, sensor):
     assert time.monotonic() - start < 10
     assert tracker.skipped >= 3
     go.set()
+    tracker.close()
+
+
+def test_tracker_minds_no_file_that_is_closed(monitor, sensor):
+    "As when a user has waited too long, and is gone."
+    service = SimpleNamespace(batcher=SimpleNamespace(work=lambda jobs: [('model', 'reading') for _ in jobs]))
+    tracker = Tracker(service, monitor, sensor)
+    file = BytesIO(b'x')
+    file.close()
+    assert service.batcher.work([SimpleNamespace(file=file, line=True)]) == [('model', 'reading')]
+    assert tracker.skipped == 1
     tracker.close()
 
 
