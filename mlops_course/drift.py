@@ -30,7 +30,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from .project import get_logger
 
-# %% ../nbs/19_drift.ipynb #1bdccd84
+# %% ../nbs/19_drift.ipynb #9b0c9ec5
 GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)/6 # answers to grain, and neither to edges nor to slopes
 
 def slope(
@@ -39,10 +39,10 @@ def slope(
     "How far the ink of a line leans."
     away = cv2.absdiff(grey, np.full_like(grey, np.median(grey))).astype(np.float32)
     ink = np.maximum(away - .4*away.max(), 0)
-    down,right = np.mgrid[:grey.shape[0], :grey.shape[1]]
     if not (mass := ink.sum()): return 0.
-    x,y = right - (ink*right).sum()/mass,down - (ink*down).sum()/mass
-    return float(np.degrees(np.arctan2((ink*x*y).sum(), (ink*x*x).sum() + 1e-6)))
+    x,y = np.arange(ink.shape[1]),np.arange(ink.shape[0])
+    x,y = x - ink.sum(0)@x/mass,y - ink.sum(1)@y/mass # from the middle of the ink
+    return float(np.degrees(np.arctan2(y@ink@x, ink.sum(0)@x**2 + 1e-6)))
 
 def look(
     image:np.ndarray, # One line, grey or colour
