@@ -1,0 +1,392 @@
+"Performance (lesson 20): where time goes, a cache that many processes share, and folders that are read though workers die."
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import psutil
+import pytest
+
+from mlops_course.data import line_batch, write_png
+from mlops_course.performance import (
+    Cache,
+    Crew,
+    Record,
+    Scaling,
+    cost,
+    crew,
+    fit_scaling,
+    gain,
+    images_in,
+    page_key,
+    read_folder,
+    reader_id,
+    results,
+    spots,
+)
+from mlops_course.project import load_settings
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers cannot import the tests
+
+
+@pytest.fixture(scope='module')
+def lines(): return line_batch(6, 0, 'v1', 'test')
+
+
+@pytest.fixture
+def folder(lines, tmp_path):
+    "Six lines as files, one of them inside a folder."
+    (tmp_path/'in'/'deeper').mkdir(parents=True)
+    for i, (image, _) in enumerate(lines): write_png(tmp_path/'in'/('deeper' if i == 5 else '')/f'{i}.png', image)
+    return tmp_path/'in'
+
+
+# Profile
+
+def test_spots_tell_own_time_from_the_time_of_what_was_called():
+    def busy(): return sum(i*i for i in range(200_000))
+    def idle(): return busy()
+    found = {o.where.rpartition('.')[2]: o for o in spots(idle)}
+    assert found['idle'].all > .9 > .1 > found['idle'].own
+    assert found['busy'].calls == 1
+
+
+def test_spots_share_out_the_whole():
+    assert sum(o.own for o in spots(lambda: sorted(range(1000)))) == pytest.approx(1)
+
+
+def test_cost_takes_the_best_of_its_tries():
+    waits = iter([.05, .001, .05])
+    assert cost(lambda: time.sleep(next(waits)), 1).wall_ms < 40
+
+
+@pytest.mark.parametrize(('share', 'times', 'expected'), [(.5, 2, 4/3), (.6, np.inf, 2.5), (0, np.inf, 1), (1, 3, 3), (1, np.inf, np.inf), (.5, .5, 2/3)])
+def test_gain_is_amdahls_law(share, times, expected): assert gain(share, times) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(('share', 'times'), [(-.1, 2), (1.1, 2), (float('nan'), 2), (.5, 0), (.5, -1)])
+def test_gain_refuses_what_is_no_share(share, times):
+    with pytest.raises(ValueError, match='from 0 to 1'): gain(share, times)
+
+
+# Keys
+
+def test_a_key_is_of_content_and_reader():
+    assert len({page_key(b'a', 'r'), page_key(b'b', 'r'), page_key(b'a', 's'), page_key(b' a', 'r'), page_key(b'', 'r a')}) == 5
+    assert page_key(b'a', 'r') == page_key(b'a', 'r')
+
+
+def test_another_model_or_another_task_is_another_reader(tmp_path):
+    shipped = load_settings().paths.data/'recogniser'
+    (tmp_path/'model.onnx').write_bytes((shipped/'model.onnx').read_bytes())
+    assert reader_id(tmp_path) == reader_id(shipped) == reader_id() # wherever it lies
+    (tmp_path/'model.onnx').write_bytes((shipped/'model.onnx').read_bytes() + b' ')
+    assert len({reader_id(tmp_path), reader_id(), reader_id(line=True)}) == 3
+
+
+# Cache
+
+def test_an_empty_cache_takes_the_first_value(tmp_path):
+    cache = Cache(tmp_path/'c.db')
+    assert cache.get('a') is None
+    cache.put('a', {'text': 'Zürich'})
+    assert (cache.get('a'), cache.hits, cache.misses) == ({'text': 'Zürich'}, 1, 1)
+
+
+def test_a_cache_outlives_its_connection(tmp_path):
+    cache = Cache(tmp_path/'c.db')
+    cache.put('a', 1)
+    cache.close()
+    assert (Cache(tmp_path/'c.db').get('a'), cache.get('a')) == (1, 1)
+
+
+def test_a_full_cache_keeps_what_is_asked_for(tmp_path):
+    cache = Cache(tmp_path/'c.db', .3)
+    for i in range(400):
+        cache.put(f'{i}', 'x'*3000)
+        cache.get('0')
+    assert [cache.get(o) is not None for o in ('0', '399', '1')] == [True, True, False]
+    assert cache.mb <= .3
+    cache.close()
+    assert (tmp_path/'c.db').stat().st_size < .5e6 # what was let go is used again
+
+
+def test_what_is_put_again_replaces(tmp_path):
+    cache = Cache(tmp_path/'c.db')
+    for value in (1, 2): cache.put('a', value)
+    assert (len(cache), cache.get('a')) == (1, 2)
+
+
+def test_one_value_cannot_empty_a_cache(tmp_path):
+    cache = Cache(tmp_path/'c.db', .2)
+    for i in range(10): cache.put(f'{i}', 'x'*1000)
+    cache.put('huge', 'x'*100_000)
+    assert (cache.get('huge'), len(cache)) == (None, 10)
+
+
+@pytest.mark.parametrize('damage', ["value = '{\"text\": 1'", "value = replace(value, 'Central', 'Centre')", "value = ''", "digest = ''"])
+def test_a_damaged_value_is_no_hit(tmp_path, damage):
+    cache = Cache(tmp_path/'c.db')
+    cache.put('a', {'text': 'Central'})
+    cache.ask(f'update readings set {damage}') # noqa: S608 (our own words)
+    assert cache.get('a') is None
+    cache.put('a', {'text': 'Central'}) # and it can be mended
+    assert cache.get('a') == {'text': 'Central'}
+
+
+def test_a_value_under_another_key_is_no_hit(tmp_path):
+    cache = Cache(tmp_path/'c.db')
+    cache.put('a', 'Central')
+    cache.ask("update readings set key = 'b'")
+    assert cache.get('b') is None
+
+
+def test_a_cache_never_unpickles(tmp_path):
+    class Trap:
+        def __reduce__(self): return Path.touch, (tmp_path/'ran',)
+    cache = Cache(tmp_path/'c.db')
+    cache.put('a', 'Central')
+    cache.ask('update readings set value = ?', pickle.dumps(Trap()).decode('latin-1'))
+    assert cache.get('a') is None
+    assert not (tmp_path/'ran').exists()
+
+
+def test_a_file_that_is_no_cache_is_refused(tmp_path):
+    (tmp_path/'c.db').write_bytes(b'no database'*1000)
+    with pytest.raises(ValueError, match='Delete it'): Cache(tmp_path/'c.db').get('a')
+
+
+def test_a_cache_without_room_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='expected at least'): Cache(tmp_path/'c.db', .01)
+
+
+def test_a_cache_travels_as_its_place(tmp_path):
+    cache = Cache(tmp_path/'c.db', 5)
+    cache.put('a', 1)
+    other = pickle.loads(pickle.dumps(cache)) # noqa: S301 (our own)
+    assert (other.get('a'), other.most_mb, other.hits, cache.hits) == (1, 5, 1, 0)
+
+
+def test_threads_share_a_cache(tmp_path):
+    cache = Cache(tmp_path/'c.db')
+    with ThreadPoolExecutor(8) as pool: list(pool.map(lambda i: cache.put(str(i % 50), i % 50), range(400)))
+    assert [cache.get(str(i)) for i in range(50)] == list(range(50))
+
+
+HAMMER = """import sys
+from mlops_course.performance import Cache
+cache = Cache(sys.argv[1], .5)
+print('ready', flush=True)
+for i in range(int(sys.argv[2])):
+    key = str(i % 97)
+    found = cache.get(key)
+    assert found is None or found == {'key': key, 'text': key*900}, found
+    cache.put(key, {'key': key, 'text': key*900})
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_a_cache_and_one_may_be_killed(tmp_path):
+    def start(n): return subprocess.Popen([sys.executable, '-c', HAMMER, tmp_path/'c.db', str(n)], stdout=subprocess.PIPE)
+    crowd = [start(500) for _ in range(2)]
+    victim = start(10**9)
+    for o in (*crowd, victim): assert o.stdout.readline() == b'ready\n'
+    time.sleep(.3)
+    victim.kill()
+    assert [o.wait(120) for o in crowd] == [0, 0]
+    victim.wait()
+    for o in (*crowd, victim): o.stdout.close()
+    cache = Cache(tmp_path/'c.db', .5)
+    assert cache.ask('pragma integrity_check') == [('ok',)]
+    assert all(cache.get(o) == {'key': o, 'text': o*900} for o in cache.keys()) # noqa: SIM118 (no mapping)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='Windows does not fork')
+def test_a_fork_opens_the_cache_for_itself(tmp_path):
+    cache = Cache(tmp_path/'c.db')
+    cache.put('a', 1)
+    child = os.fork()
+    if not child:
+        cache.put('b', 2)
+        os._exit(0 if len(cache.opened) == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (cache.get('a'), cache.get('b')) == (1, 2)
+
+
+# Record
+
+def test_half_a_line_is_cut_off_and_the_rest_stays(tmp_path):
+    path = tmp_path/'r.jsonl'
+    with Record(path) as record:
+        for o in 'ab': record.add({'file': o, 'key': o})
+    path.write_bytes(path.read_bytes()[:-3])
+    with Record(path) as record:
+        assert record.done == {('a', 'a')}
+        record.add({'file': 'c', 'key': 'c'})
+    assert [json.loads(o)['file'] for o in path.read_text().splitlines()] == ['a', 'c']
+
+
+def test_a_record_has_one_writer(tmp_path):
+    with Record(tmp_path/'r.jsonl'), pytest.raises(BlockingIOError, match='Another process writes'): Record(tmp_path/'r.jsonl')
+    Record(tmp_path/'r.jsonl').close()
+
+
+@pytest.mark.parametrize('text', ['no json\n', '[1]\n', '{"name": 1}\n', 'one line, no end', '{"file": "a"}\nnotes\n', '{"file": half\n'])
+def test_another_file_is_no_record_and_stays_as_it_is(tmp_path, text):
+    (tmp_path/'r.jsonl').write_text(text)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='is no record'): Record(tmp_path/'r.jsonl')
+    assert (tmp_path/'r.jsonl').read_text() == text
+
+
+# Folder
+
+def told(part, began, sleep=0., poison='', **_):
+    "Reads nothing, but tells what it was given; dies where it finds `poison`."
+    for key, data in part.items():
+        with open(began, 'a', encoding='utf-8') as f: f.write(f'{key} {os.getpid()}\n')
+        time.sleep(sleep)
+        if poison and poison.encode() in data: os._exit(1)
+    return {k: {'text': f'{len(v)} bytes'} for k, v in part.items()}
+
+
+@pytest.fixture
+def told_here(tmp_path): return partial(told, began=str(tmp_path/'began'))
+
+
+def write_files(folder, n, **more):
+    folder.mkdir(exist_ok=True)
+    for name, text in ({f'{i:02}.png': f'page {i}' for i in range(n)} | more).items(): (folder/name).write_text(text)
+    return folder
+
+
+def begun(tmp_path): return Counter(o.split()[0] for o in (tmp_path/'began').read_text().splitlines())
+
+
+def test_lines_of_a_folder_are_read_and_bad_files_told(folder, lines, tmp_path):
+    (folder/'bad.png').write_bytes(b'no image')
+    (folder/'notes.txt').write_text('not looked at')
+    found = {o['file']: o for o in read_folder(folder, tmp_path/'r.jsonl', line=True)}
+    assert sorted(found) == ['0.png', '1.png', '2.png', '3.png', '4.png', 'bad.png', 'deeper/5.png']
+    assert 'not an image' in found['bad.png']['error']
+    assert str(tmp_path) not in found['bad.png']['error']
+    assert sum(found[o.relative_to(folder).as_posix()]['text'] == text for o, (_, text) in zip(images_in(folder)[:5], lines)) >= 4
+    assert [json.loads(o) for o in (tmp_path/'r.jsonl').read_text(encoding='utf-8').splitlines()] == list(found.values())
+
+
+def test_stopped_in_the_middle_it_goes_on(tmp_path, told_here):
+    write_files(tmp_path/'in', 10)
+    evening = read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here, at_once=2)
+    for _ in range(3): next(evening)
+    evening.close()
+    rest = list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here, at_once=2))
+    assert len(rest) == 7
+    assert len({json.loads(o)['file'] for o in (tmp_path/'r.jsonl').read_text().splitlines()}) == 10
+
+
+def test_a_changed_file_is_read_again_and_a_known_one_is_not(tmp_path, told_here):
+    write_files(tmp_path/'in', 3)
+    list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here))
+    write_files(tmp_path/'in', 3, **{'01.png': 'another page'})
+    assert [(o['file'], o['text']) for o in read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here)] == [('01.png', '12 bytes')]
+
+
+def test_the_same_content_is_read_once(tmp_path, told_here):
+    write_files(tmp_path/'in', 3, **{f'copy{i}.png': 'page 1' for i in range(4)})
+    assert len(list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here, at_once=10))) == 7
+    assert set(begun(tmp_path).values()) == {1}
+
+
+def test_another_model_reads_all_again(tmp_path, told_here):
+    write_files(tmp_path/'in', 3)
+    list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here))
+    assert len(list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here, line=True))) == 3
+
+
+@pytest.mark.skipif(sys.platform == 'win32' or (hasattr(os, 'geteuid') and os.geteuid() == 0), reason='nothing is closed to an administrator')
+def test_a_closed_file_goes_on_record(tmp_path, told_here):
+    write_files(tmp_path/'in', 2)
+    (tmp_path/'in'/'00.png').chmod(0)
+    list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here))
+    assert 'error' in json.loads((tmp_path/'r.jsonl').read_text().splitlines()[0])
+
+
+def test_an_error_of_ours_stops_the_work(tmp_path):
+    def broken(part, **_): raise KeyError('ours')
+    write_files(tmp_path/'in', 2)
+    with pytest.raises(KeyError, match='ours'): list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=broken))
+
+
+def test_only_a_few_parts_are_handed_out_at_a_time():
+    taken = []
+    def parts():
+        for i in range(50):
+            taken.append(i)
+            yield {str(i): b''}
+    with ThreadPoolExecutor(1) as pool:
+        found = results(Crew(pool, lambda: 1, ()), parts(), lambda part: {k: {} for k in part}, in_flight=3)
+        next(found)
+        assert len(taken) <= 3
+        found.close()
+
+
+@pytest.mark.parametrize(('make', 'error'), [(lambda o: o/'none', 'No folder'), (lambda o: o, 'No image')])
+def test_a_folder_without_images_is_refused(tmp_path, make, error):
+    with pytest.raises((FileNotFoundError, ValueError), match=error): list(read_folder(make(tmp_path), tmp_path/'r.jsonl'))
+
+
+def test_an_absent_scheduler_is_named():
+    with pytest.raises(ConnectionError, match='dask scheduler'), crew('tcp://127.0.0.1:9', patience_s=.2): pass
+
+
+@pytest.mark.slow
+def test_workers_die_and_nothing_is_lost_nor_finished_twice(tmp_path):
+    "A page that kills whoever reads it, a worker that is shot, and a scheduler's address."
+    from distributed import Client, LocalCluster
+    write_files(tmp_path/'in', 20, **{'zz.png': 'page of poison'})
+    done, finished = [], set()
+    with LocalCluster(n_workers=2, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster:
+        cluster.scheduler.allowed_failures = 1
+        for o in read_folder(tmp_path/'in', tmp_path/'r.jsonl', cluster.scheduler_address, read=told, began=str(tmp_path/'began'), sleep=.1,
+                             poison='poison', at_once=2):
+            done.append(o)
+            if len(done) == 4:
+                finished = {o['key'] for o in done}
+                with Client(cluster, set_as_default=False) as client: psutil.Process(next(iter(client.run(os.getpid).values()))).send_signal(signal.SIGKILL)
+    assert sorted(o['file'] for o in done) == sorted(o.name for o in images_in(tmp_path/'in'))
+    assert [o['file'] for o in done if 'error' in o] == ['zz.png']
+    assert all(begun(tmp_path)[o] == 1 for o in finished)
+
+
+# Scaling
+
+def test_the_fit_finds_the_law_behind_noise():
+    law, rng = Scaling(1., .004, .1, .001, 0.), np.random.default_rng(0)
+    found = fit_scaling([(n, p, law.seconds(n, p)*rng.normal(1, .01)) for n in (20, 60, 200) for p in (1, 2, 4, 8)])
+    assert found.work_s == pytest.approx(.1, rel=.1)
+    assert found.times(16) == pytest.approx(law.times(16), rel=.25)
+    assert .002 < found.error < .1
+
+
+def test_two_numbers_of_workers_tell_nothing_of_talk():
+    law = Scaling(1., .004, .1, .001, 0.)
+    assert fit_scaling([(n, p, law.seconds(n, p)) for n in (20, 60) for p in (1, 2)]).talk_s == 0
+
+
+def test_times_has_amdahls_limit():
+    assert Scaling(9., .01, .09, 0., 0.).times(1e9) == pytest.approx(10)
+    assert Scaling(9., .01, .09, .01, 0.).times(50) < Scaling(9., .01, .09, .01, 0.).times(3) # more of them are slower
+
+
+@pytest.mark.parametrize('measured', [[], [(1, 1, 1.)]*9, [(1, 1, 1.), (1, 2, 1.), (1, 3, 1.), (1, 4, 1.)], [(1, 1, 1.), (2, 1, 1.), (3, 1, 1.), (4, 1, 1.)]])
+def test_a_fit_needs_enough_measurements(measured):
+    with pytest.raises(ValueError, match='Measure more'): fit_scaling(measured)
