@@ -15,6 +15,7 @@ import cloudpickle
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from mlops_course.data import line_batch, write_png
 from mlops_course.performance import (
@@ -34,6 +35,7 @@ from mlops_course.performance import (
     spots,
 )
 from mlops_course.project import load_settings
+from mlops_course.tools.cli import main
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers cannot import the tests
 
@@ -365,6 +367,16 @@ def test_workers_die_and_nothing_is_lost_nor_finished_twice(tmp_path):
     assert sorted(o['file'] for o in done) == sorted(o.name for o in images_in(tmp_path/'in'))
     assert [o['file'] for o in done if 'error' in o] == ['zz.png']
     assert all(begun(tmp_path)[o] == 1 for o in finished)
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_folder_on_two_workers_and_goes_on(folder, tmp_path):
+    words = ['read', str(folder), '--lines', '--record', str(tmp_path/'r.jsonl'), '--jobs', '2']
+    first = CliRunner().invoke(main, words)
+    assert (first.exit_code, json.loads(first.stdout.splitlines()[-1])['read']) == (0, 6)
+    (folder/'bad.png').write_bytes(b'no image')
+    again = CliRunner().invoke(main, words[:-2])
+    assert (again.exit_code, json.loads(again.stdout.splitlines()[-1])['read']) == (1, 0)
 
 
 # Scaling

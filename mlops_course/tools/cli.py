@@ -6,9 +6,10 @@
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', 'steps_option', 'batch_option', 'rate_option',
            'seed_option', 'name_option', 'who_option', 'why_option', 'folder_option', 'Foreseen', 'Course', 'main',
            'example', 'tell', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate',
-           'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt', 'quantise',
-           'models', 'list_models', 'show', 'history', 'promote', 'rollback', 'serving_folder', 'serve', 'keys', 'add',
-           'list_keys', 'revoke', 'audit', 'services', 'tune', 'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
+           'read_all', 'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt',
+           'quantise', 'models', 'list_models', 'show', 'history', 'promote', 'rollback', 'serving_folder', 'serve',
+           'keys', 'add', 'list_keys', 'revoke', 'audit', 'services', 'tune', 'deliver_here', 'pipeline', 'doctor',
+           'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -211,16 +212,46 @@ def evaluate(folder:str, lines:int, pages:int) -> None:
     t.save_atomically(Path(folder)/'README.md', lambda to: to.write_text(card, encoding='utf-8'))
     click.echo(scores.round(4).to_string(index=False))
 
-# %% ../../nbs/tools/cli.ipynb #84d82956
+# %% ../../nbs/tools/cli.ipynb #ca979607
+def read_all(folder:str, lines:bool, record:str|None, jobs:int, scheduler:str|None) -> bool: # Were all of them read?
+    "Read the images in `folder` that are not on record yet."
+    import json
+    from collections import Counter
+    from pathlib import Path
+
+    from mlops_course.performance import Cache, read_folder
+    from mlops_course.tools.house import be_quiet, runs_folder
+    be_quiet()
+    home = runs_folder()/'readings'
+    path,counts = Path(record or home/f'{Path(folder).resolve().name}.jsonl'),Counter[bool]()
+    try:
+        for found in read_folder(folder, path, scheduler, jobs, lines, cache=Cache(home/'cache.db')):
+            if 'error' in found: click.echo(json.dumps(found, ensure_ascii=False))
+            counts['error' in found] += 1
+    except (BlockingIOError, ConnectionError) as e: raise Foreseen(str(e)) from e
+    tell(read=counts[False], errors=counts[True], record=str(path))
+    return not counts[True]
+
 @main.command(epilog=example("mlops-course read data/pages/render_1.png --engine custom"))
 @click.argument('images', nargs=-1, required=True)
 @click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr, tesseract or vision.")
 @click.option('--lines', is_flag=True, help="Every image is one cropped line.")
-def read(images:tuple[str, ...], engine:str, lines:bool) -> None:
-    "Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same."
+@click.option('--record', type=click.Path(dir_okay=False), help="Of a folder: where its readings go.  [default: readings/FOLDER.jsonl in _course]")
+@click.option('--jobs', type=click.IntRange(1), help="Of a folder: processes that read.  [default: one for each core]")
+@click.option('--scheduler', help="Of a folder: the address of a Dask scheduler, whose workers read instead.")
+def read(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:int|None, scheduler:str|None) -> None:
+    """Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same.
+
+    One folder instead of images is read with custom on all cores, into a record. Interrupted, the same command goes on where it was.
+    """
     import json
+    import os
 
     from mlops_course.training import read_files
+    if len(images) == 1 and os.path.isdir(images[0]):
+        if engine != 'custom': raise Foreseen(f"A folder is read with custom, not with {engine}. Leave out --engine, or name the images one by one")
+        sys.exit(not read_all(images[0], lines, record, jobs or os.cpu_count() or 1, scheduler))
+    if record or jobs or scheduler: raise Foreseen("--record, --jobs and --scheduler are for one folder. Name a folder, or leave them out")
     loaded:Any = engine
     if engine == 'vision':
         from mlops_course.vision import open_vision
