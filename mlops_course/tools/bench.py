@@ -6,7 +6,8 @@
 __all__ = ['FLASK', 'LOCUST', 'GROUPS', 'seconds_of', 'setup_figures', 'lesson_figures', 'site_figures', 'engine_figures',
            'data_figures', 'registry_figures', 'testing_figures', 'model_figures', 'tracking_figures',
            'compression_figures', 'tuning_figures', 'load_of', 'serving_figures', 'vision_figures', 'container_figures',
-           'pipeline_figures', 'release_figures', 'monitoring_figures', 'drift_figures', 'figures']
+           'pipeline_figures', 'release_figures', 'monitoring_figures', 'performance_figures', 'drift_figures',
+           'figures']
 
 # %% ../../nbs/tools/bench.ipynb #a2618a7d
 import json
@@ -462,6 +463,44 @@ def monitoring_figures() -> Iterator[dict]:
                 note = hook.wait('AccuracyDropped')
                 yield dict(figure='fault to webhook', by=watch.name, seconds=note.at - start, of_them_asked_by_the_rule=.3)
 
+# %% ../../nbs/tools/bench.ipynb #0282076f
+def performance_figures() -> Iterator[dict]:
+    "Milliseconds a page in each way, of a known page, and seconds of a folder by workers, with the model's error."
+    import cv2
+    from distributed import LocalCluster
+
+    from mlops_course import performance as p
+    from mlops_course.data import render_page, write_png
+    from mlops_course.project import load_settings
+    from mlops_course.serving import read_together, ready
+    from mlops_course.training import SHIPPED, Custom, load_custom, load_recogniser
+    cv2.setNumThreads(1)
+    images = [cv2.cvtColor(render_page(seed=o, split='test').image, cv2.COLOR_GRAY2RGB) for o in range(32)]
+    few,onnx,torch = images[:8],ready(load_custom()),Custom(load_recogniser(load_settings().paths.data/SHIPPED))
+    ways = {'PyTorch': lambda: [torch(o) for o in few], 'ONNX': lambda: [onnx(o) for o in few], 'ONNX, 8 together': lambda: read_together(onnx, few)}
+    for way,read in ways.items(): yield dict(figure='page', way=way, **p.cost(read, len(few))._asdict())
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+        cache,reading = p.Cache(Path(tmp, 'cache.db')),onnx(few[0]).to_dict()
+        def keep():
+            for o in range(1000): cache.put(str(o), reading)
+        def find():
+            for o in range(1000): cache.get(str(o))
+        for way,call in {'kept in the cache': keep, 'known to the cache': find}.items(): yield dict(figure='page', way=way, **p.cost(call, 1000)._asdict())
+        cache.close()
+        for n in (8, 32):
+            Path(tmp, f'{n}').mkdir()
+            for i,image in enumerate(images[:n]): write_png(Path(tmp, f'{n}', f'{i}.png'), image)
+        measured = []
+        for jobs in sorted({1, 2, os.cpu_count() or 1}):
+            with LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster:
+                for n in (8, 8, 32): # the first loads the models
+                    start = time.perf_counter()
+                    list(p.read_folder(Path(tmp, f'{n}'), Path(tmp, f'{n} {jobs} {start}.jsonl'), cluster.scheduler_address, at_once=1, in_flight=jobs))
+                    measured.append((n, jobs, time.perf_counter() - start))
+        kept = [o for i,o in enumerate(measured) if i % 3]
+        for n,jobs,seconds in kept: yield dict(figure='folder', pages=n, workers=jobs, seconds=seconds)
+        yield dict(figure='scaling', **p.fit_scaling(kept)._asdict())
+
 # %% ../../nbs/tools/bench.ipynb #5ba78e11
 def drift_figures() -> Iterator[dict]:
     "Microseconds of `track`, milliseconds of a measurement and a look, false alarms, and lines until the alarm."
@@ -522,11 +561,12 @@ def drift_figures() -> Iterator[dict]:
             rang = [o for o in found if o == o]
             yield dict(figure='delay', change=kind, share=share, window=200, rang=len(rang)/len(found), lines=float(np.median(rang)) if rang else None)
 
-# %% ../../nbs/tools/bench.ipynb #92a931f7
+# %% ../../nbs/tools/bench.ipynb #a1154f29
 GROUPS:dict[str, Callable[[], Iterator[dict]]] = dict(setup=setup_figures, lessons=lesson_figures, site=site_figures, engines=engine_figures,
     data=data_figures, models=model_figures, tracking=tracking_figures, tuning=tuning_figures, compression=compression_figures,
     registry=registry_figures, testing=testing_figures, serving=serving_figures, vision=vision_figures,
-    containers=container_figures, pipelines=pipeline_figures, release=release_figures, monitoring=monitoring_figures, drift=drift_figures)
+    containers=container_figures, pipelines=pipeline_figures, release=release_figures, monitoring=monitoring_figures, drift=drift_figures,
+    performance=performance_figures)
 
 def figures(
     only:str|None=None, # One group; all if none
