@@ -887,7 +887,7 @@ Reads one line of printed text. Made by `dvc repro` (lesson 07) from drawn lines
 
 ## Scores
 
-On lines and pages of the test split, whose routes, stops and font families stand in no other split. CER is the share of wrong characters, the
+On lines and pages of the test split, whose routes, stops and font families stand in no other split. CER is the number of edits for each true character, the
 interval its 95 % bootstrap interval. The other engines read the same images.
 
 {chr(10).join(lines)}
