@@ -41,7 +41,7 @@ test: debian env ## Everything that CI checks
 	@$(COURSE) verify
 	@$(COURSE) run -p seed 7 --out _course/other
 	@$(BIN)/pytest -q -n 2 -m "not slow"
-	@$(BIN)/pytest -q -n 3 --dist loadfile -m slow
+	@$(BIN)/pytest -q -n 2 --dist loadfile -m slow
 
 docs: env ## Build the site into _site/
 	@$(COURSE) docs
