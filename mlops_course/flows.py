@@ -29,7 +29,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from .containers import came_up, free_port
-from .project import Section, Whole, fingerprint, load_settings
+from .project import Api, Section, Whole, fingerprint, load_settings
 from .tools.house import find_root
 from .tools.running import source_hash
 
@@ -164,7 +164,6 @@ def server_of(version:int) -> Iterator[Any]: # An httpx.Client with an admin's k
     "A server of `version` on a free port of this machine, until the block ends."
     import httpx
 
-    from mlops_course.project import Api
     from mlops_course.serving import Keys, Source, create_app, on_free_port
 
     class Pinned(Source):

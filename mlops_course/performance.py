@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'Part', 'Readings', 'FORMATS', 'Spot', 'spots', 'gain', 'Cost', 'cost', 'reader_id', 'page_key', 'Cache',
-           'digest', 'Record', 'opened', 'decoded', 'read_part', 'Crew', 'crew', 'images_in', 'waiting', 'results',
-           'read_folder', 'Scaling', 'fit_scaling']
+           'Record', 'opened', 'decoded', 'read_part', 'Crew', 'local_cluster', 'crew', 'images_in', 'waiting',
+           'results', 'read_folder', 'Scaling', 'fit_scaling']
 
 # %% ../nbs/20_performance.ipynb #cf842b97
 import cProfile
@@ -148,7 +148,7 @@ class Cache:
     def get(self, key:str) -> Any: # None if it is not there
         "What was kept under `key`."
         rows = self.ask('update readings set used = ? where key = ? returning value, digest', time.time_ns(), key)
-        whole = bool(rows) and digest(key, rows[0][0]) == rows[0][1]
+        whole = bool(rows) and fingerprint(key, rows[0][0]) == rows[0][1] # notices damage, no forgery
         self.hits,self.misses = self.hits + whole,self.misses + (not whole)
         return json.loads(rows[0][0]) if whole else None
 
@@ -156,7 +156,7 @@ class Cache:
         "Keep `value`, which JSON can hold, and let others go if need be. One of more than a quarter of the room is not kept."
         text = json.dumps(value, ensure_ascii=False)
         if len(text.encode()) > self.most_mb*1e6/4: return
-        self.ask('insert or replace into readings values (?, ?, ?, ?)', key, text, digest(key, text), time.time_ns())
+        self.ask('insert or replace into readings values (?, ?, ?, ?)', key, text, fingerprint(key, text), time.time_ns())
         while self.mb > self.most_mb and len(self) > 1:
             self.ask('delete from readings where key in (select key from readings order by used limit (select count(*)/10 + 1 from readings))')
 
@@ -165,9 +165,6 @@ class Cache:
         with self.alone:
             if (found := self.opened.pop(os.getpid(), None)): found.close()
 
-def digest(key:str, text:str) -> str:
-    "Notices damage, no forgery."
-    return hashlib.sha256(f'{key} {text}'.encode()).hexdigest()[:16]
 
 # %% ../nbs/20_performance.ipynb #a74c9abe
 class Record:
@@ -249,6 +246,11 @@ class Crew(NamedTuple):
     size:Callable[[], int]              # Workers at this moment
     deadly:tuple[type[Exception], ...]  # What it raises for work that killed several workers
 
+def local_cluster(jobs:int) -> Any: # A `with` block ends it
+    "Workers with one thread each on this machine, whom nobody outside can reach."
+    from distributed import LocalCluster
+    return LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50)
+
 @contextmanager
 def crew(
     scheduler:str|None=None, # Such as tcp://10.0.0.5:8786
@@ -259,10 +261,9 @@ def crew(
     if not scheduler and jobs == 1:
         with ThreadPoolExecutor(1) as pool: yield Crew(pool, lambda: 1, ())
         return
-    from distributed import Client, KilledWorker, LocalCluster
+    from distributed import Client, KilledWorker
     with ExitStack() as stack:
-        here = dict(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50)
-        place:Any = scheduler or stack.enter_context(LocalCluster(**here))
+        place:Any = scheduler or stack.enter_context(local_cluster(jobs))
         try:
             client = stack.enter_context(Client(place, timeout=patience_s, set_as_default=False))
             client.wait_for_workers(1, timeout=patience_s)

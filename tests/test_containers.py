@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import requires
 from pathlib import Path
@@ -44,7 +45,6 @@ from mlops_course.containers import (
     steps,
     write_image,
 )
-from mlops_course.tools.house import find_root
 
 # The image's Python, for markers.
 WHERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "platform_system": "Linux", "extra": "",
@@ -389,10 +389,7 @@ def composed(tmp_path, *names):
         compose[key] = {k: v for k, v in compose[key].items() if k in used}
     path = tmp_path / "deploy/some.yaml"
     path.write_text(yaml.safe_dump(compose), encoding="utf-8")
-    config = {} if Path("/run/systemd/system").exists() else {"CONTAINERS_CONF": str(find_root() / "deploy/containers.conf")}
-    def call(*words):
-        subprocess.run([Path(sys.executable).with_name("podman-compose"), "--file", path, *words], env=os.environ | config, check=True,
-                       capture_output=True, timeout=120)
+    call = partial(podman, "--file", path, program=str(Path(sys.executable).with_name("podman-compose")), timeout_s=120)
     try: yield compose["name"], call
     finally: call("down", "--volumes")
 

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Shelf
 from prometheus_client import generate_latest
 from scipy.stats import ks_2samp
 
@@ -42,7 +43,7 @@ from mlops_course.monitoring import Note
 from mlops_course.project import Api, load_settings
 from mlops_course.registry import trial_lines
 from mlops_course.scoring import rate, score
-from mlops_course.serving import Keys, Model, create_app, on_free_port, ready
+from mlops_course.serving import Keys, create_app, on_free_port, ready
 from mlops_course.training import Custom, load_recogniser
 
 ROW = dict.fromkeys(FEATURES, 1.)
@@ -378,16 +379,9 @@ def test_registry_of_a_monitor_has_its_drift_and_how_many_came(monitor):
     assert found['ocr_tracked_total'] == '50.0'
 
 
-class Shelf:
-    "A source whose model is at hand."
-    def __init__(self, net): self.engine = ready(Custom(net))
-    def load(self): return Model(self.engine, 'reader/7', 'of the test')
-    def models(self): return []
-
-
 @pytest.mark.slow # a whole service, with its detector
 def test_tracker_measures_what_the_service_reads(champion, sensor, lines, monitor, tmp_path):
-    app = create_app(Shelf(champion), tmp_path, Api(rate=1e6, burst=10**6))
+    app = create_app(Shelf(ready(Custom(champion)), 'reader/7'), tmp_path, Api(rate=1e6, burst=10**6))
     tracker = Tracker(app.state.service, monitor, sensor)
     files = [cv2.imencode('.png', o)[1].tobytes() for o in lines['render'][:3]]
     page = cv2.imencode('.png', np.vstack([cv2.copyMakeBorder(o, 20, 20, 20, max(20, 700 - o.shape[1]), cv2.BORDER_CONSTANT, value=255)[:, :700]

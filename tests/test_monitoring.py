@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from conftest import needs
+from conftest import Shelf, needs
 from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
 from mlops_course import monitoring
@@ -45,17 +45,10 @@ from mlops_course.monitoring import (
 )
 from mlops_course.project import Api
 from mlops_course.registry import trial_lines
-from mlops_course.serving import Keys, Meters, Model, create_app, on_free_port, ready
+from mlops_course.serving import Keys, Meters, create_app, on_free_port, ready
 from mlops_course.training import load_custom
 
 OPEN = Api(rate=1e6, burst=10**6)
-
-
-class Shelf:
-    "A source whose model is at hand."
-    def __init__(self, engine, version='reader/1'): self.engine, self.version = engine, version
-    def load(self): return Model(self.engine, self.version, 'of the test')
-    def models(self): return []
 
 
 @pytest.fixture(scope='module')

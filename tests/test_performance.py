@@ -28,6 +28,7 @@ from mlops_course.performance import (
     fit_scaling,
     gain,
     images_in,
+    local_cluster,
     page_key,
     read_folder,
     reader_id,
@@ -358,10 +359,10 @@ def test_an_absent_scheduler_is_named():
 @pytest.mark.slow
 def test_workers_die_and_nothing_is_lost_nor_finished_twice(tmp_path):
     "A page that kills whoever reads it, a worker that is shot, and a scheduler's address."
-    from distributed import Client, LocalCluster
+    from distributed import Client
     write_files(tmp_path/'in', 20, **{'zz.png': 'page of poison'})
     done, finished = [], set()
-    with LocalCluster(n_workers=2, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster:
+    with local_cluster(2) as cluster:
         cluster.scheduler.allowed_failures = 1
         for o in read_folder(tmp_path/'in', tmp_path/'r.jsonl', cluster.scheduler_address, read=told, began=str(tmp_path/'began'), sleep=.1,
                              poison='poison', at_once=2):

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import Shelf
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from PIL import Image
@@ -34,7 +35,6 @@ from mlops_course.serving import (
     Batcher,
     Bucket,
     Keys,
-    Model,
     Source,
     create_app,
     fetch_image,
@@ -69,16 +69,6 @@ class Held:
     def log_probs(self, images):
         assert self.gate.wait(60)
         return self.net.log_probs(images)
-
-
-class Shelf:
-    "A source whose models are at hand."
-    def __init__(self, engine, version='reader/1'):
-        self.engine, self.version, self.error = engine, version, None
-    def load(self):
-        if self.error: raise self.error
-        return Model(self.engine, self.version, 'of the test')
-    def models(self): return [{'version': self.version, 'aliases': ['champion'], 'cer': .01}]
 
 
 @pytest.fixture(scope='module')

@@ -467,7 +467,6 @@ def monitoring_figures() -> Iterator[dict]:
 def performance_figures() -> Iterator[dict]:
     "Milliseconds a page in each way, of a known page, and seconds of a folder by workers, with the model's error."
     import cv2
-    from distributed import LocalCluster
 
     from mlops_course import performance as p
     from mlops_course.data import render_page, write_png
@@ -492,7 +491,7 @@ def performance_figures() -> Iterator[dict]:
             for i,image in enumerate(images[:n]): write_png(Path(tmp, f'{n}', f'{i}.png'), image)
         measured = []
         for jobs in sorted({1, 2, os.cpu_count() or 1}):
-            with LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster:
+            with p.local_cluster(jobs) as cluster:
                 for n in (8, 8, 32): # the first loads the models
                     start = time.perf_counter()
                     list(p.read_folder(Path(tmp, f'{n}'), Path(tmp, f'{n} {jobs} {start}.jsonl'), cluster.scheduler_address, at_once=1, in_flight=jobs))
