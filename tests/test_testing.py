@@ -2,6 +2,7 @@
 import importlib
 import io
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
@@ -81,6 +82,13 @@ def test_a_folder_of_tests_is_run_and_words_choose(tmp_path):
 @pytest.mark.parametrize(('tests', 'ended'), [('this is no Python', 2), ('x = 1', 5)])
 def test_a_file_that_holds_no_tests_is_refused(tests, ended):
     with pytest.raises(ValueError, match=f'ended with {ended}'): run_tests(tests)
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_temporary_folders_of_other_runs_stay(inside, tmp_path_factory):
+    found = run_tests('def test_where(tmp_path): assert 0, tmp_path', inside=inside)
+    assert str(tmp_path_factory.getbasetemp().parent) not in found['why'][0]
+    assert not Path(found['why'][0].split("'")[1]).exists()
 
 
 def test_plugins_of_the_machine_stay_out():
