@@ -35,7 +35,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, make_asgi_app
 from prometheus_client.parser import text_string_to_metric_families
 
 from .containers import free_port
-from .flows import process
+from .flows import Process
 from .registry import trial_lines
 from .scoring import rate, score
 from .serving import Keys, create_app, on_free_port
@@ -362,7 +362,7 @@ def program(
     if not shutil.which(name): raise FileNotFoundError(f"{name} is missing. On Debian and Ubuntu: sudo bash scripts/debian.sh")
     port = free_port()
     url,command = f'http://127.0.0.1:{port}',[name, *(o.replace('{port}', str(port)) for o in options)]
-    with process(command, f'{url}{ready}', folder/f'{name}.log', patience_s=wait_s): yield url
+    with Process(command, f'{url}{ready}', folder/f'{name}.log', patience_s=wait_s): yield url
 
 # %% ../nbs/18_monitoring.ipynb #c621938c
 def labels_of(found:Mapping[str, str]) -> Labels:

@@ -71,7 +71,7 @@ def run_tests(
 ) -> pd.DataFrame:                          # From `outcomes`
     "Run `tests` with pytest."
     with TemporaryDirectory() as tmp:
-        more = alone(tmp) | (env or {})
+        more = {**alone(tmp), **(env or {})}
         report,path = Path(tmp)/'report.xml',tests if isinstance(tests, Path) else Path(tmp)/'test_it.py'
         if isinstance(tests, str): path.write_text(tests, encoding='utf-8')
         told = [str(path), f'--junitxml={report}', '-q', '-p', 'no:cacheprovider', *words]

@@ -16,15 +16,6 @@ def root():
     return find_root()
 
 
-@pytest.fixture(scope='session')
-def empty(tmp_path_factory):
-    "A database with MLflow's tables, made once."
-    from mlops_course.tracking import open_store
-    folder = tmp_path_factory.mktemp('empty')
-    open_store(folder/'mlflow.db', 'unused')
-    return folder/'mlflow.db'
-
-
 @pytest.fixture(scope='module')
 def browser():
     "A headless Chromium. One at a time: while it is open, no other loop of asyncio runs in this thread."

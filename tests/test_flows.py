@@ -1,7 +1,6 @@
 "Lesson 16: steps that may be done twice, a flow that resumes, and a workflow whose jobs run here."
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from click.testing import CliRunner
 
 from mlops_course import flows
 from mlops_course.containers import free_port
-from mlops_course.flows import Board, FlowServer, Order, Refused, Step, as_flow, key_of, one_step, process
+from mlops_course.flows import Board, FlowServer, Order, Process, Refused, Step, as_flow, key_of, one_step
 from mlops_course.project import fingerprint
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
@@ -24,10 +23,8 @@ TINY = Order(start='', steps=2, lines=2)
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch, empty):
-    "A folder for runs with an empty registry; gates that a tiny model is not measured by."
-    (tmp_path/'tracking').mkdir()
-    shutil.copy(empty, tmp_path/'tracking'/'mlflow.db')
+def runs(tmp_path, monkeypatch):
+    "A folder for runs; gates that a tiny model is not measured by."
     monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path))
     for name,value in {'P95_MS': '1000000', 'LINES': '2'}.items(): monkeypatch.setenv(f'MLOPS_COURSE_PARAMS__GATES__{name}', value)
     monkeypatch.delenv('PRODUCTION_URL', raising=False)
@@ -319,7 +316,7 @@ def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
     port = free_port()
     url = f'http://127.0.0.1:{port}/'
     with pytest.raises(ZeroDivisionError): # noqa: PT012 (the block is what is tried)
-        with process([sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
+        with Process([sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
             assert httpx.get(url).status_code == 200
             1/0 # noqa: B018
     with pytest.raises(httpx.ConnectError): httpx.get(url)
@@ -327,7 +324,7 @@ def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
 
 def test_process_that_never_gets_ready_says_why(tmp_path):
     with pytest.raises(ConnectionError, match='no such luck'):
-        with process([sys.executable, '-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{free_port()}/', tmp_path/'log'): pass
+        with Process([sys.executable, '-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{free_port()}/', tmp_path/'log'): pass
 
 
 def test_importing_does_not_import_prefect():
@@ -453,13 +450,11 @@ def test_jobs_call_steps_that_exist():
 
 
 @pytest.mark.slow
-def test_act_runs_the_jobs_up_to_production(tmp_path, empty):
+def test_act_runs_the_jobs_up_to_production(tmp_path):
     from mlops_course.registry import history
     from mlops_course.serving import Source, create_app, on_free_port
     from mlops_course.tracking import open_store
     registry = tmp_path/'registry'/'mlflow.db'
-    registry.parent.mkdir()
-    shutil.copy(empty, registry)
     store = open_store(registry)
     app = create_app(Source(store), tmp_path/'serving')
     order = Order(steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))

@@ -1,7 +1,6 @@
 "The registry (lesson 11): gates, two processes at once, refusals, rollbacks, forged histories and damaged files."
 import json
 import os
-import shutil
 import subprocess
 import sys
 from math import nan
@@ -162,10 +161,9 @@ def test_rollbacks_go_back_step_by_step():
 
 
 @pytest.fixture(scope='module')
-def model(empty, tmp_path_factory):
+def model(tmp_path_factory):
     "A store in which two runs and their lines are ready; the tests give each registry a name of its own."
     folder = tmp_path_factory.mktemp('registry')
-    shutil.copy(empty, folder/'mlflow.db')
     store = open_store(folder/'mlflow.db')
     made = [train_tracked(TINY.model_copy(update={'seed': o}), store, f'run {o}') for o in range(3)]
     lines = trial_lines(24, 5, ('render', 'display'), 4)

@@ -3,7 +3,6 @@ import json
 from collections import Counter
 from contextlib import ExitStack
 from math import comb
-from shutil import copy
 from time import sleep
 from types import SimpleNamespace
 
@@ -263,8 +262,7 @@ def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
     assert verify_audit(tmp_path/'audit.jsonl', [receipt]) == []
 
 
-def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(tmp_path, empty):
-    copy(empty, tmp_path/'mlflow.db')
+def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(tmp_path):
     store, audit = open_store(tmp_path/'mlflow.db'), Audit(tmp_path/'audit.jsonl')
     store.client.create_registered_model(NAME)
     for version in (1, 2):

@@ -3,7 +3,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -52,16 +51,15 @@ TEN_VALUES = [o/10 for o in range(10)]
 
 
 @pytest.fixture
-def store(empty, tmp_path):
-    shutil.copy(empty, tmp_path/'mlflow.db')
+def store(tmp_path):
     return open_store(tmp_path/'mlflow.db')
 
 
 @pytest.fixture(scope='module')
-def server(empty, tmp_path_factory):
+def server(tmp_path_factory):
     "A server that stays."
     folder = tmp_path_factory.mktemp('server')
-    shutil.copy(empty, folder/'mlflow.db')
+    open_store(folder/'mlflow.db')
     with Server(f"sqlite:///{(folder/'mlflow.db').as_posix()}", folder/'artifacts') as running: yield running
 
 
@@ -123,14 +121,10 @@ def test_a_store_that_does_not_answer_is_said_at_the_door(tmp_path):
     assert said.value.__suppress_context__ # the cause would print the password
 
 
-def test_two_stores_live_side_by_side_and_nothing_global_changes(empty, tmp_path):
+def test_two_stores_live_side_by_side_and_nothing_global_changes(tmp_path):
     import mlflow
     before = mlflow.get_tracking_uri()
-    stores = []
-    for name in 'ab':
-        (tmp_path/name).mkdir()
-        shutil.copy(empty, tmp_path/name/'mlflow.db')
-        stores.append(open_store(tmp_path/name/'mlflow.db'))
+    stores = [open_store(tmp_path/name/'mlflow.db') for name in 'ab']
     with track(stores[0], 'here') as one, track(stores[1], 'there') as two:
         one.metrics({'cer': .1})
         two.metrics({'cer': .2})
@@ -436,8 +430,8 @@ def test_several_processes_write_into_one_new_database(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_does_not_stop_a_training(empty, tmp_path):
-    shutil.copy(empty, tmp_path/'mlflow.db')
+def test_a_server_that_dies_does_not_stop_a_training(tmp_path):
+    open_store(tmp_path/'mlflow.db')
     server = Server(f"sqlite:///{(tmp_path/'mlflow.db').as_posix()}", tmp_path/'served')
     with server:
         store = open_store(server.uri, folder=tmp_path)
@@ -455,8 +449,8 @@ def test_a_server_that_dies_does_not_stop_a_training(empty, tmp_path):
 
 @POSIX
 @pytest.mark.slow
-def test_a_server_ends_with_the_process_that_started_it(empty, tmp_path):
-    shutil.copy(empty, tmp_path/'mlflow.db')
+def test_a_server_ends_with_the_process_that_started_it(tmp_path):
+    open_store(tmp_path/'mlflow.db')
     start = "import sys, time\nfrom mlops_course.tracking import Server\nwith Server(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, '-c', start, f"sqlite:///{tmp_path/'mlflow.db'}", tmp_path/'served'], stdout=subprocess.PIPE, text=True)
     server = Server('', tmp_path)

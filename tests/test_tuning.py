@@ -1,7 +1,6 @@
 "Searches (lesson 09): killed and resumed, shared by processes, pruned, diverged, damaged."
 import json
 import os
-import shutil
 import sqlite3
 import time
 from math import isnan
@@ -43,8 +42,7 @@ PLAIN = Search(recipe=QUICK, knobs={'rate': KNOBS['rate'], 'depth': KNOBS['depth
 
 
 @pytest.fixture
-def store(empty, tmp_path):
-    shutil.copy(empty, tmp_path/'mlflow.db')
+def store(tmp_path):
     return open_store(tmp_path/'mlflow.db', 'tuning')
 
 

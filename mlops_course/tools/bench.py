@@ -278,11 +278,11 @@ def load_of(
     import numpy as np
 
     from mlops_course.containers import free_port
-    from mlops_course.flows import process
+    from mlops_course.flows import Process
     url = f'http://127.0.0.1:{(port := free_port())}'
     with TemporaryDirectory() as tmp:
         (Path(tmp)/'locustfile.py').write_text(LOCUST, encoding='utf-8')
-        with process([*command, str(port)], f'{url}/health', Path(tmp)/'server.log', env):
+        with Process([*command, str(port)], f'{url}/health', Path(tmp)/'server.log', env):
             for kind,(at,image) in reads.items():
                 asked = subprocess.run([sys.executable, '-m', 'locust', '-f', str(Path(tmp)/'locustfile.py'), '--host', url,
                     '--headless', '-u', str(users), '-r', str(users), '-t', f'{seconds}s', '--stop-timeout', '60', '--json', '--skip-log'],
@@ -351,6 +351,8 @@ def container_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #6ddb2464
 def pipeline_figures() -> Iterator[dict]:
     "Seconds until Prefect's server is there, for a flow of nine empty steps anew and kept, for each step, and for a job under act."
+    from contextlib import ExitStack
+
     from mlops_course import flows
     def timed(step, call):
         cpu,start = time.process_time(),time.perf_counter()
@@ -361,10 +363,8 @@ def pipeline_figures() -> Iterator[dict]:
         os.environ['MLOPS_COURSE_PATHS__RUNS'] = tmp
         flows.STEPS = {name: o._replace(does=lambda order, done: {}, code=(), alone=False) for name,o in real.items()}
         try:
-            yield timed('an empty database, unless there is one', flows.empty_database)[1]
-            server,line = timed('the server starts', flows.FlowServer(Path(tmp, 'prefect')).__enter__)
-            yield line
-            with server:
+            with ExitStack() as stack:
+                yield timed('the server starts', lambda: stack.enter_context(flows.FlowServer(Path(tmp, 'prefect'))))[1]
                 flow,order = flows.as_flow(),flows.Order()
                 flow(flows.Order(seed=1), 'bench') # the first one imports
                 for step in ('nine steps anew', 'nine steps, eight of them kept'):
