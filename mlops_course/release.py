@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from math import log, sqrt
 from pathlib import Path
+from statistics import NormalDist
 from threading import Event, Thread
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
@@ -31,7 +32,6 @@ import numpy as np
 import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 from rapidfuzz.distance import Levenshtein
-from scipy.stats import binomtest, nchypergeom_fisher, norm
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -71,6 +71,7 @@ def mismatch(
     share:float=.5,  # That was meant for the challenger
 ) -> float:          # p-value; below .001, mend the experiment before you read its result
     "How surprising these numbers of users are, if the split was as it was meant."
+    from scipy.stats import binomtest
     return float(binomtest(challenger, champion + challenger, share).pvalue)
 
 # %% ../nbs/17_release.ipynb #04ab6962
@@ -79,7 +80,7 @@ class Contrast(NamedTuple):
     difference:float
     se:float
     @property
-    def p(self) -> float: return float(2*norm.sf(abs(self.difference)/self.se)) if self.se else 1.
+    def p(self) -> float: return 2*NormalDist().cdf(-abs(self.difference)/self.se) if self.se else 1.
     def __str__(self): return f'{self.difference:+.4f} ± {1.96*self.se:.4f}'
 
 def ratio(
@@ -162,6 +163,7 @@ def slice_contrasts(
     metric:str='cer',
 ) -> pd.DataFrame:   # One row a slice: users, difference, low, high, p, and the verdict
     "Where the two differ, with p-values that know how many slices were tried (Holm)."
+    from scipy.stats import norm
     from statsmodels.stats.multitest import multipletests
     parts = {str(o): (champion[champion[column] == o], challenger[challenger[column] == o]) for o in sorted({*champion[column]} & {*challenger[column]})}
     found = {k: contrast(*o, metric) for k,o in parts.items()}
@@ -432,6 +434,7 @@ def worse(
     tolerance:float=1., # Odds of a bad answer may be so many times as high
 ) -> float:             # p-value
     "How surprising `new` is beside `old`, if it were no worse than tolerated. Exact, however few there are."
+    from scipy.stats import nchypergeom_fisher
     bad,n = new.bad + old.bad,new.n + old.n
     if not new.bad or not old.n: return 1.
     return float(nchypergeom_fisher.sf(new.bad - 1, n, new.n, bad, tolerance))
@@ -469,6 +472,7 @@ def signals(
     caution:Caution=Caution(),
 ) -> list[Signal]:
     "How the challenger stands beside the champion."
+    from scipy.stats import binomtest
     slow,sure = 'ocr_prediction_duration_seconds_bucket','ocr_confidence_bucket'
     edge = edge_at(old, slow, .95)
     doubtful = [Tally(o[sure, caution.sure], o[sure, '+Inf']) for o in (new, old)]

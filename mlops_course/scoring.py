@@ -17,7 +17,6 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
-from scipy.stats import bootstrap
 
 # %% ../nbs/03_scoring.ipynb #9f09fbe3
 def normalise(
@@ -227,6 +226,7 @@ def resampled(
     seed:int=0,                   # For the draws
 ) -> Interval:
     "The `statistic` of `columns` with its percentile bootstrap interval."
+    from scipy.stats import bootstrap
     if (n := len(columns[0])) < 2: raise ValueError(f"{n} item has no spread to resample: score at least 2, better 30 or more")
     found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=200, # keeps thousands of items small in memory
                       confidence_level=level, method='percentile', rng=np.random.default_rng(seed)).confidence_interval
