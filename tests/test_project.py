@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlops_course.project import Secrets, environment, fingerprint, get_logger, load_settings, seed_everything
-from mlops_course.tools.house import find_root
+from mlops_course.tools.house import find_root, made_once
 
 CONFIG = "paths: {data: data, runs: _course}\nservices: {lab_port: 8888}\n"
 PARAMS = "seed: 0\nocr: {min_side: 8, max_pixels: 50000000}\nscoring: {resamples: 2000}\n"
@@ -290,3 +290,25 @@ def test_environment_sees_the_commit_and_a_dirty_tree(tmp_path):
     changed = environment(root=tmp_path)
     assert changed["git"] == {"commit": clean["git"]["commit"], "dirty": True}
     assert changed["lock"] != clean["lock"]
+
+
+# Files that are made once
+
+def test_a_file_that_could_not_be_made_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path))
+    def half(path):
+        path.write_text('half')
+        raise OSError('the disk is full')
+    with pytest.raises(OSError, match='disk is full'): made_once('it', half)
+    path = made_once('it', lambda path: path.write_text('whole'))
+    assert path.read_text() == 'whole'
+    assert {o.name for o in path.parent.iterdir()} <= {'it', 'it.lock'}
+
+
+def test_where_the_environment_is_read_only_the_file_lies_at_home(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path/'theirs'))
+    monkeypatch.setattr(Path, 'home', lambda: tmp_path/'mine')
+    assert made_once('it', Path.touch).is_relative_to(tmp_path/'mine') # the folder `theirs` is not there, so nobody may write in it
+    (tmp_path/'theirs'/'share'/'mlops-course').mkdir(parents=True)
+    (tmp_path/'theirs'/'share'/'mlops-course'/'it').touch()
+    assert made_once('it', Path.touch).is_relative_to(tmp_path/'theirs')

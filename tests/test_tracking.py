@@ -615,3 +615,13 @@ def test_the_pages_show_runs_curves_and_reads(server, browser, tmp_path):
 def test_nothing_is_said_on_the_way(store, capfd, caplog):
     with caplog.at_level(logging.INFO), track(store) as run: run.metrics({'cer': 1.})
     assert capfd.readouterr() == ('', '')
+
+
+def test_a_new_database_is_one_that_mlflow_would_have_made(tmp_path):
+    from mlflow import MlflowClient
+    def tables(path):
+        with sqlite3.connect(path) as db: return sorted(db.execute("SELECT name, sql FROM sqlite_master").fetchall())
+    ours, theirs = open_store(tmp_path/'ours.db').client, MlflowClient(f"sqlite:///{(tmp_path/'theirs.db').as_posix()}")
+    assert tables(tmp_path/'ours.db') == tables(tmp_path/'theirs.db')
+    places = [o.get_experiment('0').artifact_location for o in (ours, theirs)]
+    assert places[0] == places[1] # that of the copied database would lie where somebody else once was
