@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Done', 'CHECKS', 'LIBRARY', 'MODEL', 'STEPS', 'WORDS', 'COLOURS', 'EVENT', 'RULE', 'CRON', 'TO_STAND_IN', 'SET_UP',
-           'Order', 'folder_of', 'Refused', 'program', 'quality', 'tests', 'data', 'build', 'train', 'judged',
-           'validate', 'register', 'server_of', 'smoke', 'stage', 'production', 'swap', 'release', 'Step', 'key_of',
-           'perform', 'journal', 'times_done', 'may_pass', 'as_flow', 'Process', 'empty_database', 'FlowServer',
-           'Board', 'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
+           'Process', 'empty_database', 'FlowServer', 'Order', 'folder_of', 'Refused', 'program', 'quality', 'tests',
+           'data', 'build', 'train', 'judged', 'validate', 'register', 'server_of', 'smoke', 'stage', 'production',
+           'swap', 'release', 'Step', 'key_of', 'perform', 'journal', 'times_done', 'may_pass', 'as_flow', 'Board',
+           'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
 
 # %% ../nbs/16_pipelines.ipynb #594c1aa2
 import json
@@ -32,6 +32,117 @@ from .containers import came_up, free_port
 from .project import Api, Section, Whole, fingerprint, load_settings
 from .tools.house import WATCHMAN, find_root, made_once
 from .tools.running import source_hash
+
+# %% ../nbs/16_pipelines.ipynb #38dbcfa3
+class Process:
+    "A server as a process of its own, until the `with` block or this process ends. The block begins when it is ready."
+    def __init__(self,
+        command:Sequence[str],
+        url:str,                   # Answers 200 when it is ready
+        log:Path,
+        env:Mapping[str, str]|None=None, # More environment variables
+        patience_s:float=300,      # A busy machine may need minutes
+    ): self.command,self.url,self.log,self.env,self.patience_s = command,url,log,env,patience_s
+    def __repr__(self): return f"Process({' '.join(self.command)[:80]!r})"
+
+    def start(self) -> 'Process':
+        "Begin; the `with` block waits."
+        with self.log.open('ab') as to:
+            self.watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, *self.command], env=os.environ | dict(self.env or {}),
+                                             stdin=subprocess.PIPE, stdout=to, stderr=subprocess.STDOUT)
+        return self
+
+    def __enter__(self) -> 'Process':
+        if not hasattr(self, 'watchman'): self.start()
+        with ExitStack() as unless_ready:
+            unless_ready.callback(self.__exit__)
+            if not came_up(self.url, lambda: self.watchman.poll() is None, self.patience_s):
+                raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not get ready: "
+                                      f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. Mend that, then start it again")
+            unless_ready.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.watchman.stdin: self.watchman.stdin.close()
+        self.watchman.wait(timeout=60)
+        del self.watchman
+
+# %% ../nbs/16_pipelines.ipynb #f5dce68b
+def empty_database(path:Path) -> None:
+    "Make the tables of this version of Prefect, with nothing in them."
+    import sqlite3
+    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        env = os.environ | {'PREFECT_HOME': home, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{path.as_posix()}'}
+        code = 'import asyncio; from prefect.server.database import provide_database_interface as o; asyncio.run(o().create_db())'
+        made = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=False)
+    if made.returncode: raise ValueError(f"Prefect could not make its database: {made.stderr[-800:]}")
+    with sqlite3.connect(path) as db: db.execute('PRAGMA journal_mode=DELETE') # all of it into the one file
+    db.close()
+
+class FlowServer:
+    "Prefect's server on this machine, until the `with` block or this process ends. Inside, flows of this process use it."
+    def __init__(self, folder:Path|None=None): # For its database and the results of tasks; `prefect` among the project's runs if none
+        self.folder = Path(folder or load_settings().paths.runs/'prefect').resolve()
+        self.url = ''
+    def __repr__(self): return f"FlowServer({'running' if self.url else 'stopped'})"
+
+    def start(self) -> 'FlowServer':
+        "Begin; the `with` block waits."
+        from importlib.metadata import version
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder/'server.lock')
+        self.lock.acquire() # a second one waits until the first has ended
+        database,port = self.folder/'prefect.db',free_port()
+        try:
+            if not database.exists():
+                copyfile(made_once(f"prefect-{version('prefect')}.db", empty_database), new := database.with_suffix('.new'))
+                os.replace(new, database)
+            self.mine = {'PREFECT_HOME': str(self.folder), 'PREFECT_API_URL': f'http://127.0.0.1:{port}/api',
+                         'PREFECT_LOCAL_STORAGE_PATH': str(self.folder/'results'), 'PREFECT_LOGGING_LEVEL': 'CRITICAL',
+                         'PREFECT_LOGGING_TO_API_ENABLED': 'false', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false', 'DO_NOT_TRACK': '1'}
+            theirs = {**self.mine, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{database.as_posix()}', 'PREFECT_SERVER_UI_ENABLED': 'false',
+                      'PREFECT_API_DATABASE_MIGRATE_ON_START': 'false', 'PREFECT_SERVER_LOGGING_LEVEL': 'ERROR',
+                      'PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS': '1',
+                      'PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS': '1', 'PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS': '1'}
+            command = [sys.executable, '-m', 'uvicorn', '--factory', 'prefect.server.api.server:create_app', '--host', '127.0.0.1', '--port', str(port),
+                       '--log-level', 'error', '--timeout-graceful-shutdown', '1']
+            self.process = Process(command, f'http://127.0.0.1:{port}/api/health', self.folder/'server.log', theirs).start()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
+
+    def __enter__(self) -> 'FlowServer':
+        if not hasattr(self, 'process'): self.start()
+        from prefect.client.orchestration import get_client
+        try: self.process.__enter__()
+        except BaseException:
+            self.lock.release()
+            del self.process
+            raise
+        self.before = {o: os.environ.get(o) for o in self.mine}
+        os.environ.update(self.mine)
+        self.refresh()
+        self.url = self.mine['PREFECT_API_URL']
+        with get_client(sync_client=True) as client: client.upsert_global_concurrency_limit_by_name('production', 1)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name,value in self.before.items():
+            if value is None: os.environ.pop(name, None)
+            else: os.environ[name] = value
+        self.refresh()
+        self.url = ''
+        try: self.process.__exit__()
+        finally:
+            self.lock.release()
+            del self.process
+
+    @staticmethod
+    def refresh() -> None:
+        "Let Prefect read the environment again."
+        from prefect.context import refresh_global_settings_context
+        refresh_global_settings_context()
 
 # %% ../nbs/16_pipelines.ipynb #1b68624e
 class Order(Section):
@@ -341,115 +452,6 @@ def __getattr__(name:str) -> Any:
     "`deliver` is made when it is asked for, as Prefect does when it runs a deployment: importing Prefect takes seconds and makes a folder."
     if name == 'deliver': return as_flow()
     raise AttributeError(f"module 'mlops_course.flows' has no attribute {name!r}")
-
-# %% ../nbs/16_pipelines.ipynb #38dbcfa3
-class Process:
-    "A server as a process of its own, until the `with` block or this process ends. The block begins when it is ready."
-    def __init__(self,
-        command:Sequence[str],
-        url:str,                   # Answers 200 when it is ready
-        log:Path,
-        env:Mapping[str, str]|None=None, # More environment variables
-        patience_s:float=300,      # A busy machine may need minutes
-    ): self.command,self.url,self.log,self.env,self.patience_s = command,url,log,env,patience_s
-    def __repr__(self): return f"Process({' '.join(self.command)[:80]!r})"
-
-    def start(self) -> 'Process':
-        "Begin; the `with` block waits."
-        with self.log.open('ab') as to:
-            self.watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, *self.command], env=os.environ | dict(self.env or {}),
-                                             stdin=subprocess.PIPE, stdout=to, stderr=subprocess.STDOUT)
-        return self
-
-    def __enter__(self) -> 'Process':
-        if not hasattr(self, 'watchman'): self.start()
-        with ExitStack() as unless_ready:
-            unless_ready.callback(self.__exit__)
-            if not came_up(self.url, lambda: self.watchman.poll() is None, self.patience_s):
-                raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not get ready: "
-                                      f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. Mend that, then start it again")
-            unless_ready.pop_all()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.watchman.stdin: self.watchman.stdin.close()
-        self.watchman.wait(timeout=60)
-        del self.watchman
-
-# %% ../nbs/16_pipelines.ipynb #f5dce68b
-def empty_database(path:Path) -> None:
-    "Make the tables of this version of Prefect, with nothing in them."
-    import sqlite3
-    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        env = os.environ | {'PREFECT_HOME': home, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{path.as_posix()}'}
-        code = 'import asyncio; from prefect.server.database import provide_database_interface as o; asyncio.run(o().create_db())'
-        made = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=False)
-    if made.returncode: raise ValueError(f"Prefect could not make its database: {made.stderr[-800:]}")
-    with sqlite3.connect(path) as db: db.execute('PRAGMA journal_mode=DELETE') # all of it into the one file
-    db.close()
-
-class FlowServer:
-    "Prefect's server on this machine, until the `with` block or this process ends. Inside, flows of this process use it."
-    def __init__(self, folder:Path|None=None): # For its database and the results of tasks; `prefect` among the project's runs if none
-        self.folder = Path(folder or load_settings().paths.runs/'prefect').resolve()
-        self.url = ''
-    def __repr__(self): return f"FlowServer({'running' if self.url else 'stopped'})"
-
-    def start(self) -> 'FlowServer':
-        "Begin; the `with` block waits."
-        from importlib.metadata import version
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.folder/'server.lock')
-        self.lock.acquire() # a second one waits until the first has ended
-        database,port = self.folder/'prefect.db',free_port()
-        try:
-            if not database.exists(): copyfile(made_once(f"prefect-{version('prefect')}.db", empty_database), database)
-            self.mine = {'PREFECT_HOME': str(self.folder), 'PREFECT_API_URL': f'http://127.0.0.1:{port}/api',
-                    'PREFECT_LOCAL_STORAGE_PATH': str(self.folder/'results'), 'PREFECT_LOGGING_LEVEL': 'CRITICAL',
-                    'PREFECT_LOGGING_TO_API_ENABLED': 'false', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false', 'DO_NOT_TRACK': '1'}
-            theirs = {**self.mine, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{database.as_posix()}', 'PREFECT_SERVER_UI_ENABLED': 'false',
-                      'PREFECT_API_DATABASE_MIGRATE_ON_START': 'false', 'PREFECT_SERVER_LOGGING_LEVEL': 'ERROR',
-                      'PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS': '1',
-                      'PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS': '1', 'PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS': '1'}
-            command = [sys.executable, '-m', 'uvicorn', '--factory', 'prefect.server.api.server:create_app', '--host', '127.0.0.1', '--port', str(port),
-                       '--log-level', 'error', '--timeout-graceful-shutdown', '1']
-            self.process = Process(command, f'http://127.0.0.1:{port}/api/health', self.folder/'server.log', theirs).start()
-        except BaseException:
-            self.lock.release()
-            raise
-        return self
-
-    def __enter__(self) -> 'FlowServer':
-        if not hasattr(self, 'process'): self.start()
-        from prefect.client.orchestration import get_client
-        try: self.process.__enter__()
-        except BaseException:
-            self.lock.release()
-            del self.process
-            raise
-        self.before = {o: os.environ.get(o) for o in self.mine}
-        os.environ.update(self.mine)
-        self.refresh()
-        self.url = self.mine['PREFECT_API_URL']
-        with get_client(sync_client=True) as client: client.upsert_global_concurrency_limit_by_name('production', 1)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for name,value in self.before.items():
-            if value is None: os.environ.pop(name, None)
-            else: os.environ[name] = value
-        self.refresh()
-        self.url = ''
-        try: self.process.__exit__()
-        finally:
-            self.lock.release()
-            del self.process
-
-    @staticmethod
-    def refresh() -> None:
-        "Let Prefect read the environment again."
-        from prefect.context import refresh_global_settings_context
-        refresh_global_settings_context()
 
 # %% ../nbs/16_pipelines.ipynb #5f3f6912
 WORDS = {'Running': 'running', 'Retrying': 'again', 'AwaitingRetry': 'will try again', 'Completed': 'done', 'Cached': 'kept', 'Failed': 'failed'}
