@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,7 @@ from pydantic import Field
 
 from .containers import came_up, free_port
 from .project import Api, Section, Whole, fingerprint, load_settings
-from .tools.house import WATCHMAN, find_root, made_once
+from .tools.house import WATCHMAN, begin_with_copy, find_root
 from .tools.running import source_hash
 
 # %% ../nbs/16_pipelines.ipynb #38dbcfa3
@@ -54,12 +54,13 @@ class Process:
 
     def __enter__(self) -> 'Process':
         if not hasattr(self, 'watchman'): self.start()
-        with ExitStack() as unless_ready:
-            unless_ready.callback(self.__exit__)
+        try:
             if not came_up(self.url, lambda: self.watchman.poll() is None, self.patience_s):
                 raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not get ready: "
                                       f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. Mend that, then start it again")
-            unless_ready.pop_all()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
@@ -94,9 +95,7 @@ class FlowServer:
         self.lock.acquire() # a second one waits until the first has ended
         database,port = self.folder/'prefect.db',free_port()
         try:
-            if not database.exists():
-                copyfile(made_once(f"prefect-{version('prefect')}.db", empty_database), new := database.with_suffix('.new'))
-                os.replace(new, database)
+            begin_with_copy(database, f"prefect-{version('prefect')}.db", empty_database)
             self.mine = {'PREFECT_HOME': str(self.folder), 'PREFECT_API_URL': f'http://127.0.0.1:{port}/api',
                          'PREFECT_LOCAL_STORAGE_PATH': str(self.folder/'results'), 'PREFECT_LOGGING_LEVEL': 'CRITICAL',
                          'PREFECT_LOGGING_TO_API_ENABLED': 'false', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false', 'DO_NOT_TRACK': '1'}

@@ -23,7 +23,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from math import copysign, inf, isfinite, nan
 from pathlib import Path, PurePosixPath
@@ -39,8 +38,8 @@ from PIL import Image, ImageDraw
 
 from .data import FONTS, load_font
 from .project import environment, fingerprint, load_settings
-from .tools.house import WATCHMAN, be_quiet, find_root, made_once
-from .training import Recipe, Recogniser, draw_lines, read_lines, save_atomically, save_recogniser, train
+from .tools.house import WATCHMAN, be_quiet, begin_with_copy, find_root
+from .training import Recipe, Recogniser, draw_lines, read_lines, save_recogniser, train
 from .versioning import recorded
 
 # %% ../nbs/08_tracking.ipynb #10ddcf3b
@@ -134,8 +133,7 @@ def open_store(
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger('mlflow.store.db.utils').setLevel(logging.WARNING) # it announces each table
     with at_the_door(uri), FileLock(folder/'store.lock'): # or two processes would make the same database
-        if local and not (database := Path(uri.removeprefix('sqlite:///'))).exists():
-            save_atomically(database, partial(shutil.copyfile, made_once(f"mlflow-{version('mlflow')}.db", empty_database)))
+        if local: begin_with_copy(Path(uri.removeprefix('sqlite:///')), f"mlflow-{version('mlflow')}.db", empty_database)
         client = MlflowClient(uri)
         number = experiment_in(client, experiment, (folder/'artifacts'/experiment).as_uri() if local else None)
     return Store(client, uri, experiment, number, folder/'outbox'/fingerprint(hidden(uri)))
