@@ -496,6 +496,11 @@ class Meters:
         self.together = Histogram('ocr_batch_images', 'Images read together', buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
         self.places = Gauge('ocr_places_taken', 'Requests inside', registry=self.registry)
         self.queue = Gauge('ocr_queue_images', 'Images that wait for their turn', registry=self.registry)
+        self.refusals.labels(503)
+
+    def expect(self, model:str) -> None:
+        "Let counts of `model` stand at 0: whoever watches sees the first fault only if there was a 0 before it."
+        for status in (200, 500, 504): self.predictions.labels(model, status)
 
 class Job(NamedTuple):
     "An image to be read."
@@ -525,6 +530,7 @@ class Service:
         self.batcher = Batcher(self.work, limits.batch, limits.wait_ms/1000, limits.workers)
         self.swapping = asyncio.Lock()
         self.meters = Meters()
+        self.meters.expect(self.model.version)
         self.meters.places.set_function(lambda: self.taken)
         self.meters.queue.set_function(lambda: self.batcher.queue.qsize())
     def __repr__(self): return f"Service({self.model.version}, {self.taken} of {self.limits.places} places taken)"
@@ -599,6 +605,7 @@ class Service:
             except (ValueError, OSError) as e:
                 get_logger('serving').error('reload failed', error=str(e), serving=before)
                 raise refusal(503, f"The champion could not be loaded, so {before} goes on. The log says why", 60) from e
+            self.meters.expect(new.version)
             self.model = new
             entry['model'] = new.version
         return before,new.version
