@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['GRAIN', 'FEATURES', 'TABLES', 'slope', 'look', 'Measured', 'Sensor', 'psi', 'distance', 'margin', 'moved', 'mmd',
-           'looks', 'Memory', 'Monitor', 'Labels', 'report', 'Tracker', 'Exported', 'registry_of', 'Claims',
+           'looks', 'Memory', 'Monitor', 'Labels', 'report', 'Tracker', 'Exported', 'registry_of', 'tracking', 'Claims',
            'Retraining']
 
 # %% ../nbs/19_drift.ipynb #674cafbe
 import hashlib
 import sqlite3
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from io import BytesIO
 from math import inf, isfinite, log, sqrt
@@ -28,7 +28,7 @@ from filelock import FileLock
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from .project import get_logger
+from .project import get_logger, load_settings
 
 # %% ../nbs/19_drift.ipynb #9b0c9ec5
 GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)/6 # answers to grain, and neither to edges nor to slopes
@@ -259,6 +259,10 @@ class Monitor(Memory):
             db.executemany(f'INSERT INTO reference VALUES ({places})', reference[list(FEATURES)].astype(float).values.tolist()) # noqa: S608 (question marks only)
             db.execute("REPLACE INTO state VALUES ('window after', (SELECT coalesce(max(id), 0) FROM image))")
 
+    def reference(self) -> pd.DataFrame: # Empty until `refer` was called
+        "What images are compared with."
+        with self.opened() as db: return pd.read_sql('SELECT * FROM reference', db)
+
     def current(self, n:int=0) -> pd.DataFrame: # Oldest first
         "The last `n` images since there is this reference; as many as the window has if 0."
         with self.opened() as db:
@@ -267,8 +271,7 @@ class Monitor(Memory):
 
     def judge(self) -> dict[str, float]: # As `moved`; empty until there is a reference and the window is full
         "How far each feature has moved, at least."
-        with self.opened() as db: reference = pd.read_sql('SELECT * FROM reference', db)
-        now = self.current()
+        reference,now = self.reference(),self.current()
         return moved(reference, now, self.alpha) if len(reference) and len(now) >= self.window else {}
 
     def close(self) -> None:
@@ -323,13 +326,17 @@ class Tracker:
         sensor:Sensor,
         most:int=64,    # Images that wait; beyond that they are skipped
         seed:int=0,     # Which line of a page is taken
+        apart:Iterable[bytes]=(), # Files that are not users', such as those of a probe
     ):
         self.service,self.monitor,self.sensor,self.skipped = service,monitor,sensor,0
+        self.apart = {hashlib.sha256(o).hexdigest() for o in apart}
         self.rng,self.queue = np.random.default_rng(seed),Queue[Any](most)
         self.work,service.batcher.work = service.batcher.work,self.passing_on
         self.thread = Thread(target=self.turns, daemon=True)
         self.thread.start()
     def __repr__(self): return f"Tracker({self.queue.qsize()} waiting, {self.skipped} skipped)"
+    def __enter__(self) -> 'Tracker': return self
+    def __exit__(self, *_) -> None: self.close()
 
     def passing_on(self, jobs:list[Any]) -> list[Any]:
         "The service's own work; what it read is put into the queue."
@@ -346,12 +353,13 @@ class Tracker:
         "One line of one image."
         from mlops_course.serving import certainty, load_upload
         from mlops_course.training import cut_out
+        if (sha256 := hashlib.sha256(data).hexdigest()) in self.apart: return
         image = load_upload(BytesIO(data), self.service.limits.max_pixels)
         answer = reading.text,certainty(reading)
         if not line and reading.lines:
             one = reading.lines[self.rng.integers(len(reading.lines))]
             image,answer = cut_out(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), one.box),(one.text, one.confidence)
-        self.monitor.track(self.sensor(image, answer).values, hashlib.sha256(data).hexdigest(), model.version, reading.text)
+        self.monitor.track(self.sensor(image, answer).values, sha256, model.version, reading.text)
 
     def turns(self) -> None:
         "Measure, again and again."
@@ -383,6 +391,26 @@ def registry_of(monitor:Monitor) -> CollectorRegistry: # For `make_asgi_app`
     registry = CollectorRegistry()
     registry.register(Exported(monitor))
     return registry
+
+@contextmanager
+def tracking(
+    service:Any,              # `app.state.service` of lesson 13
+    path:str|Path,            # Of the monitor's file
+    apart:Iterable[bytes]=(), # As in `Tracker`
+    lines:int=300,            # Clean ones, drawn: a third for the sensor, the others as the reference of a file that has none
+) -> Iterator[Monitor]:
+    "A monitor that watches what `service` reads, until the block ends."
+    from mlops_course.registry import trial_lines
+    from mlops_course.serving import certainty, read_together
+    from mlops_course.training import load_recogniser
+    calm = [image for image,_ in trial_lines(lines, 0, ('render',))['render']]
+    known,rest = calm[:lines//3],calm[lines//3:]
+    sensor = Sensor(load_recogniser(load_settings().paths.data/'recogniser'), known)
+    with Monitor(path) as monitor:
+        if monitor.reference().empty: # as the model that serves reads them
+            read = read_together(service.model.engine, rest, line=True)
+            monitor.refer(pd.DataFrame([sensor(image, (o.text, certainty(o))).values for image,o in zip(rest, read)]))
+        with Tracker(service, monitor, sensor, apart=apart): yield monitor
 
 # %% ../nbs/19_drift.ipynb #6df43698
 class Claims(Memory):

@@ -36,6 +36,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .containers import free_port
 from .flows import Process
+from .project import load_settings
 from .registry import trial_lines
 from .scoring import rate, score
 from .serving import Keys, create_app, on_free_port
@@ -562,6 +563,7 @@ PANELS = (
     Panel('Inside, and waiting', 'short', {'places taken': 'sum(ocr_places_taken)', 'images in the queue': 'sum(ocr_queue_images)'}),
     Panel('Images read together', 'short', {'mean': 'sum(rate(ocr_batch_images_sum[5m])) / sum(rate(ocr_batch_images_count[5m]))'}),
     Panel('How sure the model is', 'percentunit', {f'{100*q:.0f} of 100 are below': within(q, 'ocr_confidence') for q in (.1, .5)}),
+    Panel('Share of the images that must be others, at least', 'percentunit', {'{{feature}}': 'max by (feature) (ocr_drift)'}),
     Panel('Who answers Prometheus', 'short', {'{{job}}': 'min by (job) (up)'}),
 )
 
@@ -606,19 +608,22 @@ def curves_of(
 # %% ../nbs/18_monitoring.ipynb #b5a0d916
 @contextmanager
 def services(
-    folder:str|Path,                          # For keys.json and audit.jsonl
+    folder:str|Path,                          # For keys.json, audit.jsonl and drift.db
     lines:int=12,                             # That the probe reads
     every_s:float=15.,                        # Between scrapes, and between rounds of the probe
     tell:Callable[[Note], Any]=lambda _: None, # Called with each alert
     source:Any=None,                          # Of the model, as `create_app` takes it
 ) -> Iterator[dict[str, str]]:                # Name -> address
-    "The service, its probe, and what watches both, on free ports of this machine until the block ends."
+    "The service, its probe, its monitor of drift, and what watches them, on free ports of this machine until the block ends."
+    from mlops_course.drift import registry_of, tracking
     keys = Keys(Path(folder)/'keys.json')
     if any(o.name == 'probe' for o in keys): keys.revoke('probe')
     with ExitStack() as stack:
-        app = create_app(source, folder)
+        app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way
         reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(Hook(tell), lifespan='off'))
         probe = Probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
-        targets = {'reader': reader, 'probe': stack.enter_context(probing(probe, every_s))}
+        monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.files))
+        drift = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
+        targets = {'reader': reader, 'probe': stack.enter_context(probing(probe, every_s)), 'drift': drift}
         watch = stack.enter_context(watching(targets, hook, every_s=every_s))
         yield {**targets, **({'prometheus': watch.url, 'alertmanager': watch.alertmanager} if isinstance(watch, Prometheus) else {})}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Shelf
-from prometheus_client import generate_latest
+from prometheus_client import generate_latest, make_asgi_app
 from scipy.stats import ks_2samp
 
 from mlops_course import drift, flows
@@ -38,12 +39,13 @@ from mlops_course.drift import (
     report,
     slope,
 )
-from mlops_course.flows import Order
-from mlops_course.monitoring import Note
+from mlops_course.flows import RULE, FlowServer, Order, Process
+from mlops_course.monitoring import Hook, Note, watching
 from mlops_course.project import Api, load_settings
-from mlops_course.registry import trial_lines
+from mlops_course.registry import history, trial_lines
 from mlops_course.scoring import rate, score
 from mlops_course.serving import Keys, create_app, on_free_port, ready
+from mlops_course.tracking import open_store
 from mlops_course.training import Custom, load_recogniser
 
 ROW = dict.fromkeys(FEATURES, 1.)
@@ -475,6 +477,40 @@ def test_retraining_that_failed_to_start_may_be_tried_again(tmp_path, monkeypatc
 
 
 @pytest.mark.slow # importing Evidently takes six seconds or more
+@pytest.mark.slow # a whole delivery
+def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
+    "What moved, the rule, the webhook, the event, and then the pipeline of lesson 16 as it is."
+    monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path))
+    monkeypatch.setenv('MLOPS_COURSE_PARAMS__GATES__P95_MS', '1000000') # on a busy machine
+    monkeypatch.delenv('PRODUCTION_URL', raising=False)
+    order = Order(data='v2', steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))
+    with FlowServer(tmp_path/'prefect') as server, Monitor(tmp_path/'drift.db') as monitor, ExitStack() as stack:
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.sorting import FlowRunSort
+        client = stack.enter_context(get_client(sync_client=True))
+        stack.enter_context(Process([sys.executable, '-c', 'from mlops_course.flows import serve_retraining; serve_retraining()'],
+                                    f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
+        def wait(seconds, what):
+            until = time.monotonic() + seconds
+            while not (found := what()):
+                assert time.monotonic() < until
+                time.sleep(.2)
+            return found
+        wait(60, lambda: client.read_automations_by_name(RULE))
+        retraining = Retraining(Claims(monitor.path), order)
+        hook = stack.enter_context(on_free_port(Hook(retraining), lifespan='off'))
+        target = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
+        stack.enter_context(watching({'drift': target}, hook, 1000, .3))
+        monitor.refer(sample(200, 0))
+        for o in sample(monitor.window, 1, 3.).to_dict('records'): monitor.track(o)
+        def ended():
+            runs = [o for o in client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=50) if o.parameters.get('approved_by') == 'the retraining']
+            return runs if runs and all(o.state.is_final() for o in runs) else []
+        assert [(o.state.name, o.parameters['order']['data']) for o in wait(300, ended)] == [('Completed', 'v2')]
+    last = history(open_store())[-1]
+    assert (last['who'], last['what'], last['version']) == ('the retraining', 'promoted', 1)
+
+
 def test_report_says_what_scipy_says(tmp_path):
     a, b = sample(200, 0), sample(100, 1).assign(noise=lambda o: o['noise'] + 2)
     found = report(a, b, tmp_path/'report.html')

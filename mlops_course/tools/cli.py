@@ -544,7 +544,7 @@ def audit(receipts:tuple[str, ...], folder:str|None) -> None:
 @main.command(epilog=example("mlops-course services"))
 @folder_option
 def services(folder:str|None) -> None:
-    "Start the service, a probe, Prometheus and Alertmanager, print where they are and each alert, until Ctrl+C."
+    "Start the service, a probe, a monitor of drift, Prometheus and Alertmanager, print where they are and each alert, until Ctrl+C."
     import signal
     from threading import Event
 
@@ -557,7 +557,7 @@ def services(folder:str|None) -> None:
     def told(note): click.echo(f'{note.alert} {note.status} ({note.severity}): {note.summary}. {note.action if note.status == "firing" else ""}'.strip())
     try:
         with start(serving_folder(folder), tell=told) as found:
-            for name,url in found.items(): click.echo(f"{name:13} {url}{'/metrics' if name in ('reader', 'probe') else ''}")
+            for name,url in found.items(): click.echo(f"{name:13} {url}{'/metrics' if name in ('reader', 'probe', 'drift') else ''}")
             click.echo("Ctrl+C stops all of them")
             Event().wait()
     except BlockingIOError as e: raise Foreseen(str(e)) from e # another service has the folder
