@@ -557,7 +557,7 @@ PANELS = (
     Panel('Accuracy on the lines of the probe', 'percentunit', {'{{model}}, {{measure}}': 'max by (model, measure) (ocr_model_accuracy)'}),
     Panel('How fast the error budget burns', 'short', {'in an hour': 'ocr:failed:ratio1h / scalar(ocr:budget)',
                                                        'in six hours': 'ocr:failed:ratio6h / scalar(ocr:budget)'}),
-    Panel('Images a second', 'reqps', {'{{model}}, {{status}}': 'sum by (model, status) (rate(ocr_predictions_total[5m]))'}),
+    Panel('Images a second', 'reqps', {'{{engine}} {{model}}, {{status}}': 'sum by (engine, model, status) (rate(ocr_predictions_total[5m]))'}),
     Panel('Seconds for 50, 95 and 99 of 100 images', 's', {f'{100*q:.0f}': within(q) for q in (.5, .95, .99)}),
     Panel('Refusals a second', 'reqps', {'{{status}}': 'sum by (status) (rate(ocr_refusals_total[5m]))'}),
     Panel('Inside, and waiting', 'short', {'places taken': 'sum(ocr_places_taken)', 'images in the queue': 'sum(ocr_queue_images)'}),

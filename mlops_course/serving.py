@@ -488,19 +488,25 @@ class Meters:
     "What is counted, for Prometheus; each service has its own."
     def __init__(self):
         self.registry = CollectorRegistry()
-        self.predictions = Counter('ocr_predictions_total', 'Images that arrived, by what became of them', ['model', 'status'], registry=self.registry)
-        self.duration = Histogram('ocr_prediction_duration_seconds', 'From the arrival of an image to its text', ['model'], registry=self.registry)
+        self.predictions = Counter('ocr_predictions_total', 'Images that came, by what became of them', ['engine', 'model', 'status'], registry=self.registry)
+        self.duration = Histogram('ocr_prediction_duration_seconds', 'From the arrival of an image to its text', ['engine', 'model'], registry=self.registry)
         self.refusals = Counter('ocr_refusals_total', 'Requests that got no answer', ['status'], registry=self.registry)
-        self.confidence = Histogram('ocr_confidence', 'How sure the model was of an image; 0 where it read nothing', ['model'],
+        self.confidence = Histogram('ocr_confidence', 'How sure the engine was of an image; 0 where it read nothing', ['engine', 'model'],
                                     buckets=(.5, .6, .7, .8, .85, .9, .95, .98, 1), registry=self.registry)
         self.together = Histogram('ocr_batch_images', 'Images read together', buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
         self.places = Gauge('ocr_places_taken', 'Requests inside', registry=self.registry)
         self.queue = Gauge('ocr_queue_images', 'Images that wait for their turn', registry=self.registry)
         self.refusals.labels(503)
 
-    def expect(self, model:str) -> None:
+    def expect(self, model:Model) -> None:
         "Let counts of `model` stand at 0: whoever watches sees the first fault only if there was a 0 before it."
-        for status in (200, 500, 504): self.predictions.labels(model, status)
+        for status in (200, 500, 504): self.predictions.labels(model.engine.name, model.version, status)
+
+    def observe(self, entry:dict, reading:Reading) -> None:
+        "An image that was read, and its entry in the record."
+        names = entry['engine'],entry['model']
+        self.duration.labels(*names).observe(entry['seconds'])
+        self.confidence.labels(*names).observe(certainty(reading))
 
 class Job(NamedTuple):
     "An image to be read."
@@ -530,7 +536,7 @@ class Service:
         self.batcher = Batcher(self.work, limits.batch, limits.wait_ms/1000, limits.workers)
         self.swapping = asyncio.Lock()
         self.meters = Meters()
-        self.meters.expect(self.model.version)
+        self.meters.expect(self.model)
         self.meters.places.set_function(lambda: self.taken)
         self.meters.queue.set_function(lambda: self.batcher.queue.qsize())
     def __repr__(self): return f"Service({self.model.version}, {self.taken} of {self.limits.places} places taken)"
@@ -566,9 +572,9 @@ class Service:
         return [found[i] for i in range(len(jobs))]
 
     @asynccontextmanager
-    async def on_record(self, who:str, what:str) -> AsyncIterator[dict]:
-        "An entry to be filled in, and written down before anybody is answered. Its `receipt` is there afterwards."
-        entry:dict[str, Any] = {'who': who, 'what': what, 'status': 200, 'model': self.model.version}
+    async def on_record(self, who:str, what:str, **more:str) -> AsyncIterator[dict]:
+        "An entry to be filled in, and written down before anybody is answered. Its `receipt` is there afterwards. With an `engine` it counts as an image."
+        entry:dict[str, Any] = {'who': who, 'what': what, 'status': 200, 'model': self.model.version, **more}
         start = perf_counter()
         try: yield entry
         except BaseException as e:
@@ -576,7 +582,7 @@ class Service:
             raise
         finally:
             entry['seconds'] = round(perf_counter() - start, 4)
-            if what == 'read': self.meters.predictions.labels(entry['model'], entry['status']).inc()
+            if 'engine' in entry: self.meters.predictions.labels(entry['engine'], entry['model'], entry['status']).inc()
             entry['receipt'] = await asyncio.shield(asyncio.to_thread(self.audit.add, **entry))
 
     async def read(self,
@@ -587,14 +593,13 @@ class Service:
     ) -> tuple['Answer', str]:      # And its receipt
         "What stands on the image in `file`."
         until = until or asyncio.get_running_loop().time() + self.limits.timeout_s
-        async with self.on_record(who, 'read') as entry:
+        async with self.on_record(who, 'read', engine=self.model.engine.name) as entry:
             entry['sha256'] = await asyncio.to_thread(sha256_of, file)
             try:
                 async with asyncio.timeout_at(until): model,reading = await self.batcher(Job(file, line))
             except TimeoutError as e: raise refusal(504, f"The image was not read within {self.limits.timeout_s:g} seconds. Send a smaller one", 1) from e
             entry['model'] = model.version # a swap may have come between
-        self.meters.duration.labels(model.version).observe(entry['seconds'])
-        self.meters.confidence.labels(model.version).observe(certainty(reading))
+        self.meters.observe(entry, reading)
         return Answer(**reading.to_dict(), model=model.version, sha256=entry['sha256']),entry['receipt']
 
     async def reload(self, who:str) -> tuple[str, str]: # The versions before and after
@@ -605,7 +610,7 @@ class Service:
             except (ValueError, OSError) as e:
                 get_logger('serving').error('reload failed', error=str(e), serving=before)
                 raise refusal(503, f"The champion could not be loaded, so {before} goes on. The log says why", 60) from e
-            self.meters.expect(new.version)
+            self.meters.expect(new)
             self.model = new
             entry['model'] = new.version
         return before,new.version

@@ -431,13 +431,14 @@ async def read_on_record(
         if engine is None:
             answer,_ = await service.read(file, who=who)
             return Reading(answer.engine, answer.lines, answer.seconds)
-        async with service.on_record(who, f'page, {name}') as entry:
+        async with service.on_record(who, f'page, {name}', engine=getattr(engine, 'name', name), model='') as entry:
             entry['sha256'] = await asyncio.to_thread(sha256_of, file)
             seconds = service.limits.timeout_s
             try: reading = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, engine, image), seconds)
             except TimeoutError as e: raise refusal(504, f"{name} did not read the image within {seconds:g} seconds. Send a smaller one") from e
-            entry['model'] = reading.engine
-            return reading
+            entry['engine'] = reading.engine
+        service.meters.observe(entry, reading)
+        return reading
 
 # %% ../nbs/14_vision.ipynb #30dddbaf
 STYLE = '''

@@ -155,10 +155,10 @@ def story(models, statuses, n=60):
             values = counter(rng, mean, n, reset=33 if status == '500' else None, start=3. if model == 'reader/1' else 0.)
             if model == 'reader/2': values[:20] = [None]*20
             if status == '422': values[25:29] = [None]*4
-            found[f'ocr_predictions_total{{model="{model}",status="{status}"}}'] = values
+            found[f'ocr_predictions_total{{engine="custom",model="{model}",status="{status}"}}'] = values
         for name, edges in (('ocr_prediction_duration_seconds', ('0.1', '0.5', '2.5', '+Inf')), ('ocr_confidence', ('0.5', '0.9', '1.0', '+Inf'))):
             each = np.array([rng.poisson(2, n).cumsum() for _ in edges]).cumsum(0).astype(float)
-            for edge, values in zip(edges, each): found[f'{name}_bucket{{le="{edge}",model="{model}"}}'] = values.tolist()
+            for edge, values in zip(edges, each): found[f'{name}_bucket{{engine="custom",le="{edge}",model="{model}"}}'] = values.tolist()
         for measure in ('characters', 'exact'):
             found[f'ocr_model_accuracy{{job="probe",measure="{measure}",model="{model}"}}'] = rng.uniform(.85, 1, n).round(4).tolist()
     for status in ('503', '429'): found[f'ocr_refusals_total{{status="{status}"}}'] = counter(rng, 4, n)

@@ -203,24 +203,25 @@ def test_health_ready_models_and_metrics_answer(client, line):
     assert models['serving'] == {'version': 'reader/1', 'why': 'of the test'}
     assert models['registered'][0]['aliases'] == ['champion']
     metrics = client.get('/metrics').text
-    for o in ('ocr_predictions_total{model="reader/1",status="200"}', 'ocr_prediction_duration_seconds_bucket{', 'ocr_places_taken'): assert o in metrics
+    for o in ('ocr_predictions_total{engine="custom",model="reader/1",status="200"}', 'ocr_prediction_duration_seconds_bucket{', 'ocr_places_taken'):
+        assert o in metrics
 
 
 def test_predictions_are_counted_by_what_became_of_them(engine, tmp_path, line):
     with started(Shelf(engine), tmp_path) as client:
         for o in (line, line, b'no image'): client.read(o)
         value = client.service.meters.registry.get_sample_value
-        assert value('ocr_predictions_total', {'model': 'reader/1', 'status': '200'}) == 2
-        assert value('ocr_predictions_total', {'model': 'reader/1', 'status': '422'}) == 1
-        assert value('ocr_prediction_duration_seconds_count', {'model': 'reader/1'}) == 2
+        mine = {'engine': 'custom', 'model': 'reader/1'}
+        assert [value('ocr_predictions_total', {**mine, 'status': o}) for o in ('200', '422', '500')] == [2, 1, 0]
+        assert value('ocr_prediction_duration_seconds_count', mine) == 2
 
 
 def test_confidence_is_counted_and_nothing_read_counts_as_none_at_all(engine, tmp_path, line):
     with started(Shelf(engine), tmp_path) as client:
         for o in (line, png(np.full((32, 200, 3), 255, np.uint8))): client.read(o, line=True)
         value = client.service.meters.registry.get_sample_value
-        assert value('ocr_confidence_bucket', {'model': 'reader/1', 'le': '0.5'}) == 1
-        assert value('ocr_confidence_bucket', {'model': 'reader/1', 'le': '1.0'}) == 2
+        assert value('ocr_confidence_bucket', {'engine': 'custom', 'model': 'reader/1', 'le': '0.5'}) == 1
+        assert value('ocr_confidence_bucket', {'engine': 'custom', 'model': 'reader/1', 'le': '1.0'}) == 2
 
 
 def test_images_that_wait_are_counted_while_they_wait(held, tmp_path, line):

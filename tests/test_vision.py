@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -825,9 +826,12 @@ def test_every_engine_that_was_asked_is_on_record(site):
     async def story(): # on the loop of this thread nothing of the site runs; the record is a file
         with ThreadPoolExecutor(1) as threads:
             return await read_on_record(site.service, 'ana', 'third', site.own, io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)
+    count = partial(site.service.meters.registry.get_sample_value, 'ocr_predictions_total', {'engine': 'custom', 'model': '', 'status': '200'})
+    before = count() or 0
     with ThreadPoolExecutor(1) as thread: thread.submit(asyncio.run, story()).result()
+    assert count() == before + 1
     new = [json.loads(o) for o in (site.folder/'service'/'audit.jsonl').read_text(encoding='utf-8').splitlines()[len(entries):]]
-    assert [(o['who'], o['what'], o['model'], o['status']) for o in new] == [('ana', 'page, third', 'custom', 200)]
+    assert [(o['who'], o['what'], o['engine'], o['status']) for o in new] == [('ana', 'page, third', 'custom', 200)]
     assert new[0]['sha256'] == sha256(PAGE.read_bytes()).hexdigest()
 
 
