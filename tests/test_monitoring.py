@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import Shelf, needs
@@ -21,6 +22,7 @@ from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
 from mlops_course import monitoring
 from mlops_course.data import ALPHABET
+from mlops_course.drift import FEATURES, Monitor, registry_of
 from mlops_course.monitoring import (
     PANELS,
     Hook,
@@ -404,12 +406,17 @@ def embedded(request):
 
 
 @pytest.mark.slow
-def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lines):
+def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lines, tmp_path):
     shelf, client, url, key = live
     hook = Hook()
     with ExitStack() as stack:
         hook_url = stack.enter_context(on_free_port(hook, lifespan='off'))
-        targets = {'reader': url, 'probe': stack.enter_context(probing(Probe(url, key, lines[:4]), .3))}
+        monitor = stack.enter_context(Monitor(tmp_path/'drift.db', window=50))
+        rows = pd.DataFrame(np.random.default_rng(0).normal(size=(150, len(FEATURES))), columns=FEATURES)
+        monitor.refer(rows[:100])
+        for o in rows[100:].to_dict('records'): monitor.track(o)
+        targets = {'reader': url, 'probe': stack.enter_context(probing(Probe(url, key, lines[:4]), .3)),
+                   'drift': stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))}
         watch = stack.enter_context(watching(targets, hook_url, 200, .3, embedded))
         def wait(true):
             until = time.monotonic() + 30
