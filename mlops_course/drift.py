@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['GRAIN', 'FEATURES', 'TABLES', 'slope', 'look', 'Measured', 'Sensor', 'psi', 'distance', 'margin', 'moved', 'mmd',
-           'looks', 'Memory', 'Monitor', 'Labels', 'report', 'Tracker', 'Exported', 'registry_of', 'tracking', 'Claims',
-           'Retraining']
+           'looks', 'Memory', 'Monitor', 'Labels', 'report', 'Tracker', 'Exported', 'registry_of', 'tracking',
+           'services', 'Claims', 'Retraining']
 
 # %% ../nbs/19_drift.ipynb #674cafbe
 import hashlib
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from io import BytesIO
 from math import inf, isfinite, log, sqrt
 from pathlib import Path
@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from .project import get_logger, load_settings
@@ -411,6 +411,31 @@ def tracking(
             read = read_together(service.model.engine, rest, line=True)
             monitor.refer(pd.DataFrame([sensor(image, (o.text, certainty(o))).values for image,o in zip(rest, read)]))
         with Tracker(service, monitor, sensor, apart=apart): yield monitor
+
+# %% ../nbs/19_drift.ipynb #f4a0834b
+@contextmanager
+def services(
+    folder:str|Path,                          # For keys.json, audit.jsonl and drift.db
+    lines:int=12,                             # That the probe reads
+    every_s:float=15.,                        # Between scrapes, and between rounds of the probe
+    tell:Callable[[Any], Any]=lambda _: None, # Called with the `Note` of each alert
+    source:Any=None,                          # Of the model, as `create_app` takes it
+) -> Iterator[dict[str, str]]:                # Name -> address
+    "The service, its probe, its monitor of drift, and what watches them, on free ports of this machine until the block ends."
+    from mlops_course.monitoring import Hook, Probe, Prometheus, probing, watching
+    from mlops_course.registry import trial_lines
+    from mlops_course.serving import Keys, create_app, on_free_port
+    keys = Keys(Path(folder)/'keys.json')
+    if any(o.name == 'probe' for o in keys): keys.revoke('probe')
+    with ExitStack() as stack:
+        app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way
+        reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(Hook(tell), lifespan='off'))
+        probe = Probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
+        monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.files))
+        drift = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
+        targets = {'reader': reader, 'probe': stack.enter_context(probing(probe, every_s)), 'drift': drift}
+        watch = stack.enter_context(watching(targets, hook, every_s=every_s))
+        yield {**targets, **({'prometheus': watch.url, 'alertmanager': watch.alertmanager} if isinstance(watch, Prometheus) else {})}
 
 # %% ../nbs/19_drift.ipynb #6df43698
 class Claims(Memory):

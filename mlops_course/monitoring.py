@@ -7,7 +7,7 @@ __all__ = ['Labels', 'Vector', 'LOOK_BACK_S', 'MATCHES', 'FUNCTIONS', 'AGGREGATE
            'UNITS', 'PROGRAMS', 'PANELS', 'Probe', 'probing', 'labelled', 'Samples', 'grown', 'quantile', 'divided',
            'unnamed', 'evaluate', 'growths', 'called', 'aggregated', 'combined', 'seconds_of', 'shortened', 'Note',
            'Hook', 'installed', 'program', 'labels_of', 'Prometheus', 'read_deploy', 'prometheus', 'filled', 'Alert',
-           'Watch', 'watching', 'Panel', 'within', 'dashboard', 'legend_of', 'curves_of', 'services']
+           'Watch', 'watching', 'Panel', 'within', 'dashboard', 'legend_of', 'curves_of']
 
 # %% ../nbs/18_monitoring.ipynb #01951292
 import json
@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter as Count
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
@@ -36,10 +36,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .containers import free_port
 from .flows import Process
-from .project import load_settings
-from .registry import trial_lines
 from .scoring import rate, score
-from .serving import Keys, create_app, on_free_port
+from .serving import on_free_port
 from .tools.house import find_root
 from .training import save_atomically
 
@@ -604,26 +602,3 @@ def curves_of(
     for legend,expr in panel.curves.items():
         for labels,points in watch.between(shortened(expr, factor), start, end, step).items(): found[legend_of(legend, labels)] = points
     return found
-
-# %% ../nbs/18_monitoring.ipynb #b5a0d916
-@contextmanager
-def services(
-    folder:str|Path,                          # For keys.json, audit.jsonl and drift.db
-    lines:int=12,                             # That the probe reads
-    every_s:float=15.,                        # Between scrapes, and between rounds of the probe
-    tell:Callable[[Note], Any]=lambda _: None, # Called with each alert
-    source:Any=None,                          # Of the model, as `create_app` takes it
-) -> Iterator[dict[str, str]]:                # Name -> address
-    "The service, its probe, its monitor of drift, and what watches them, on free ports of this machine until the block ends."
-    from mlops_course.drift import registry_of, tracking
-    keys = Keys(Path(folder)/'keys.json')
-    if any(o.name == 'probe' for o in keys): keys.revoke('probe')
-    with ExitStack() as stack:
-        app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way
-        reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(Hook(tell), lifespan='off'))
-        probe = Probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
-        monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.files))
-        drift = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
-        targets = {'reader': reader, 'probe': stack.enter_context(probing(probe, every_s)), 'drift': drift}
-        watch = stack.enter_context(watching(targets, hook, every_s=every_s))
-        yield {**targets, **({'prometheus': watch.url, 'alertmanager': watch.alertmanager} if isinstance(watch, Prometheus) else {})}

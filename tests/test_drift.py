@@ -1,12 +1,14 @@
 "Drift (lesson 19): tests against scipy, false alarms, a monitor that is killed, late labels, the report, and an alert that starts one run."
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -14,7 +16,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Shelf
+from conftest import Shelf, needs
 from prometheus_client import generate_latest, make_asgi_app
 from scipy.stats import ks_2samp
 
@@ -37,16 +39,17 @@ from mlops_course.drift import (
     psi,
     registry_of,
     report,
+    services,
     slope,
 )
 from mlops_course.flows import RULE, FlowServer, Order, Process
-from mlops_course.monitoring import Hook, Note, watching
+from mlops_course.monitoring import PROGRAMS, Hook, Note, watching
 from mlops_course.project import Api, load_settings
 from mlops_course.registry import history, trial_lines
 from mlops_course.scoring import rate, score
 from mlops_course.serving import Keys, create_app, on_free_port, ready
 from mlops_course.tracking import open_store
-from mlops_course.training import Custom, load_recogniser
+from mlops_course.training import Custom, load_custom, load_recogniser
 
 ROW = dict.fromkeys(FEATURES, 1.)
 
@@ -519,3 +522,47 @@ def test_report_says_what_scipy_says(tmp_path):
     page = (tmp_path/'report.html').read_text(encoding='utf-8')
     assert 'strangeness' in page
     assert 'src="http' not in page
+
+
+# All of it
+
+@pytest.mark.slow
+def test_services_serve_watch_and_end(tmp_path, monkeypatch):
+    for o in PROGRAMS: needs(o, 'watches')
+    monkeypatch.setenv('MLOPS_COURSE_SERVICES__API__RATE', '1000000')
+    for o in ('CERTIFICATE', 'KEY'): monkeypatch.setenv(f'MLOPS_COURSE_SERVICES__API__TLS_{o}', 'of another place')
+    Keys(tmp_path/'keys.json').add('probe') # as the time before left it
+    user = {'Authorization': f"Bearer {Keys(tmp_path/'keys.json').add('ana')}"}
+    photos = [cv2.imencode('.png', o)[1].tobytes() for o,_ in trial_lines(50, 0, ('photo_simulated',))['photo_simulated']]
+    shelf = Shelf(ready(load_custom()))
+    with services(tmp_path, lines=2, every_s=.3, source=shelf) as found, httpx.Client(headers=user, timeout=60, trust_env=False) as client:
+        assert found.keys() == {'reader', 'probe', 'drift', 'prometheus', 'alertmanager'}
+        def wait(query, holds, seconds=60):
+            until = time.monotonic() + seconds
+            while not holds(o := client.get(f"{found['prometheus']}/api/v1/query", params={'query': query}).json()['data']['result']):
+                assert time.monotonic() < until, (query, o)
+                time.sleep(.2)
+            return {o['metric'].get('feature'): float(o['value'][1]) for o in o}
+        wait('up == 1', lambda o: len(o) == 3)
+        faults = wait('ocr_predictions_total{status=~"5.."}', bool)
+        assert faults == {None: 0.} # before the first one
+        for o in 4*photos: client.post(f"{found['reader']}/v1/read", params={'line': True}, files={'file': o}).raise_for_status()
+        assert wait('ocr_drift', bool)['sharpness'] > .2
+        tracked = wait('ocr_tracked_total', bool)
+        assert 200 <= tracked[None] <= len(4*photos) # of the probe's, none
+    for url in found.values():
+        with pytest.raises(httpx.TransportError): httpx.get(url, trust_env=False)
+
+
+@pytest.mark.slow
+def test_the_command_prints_addresses_and_ends_when_told(tmp_path):
+    needs('prometheus', 'is started'), needs('prometheus-alertmanager', 'is started')
+    command = [Path(sys.executable).parent/'mlops-course', 'services', '--folder', tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
+    try:
+        said = dict(line.split() for line in (process.stdout.readline() for _ in range(5)))
+        assert httpx.get(f"{said['alertmanager']}/-/healthy", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally: process.kill()
+    with pytest.raises(httpx.TransportError): httpx.get(said['prometheus'], trust_env=False)

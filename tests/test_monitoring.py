@@ -1,17 +1,12 @@
 "Monitoring (lesson 18): PromQL against promtool, rules against their stories, a probe and alerts over real HTTP, dashboards against live numbers."
 import json
 import math
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
-import cv2
 import httpx
 import numpy as np
 import pandas as pd
@@ -42,7 +37,6 @@ from mlops_course.monitoring import (
     quantile,
     read_deploy,
     seconds_of,
-    services,
     shortened,
     watching,
 )
@@ -510,46 +504,3 @@ def test_rules_and_panels_ask_for_what_is_exported(lines):
 
 
 def test_a_legend_shows_its_labels(): assert legend_of('{{model}}, {{none}}', labelled('x', model='a')) == 'a, '
-
-
-# All of it
-
-@pytest.mark.slow
-def test_services_serve_watch_and_end(engine, tmp_path, monkeypatch):
-    for o in monitoring.PROGRAMS: needs(o, 'watches')
-    monkeypatch.setenv('MLOPS_COURSE_SERVICES__API__RATE', '1000000')
-    for o in ('CERTIFICATE', 'KEY'): monkeypatch.setenv(f'MLOPS_COURSE_SERVICES__API__TLS_{o}', 'of another place')
-    Keys(tmp_path/'keys.json').add('probe') # as the time before left it
-    user = {'Authorization': f"Bearer {Keys(tmp_path/'keys.json').add('ana')}"}
-    photos = [cv2.imencode('.png', o)[1].tobytes() for o,_ in trial_lines(50, 0, ('photo_simulated',))['photo_simulated']]
-    with services(tmp_path, lines=2, every_s=.3, source=Shelf(engine)) as found, httpx.Client(headers=user, timeout=60, trust_env=False) as client:
-        assert found.keys() == {'reader', 'probe', 'drift', 'prometheus', 'alertmanager'}
-        def wait(query, holds, seconds=60):
-            until = time.monotonic() + seconds
-            while not holds(o := client.get(f"{found['prometheus']}/api/v1/query", params={'query': query}).json()['data']['result']):
-                assert time.monotonic() < until, (query, o)
-                time.sleep(.2)
-            return {o['metric'].get('feature'): float(o['value'][1]) for o in o}
-        wait('up == 1', lambda o: len(o) == 3)
-        faults = wait('ocr_predictions_total{status=~"5.."}', bool)
-        assert faults == {None: 0.} # before the first one
-        for o in 4*photos: client.post(f"{found['reader']}/v1/read", params={'line': True}, files={'file': o}).raise_for_status()
-        assert wait('ocr_drift', bool)['sharpness'] > .2
-        tracked = wait('ocr_tracked_total', bool)
-        assert 200 <= tracked[None] <= len(4*photos) # of the probe's, none
-    for url in found.values():
-        with pytest.raises(httpx.TransportError): httpx.get(url, trust_env=False)
-
-
-@pytest.mark.slow
-def test_the_command_prints_addresses_and_ends_when_told(tmp_path):
-    needs('prometheus', 'is started'), needs('prometheus-alertmanager', 'is started')
-    command = [Path(sys.executable).parent/'mlops-course', 'services', '--folder', tmp_path]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
-    try:
-        said = dict(line.split() for line in (process.stdout.readline() for _ in range(5)))
-        assert httpx.get(f"{said['alertmanager']}/-/healthy", trust_env=False).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally: process.kill()
-    with pytest.raises(httpx.TransportError): httpx.get(said['prometheus'], trust_env=False)

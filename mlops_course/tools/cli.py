@@ -548,8 +548,8 @@ def services(folder:str|None) -> None:
     import signal
     from threading import Event
 
+    from mlops_course.drift import services as start
     from mlops_course.monitoring import installed
-    from mlops_course.monitoring import services as start
     from mlops_course.tools.house import be_quiet
     be_quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler) # so that nothing is left behind
