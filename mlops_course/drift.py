@@ -340,9 +340,10 @@ class Tracker:
 
     def passing_on(self, jobs:list[Any]) -> list[Any]:
         "The service's own work; what it read is put into the queue."
+        from mlops_course.serving import Later
         found = self.work(jobs)
         for job,o in zip(jobs, found):
-            if isinstance(o, Exception): continue
+            if isinstance(o, Exception|Later): continue
             try:
                 job.file.seek(0)
                 self.queue.put_nowait((job.file.read(), job.line, *o))

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from . import ocr, training
 from .project import fingerprint, load_settings, version_of
-from .serving import attempt, load_upload, read_together
+from .serving import attempt, load_upload, read_first, read_together
 from .training import SHIPPED, load_custom
 
 # %% ../nbs/20_performance.ipynb #376327aa
@@ -90,7 +90,7 @@ def reader_id(
 ) -> str:
     "What decides what is read, in 16 characters: the net, the code around it, and the packages below it."
     model = Path(folder or load_settings().paths.data/SHIPPED)/'model.onnx'
-    code = Path(ocr.__file__),Path(training.__file__),read_together # coarse: it rather forgets too much than too little
+    code = Path(ocr.__file__),Path(training.__file__),read_first,read_together # coarse: it rather forgets too much than too little
     return fingerprint(model, line, {o: version_of(o) for o in ('numpy', 'onnxruntime', 'opencv-python', 'rapidocr')}, *code)
 
 def page_key(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'FAULT', 'EXAMPLE', 'REFUSALS', 'Lines', 'server_options', 'on_free_port', 'Model', 'open_detector', 'ready',
-           'read_together', 'attempt', 'Batcher', 'refusal', 'counted', 'too_large', 'load_upload', 'is_public',
-           'public_address', 'fetch_image', 'Key', 'Keys', 'digest_of', 'Bucket', 'sealed', 'Audit', 'verify_audit',
-           'Source', 'own_store', 'certainty', 'Meters', 'Job', 'Answer', 'Service', 'sha256_of', 'Upload', 'received',
-           'Problem', 'add_errors', 'problems', 'body', 'known_key', 'add_operations', 'add_reading', 'create_app',
-           'serve']
+           'read_first', 'read_together', 'attempt', 'Later', 'Ticket', 'Batcher', 'refusal', 'counted', 'too_large',
+           'load_upload', 'is_public', 'public_address', 'fetch_image', 'Key', 'Keys', 'digest_of', 'Bucket', 'sealed',
+           'Audit', 'verify_audit', 'Source', 'own_store', 'certainty', 'Meters', 'Job', 'Answer', 'Service',
+           'sha256_of', 'Upload', 'received', 'Problem', 'add_errors', 'problems', 'body', 'known_key',
+           'add_operations', 'add_reading', 'create_app', 'serve']
 
 # %% ../nbs/13_serving.ipynb #68086992
 import asyncio
@@ -19,6 +19,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from ipaddress import ip_address
+from itertools import count
 from math import ceil
 from pathlib import Path
 from shutil import copyfileobj
@@ -46,6 +48,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.requests import ClientDisconnect
 
 from .data import write_json
 from .ocr import Line, Reading, corners, find_page, in_reading_order, load_image, open_header
@@ -75,7 +78,11 @@ def server_options(
     if bool(limits.tls_certificate) != bool(limits.tls_key):
         raise ValueError("services.api has one of tls_certificate and tls_key, and https needs both. Add the other, or remove this one")
     tls = {k: str(find_root()/v) for k,v in (('ssl_certfile', limits.tls_certificate), ('ssl_keyfile', limits.tls_key)) if v}
-    return {'server_header': False, 'access_log': False, 'log_level': 'warning', 'timeout_graceful_shutdown': ceil(limits.timeout_s) + 5, **tls}
+    if tls:
+        try: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls.values())
+        except OSError as e: raise ValueError(f"{' and '.join(tls.values())} cannot be used for https: {e}. Name PEM files that belong together") from e
+    longest_s = limits.timeout_s*ceil(limits.images/limits.batch)
+    return {'server_header': False, 'access_log': False, 'log_level': 'warning', 'timeout_graceful_shutdown': ceil(longest_s) + 5, **tls}
 
 @contextmanager
 def on_free_port(
@@ -124,11 +131,11 @@ def ready(
     return engine
 
 # %% ../nbs/13_serving.ipynb #78a805ad
-def read_together(
+def read_first(
     engine:Custom,
     images:Sequence[np.ndarray], # Height × width × 3, uint8
     line:bool=False,             # Is each image one line?
-) -> list[Reading]:
+) -> list[Reading|None]:         # None: this page is doubtful, and wants another's boxes
     "What `engine` reads on each of `images`, the lines of all of them in one pass."
     start = perf_counter()
     if line: boxes = [[[[0, 0], [o.shape[1], 0], [o.shape[1], o.shape[0]], [0, o.shape[0]]]] for o in images]
@@ -138,9 +145,16 @@ def read_together(
     found = []
     for image,those in zip(images, boxes):
         lines = [Line(text, sure, corners(box, image.shape)) for box,(text,sure) in zip(those, texts) if text.strip()]
-        if not line and doubtful(lines): found.append(engine(image)) # with another's boxes, one page at a time
-        else: found.append(Reading(engine.name, in_reading_order(lines), perf_counter() - start))
+        found.append(None if not line and doubtful(lines) else Reading(engine.name, in_reading_order(lines), perf_counter() - start))
     return found
+
+def read_together(
+    engine:Custom,
+    images:Sequence[np.ndarray],
+    line:bool=False,
+) -> list[Reading]:
+    "As `read_first`, and then the doubtful pages, one at a time."
+    return [engine(image) if o is None else o for image,o in zip(images, read_first(engine, images, line))]
 
 # %% ../nbs/13_serving.ipynb #2c6801f3
 def attempt(
@@ -153,10 +167,21 @@ def attempt(
         return [e] if len(things) == 1 else [attempt(work, [o])[0] for o in things]
 
 # %% ../nbs/13_serving.ipynb #bbb8f7db
+class Later(NamedTuple):
+    "What `work` may say of a job that takes long: it is done alone, when no other waits."
+    job:Any
+
+class Ticket(NamedTuple):
+    "A place in the queue. The first come first, those for later after all others."
+    later:bool
+    n:int
+    job:Any
+    future:asyncio.Future
+
 class Batcher:
     "Gathers what arrives within a moment, and has it done together in a thread."
     def __init__(self,
-        work:Callable[[list[Any]], list[Any]], # Jobs -> a result or an exception for each
+        work:Callable[[list[Any]], list[Any]], # Jobs -> a result, an exception or `Later` for each
         most:int=8,                            # Jobs that are done together
         wait_s:float=.005,                     # How long the first job waits for others
         workers:int=1,                         # Threads
@@ -164,7 +189,8 @@ class Batcher:
     def __repr__(self): return f"Batcher(most={self.most}, wait_s={self.wait_s}, workers={self.workers})"
 
     async def __aenter__(self) -> 'Batcher':
-        self.queue: asyncio.Queue[tuple[Any, asyncio.Future]] = asyncio.Queue()
+        self.queue: asyncio.PriorityQueue[Ticket] = asyncio.PriorityQueue()
+        self.numbers = count()
         self.pool = ThreadPoolExecutor(self.workers, 'reading')
         self.tasks = [asyncio.create_task(self.turns()) for _ in range(self.workers)]
         return self
@@ -181,20 +207,23 @@ class Batcher:
             batch = [await self.queue.get()]
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.wait_s):
-                    while len(batch) < self.most: batch.append(await self.queue.get())
-            alive = [o for o in batch if not o[1].done()] # the others gave up while they waited
-            try: found = await asyncio.get_running_loop().run_in_executor(self.pool, self.work, [job for job,_ in alive]) if alive else []
+                    while len(batch) < self.most and not batch[-1].later: batch.append(await self.queue.get())
+            begun = len(batch)
+            if begun > 1 and batch[-1].later: self.queue.put_nowait(batch.pop()) # its turn comes when it is alone
+            alive = [o for o in batch if not o.future.done()] # the others gave up while they waited
+            try: found = await asyncio.get_running_loop().run_in_executor(self.pool, self.work, [o.job for o in alive]) if alive else []
             except Exception as e: found = [e]*len(alive) # noqa: BLE001 (whoever waits is told)
-            for (_,future),o in zip(alive, found):
-                if future.done(): continue
-                if isinstance(o, Exception): future.set_exception(o)
-                else: future.set_result(o)
-            for _ in batch: self.queue.task_done()
+            for ticket,o in zip(alive, found):
+                if ticket.future.done(): continue
+                if isinstance(o, Later): self.queue.put_nowait(Ticket(True, ticket.n, o.job, ticket.future))
+                elif isinstance(o, Exception): ticket.future.set_exception(o)
+                else: ticket.future.set_result(o)
+            for _ in range(begun): self.queue.task_done()
 
     async def __call__(self, job:Any) -> Any:
         "The result of `job`, when its turn has come."
         future = asyncio.get_running_loop().create_future()
-        self.queue.put_nowait((job, future))
+        self.queue.put_nowait(Ticket(False, next(self.numbers), job, future))
         return await future
 
 # %% ../nbs/13_serving.ipynb #8f27e634
@@ -310,7 +339,10 @@ class Keys:
         try: found = self.path.stat()
         except FileNotFoundError: return iter([])
         stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
-        if stamp != self.seen: self.known,self.seen = [Key(**o) for o in json.loads(self.path.read_text(encoding='utf-8'))],stamp
+        if stamp != self.seen:
+            try: self.known = [Key(**o) for o in json.loads(self.path.read_text(encoding='utf-8'))]
+            except (ValueError, TypeError) as e: raise ValueError(f"{self.path} is damaged: {e}. Put it aside, and add the keys anew") from e
+            self.seen = stamp
         return iter(self.known)
 
     def write(self, keys:list[Key]) -> None:
@@ -394,7 +426,7 @@ class Audit:
         if lines[-1]: self.cut(self.size - len(lines[-1]))
         if len(lines) == 1: return 0,''
         try: last = json.loads(lines[-2])
-        except ValueError: raise ValueError(f"The last line of {self.path} is damaged. Look at it with verify_audit, put it aside, begin a new file") from None
+        except ValueError: raise ValueError(f"The last line of {self.path} is damaged: ask `mlops-course audit`. Put the file aside, begin anew") from None
         return last['n'],last['hash']
 
     def cut(self, size:int) -> None:
@@ -512,6 +544,7 @@ class Job(NamedTuple):
     "An image to be read."
     file:BinaryIO
     line:bool
+    doubtful:bool=False # Is it known that it takes long?
 
 class Answer(BaseModel):
     "A `Reading`, with the model that read and the image that was read."
@@ -556,7 +589,7 @@ class Service:
         try: yield
         finally: self.taken -= 1
 
-    def work(self, jobs:list[Job]) -> list[Any]: # (Model, Reading) or an exception for each
+    def work(self, jobs:list[Job]) -> list[Any]: # (Model, Reading), an exception or `Later` for each
         "What a thread does with jobs that came together."
         model = self.model # one reference: a swap meanwhile does not concern these jobs
         self.meters.together.observe(len(jobs))
@@ -565,10 +598,11 @@ class Service:
         for i,job in enumerate(jobs):
             try: images[i] = load_upload(job.file, self.limits.max_pixels)
             except (HTTPException, OSError, ValueError) as e: found[i] = e
-        for line in (False, True):
-            members = [i for i in images if jobs[i].line == line]
-            for i,o in zip(members, attempt(partial(read_together, model.engine, line=line), [images[i] for i in members])):
-                found[i] = o if isinstance(o, Exception) else (model, o)
+        for line,long in ((False, False), (True, False), (False, True)):
+            members = [i for i in images if (jobs[i].line, jobs[i].doubtful) == (line, long)]
+            read = read_together if long else read_first
+            for i,o in zip(members, attempt(partial(read, model.engine, line=line), [images[i] for i in members])):
+                found[i] = Later(jobs[i]._replace(doubtful=True)) if o is None else o if isinstance(o, Exception) else (model, o)
         return [found[i] for i in range(len(jobs))]
 
     @asynccontextmanager
@@ -597,7 +631,7 @@ class Service:
             entry['sha256'] = await asyncio.to_thread(sha256_of, file)
             try:
                 async with asyncio.timeout_at(until): model,reading = await self.batcher(Job(file, line))
-            except TimeoutError as e: raise refusal(504, f"The image was not read within {self.limits.timeout_s:g} seconds. Send a smaller one", 1) from e
+            except TimeoutError as e: raise refusal(504, "The image was not read in time. The service may be busy: try again, or send less", 1) from e
             entry['model'] = model.version # a swap may have come between
         self.meters.observe(entry, reading)
         return Answer(**reading.to_dict(), model=model.version, sha256=entry['sha256']),entry['receipt']
@@ -656,6 +690,7 @@ async def received(
                             after.callback(files[-1].close)
             except TimeoutError as e:
                 raise refusal(408, f"The image did not arrive within {limits.timeout_s:g} seconds", headers={'Connection': 'close'}) from e
+            except ClientDisconnect as e: raise refusal(499, "You hung up") from e # nobody hears that, but it is counted
             if not 1 <= len(files) <= most:
                 raise refusal(422, f"{len(files)} images came, {'1 was' if most == 1 else f'1 to {most} were'} expected. Send multipart/form-data with `file`")
             if any(o.seek(0, os.SEEK_END) > size for o in files): raise too_large(size)
@@ -774,10 +809,13 @@ def add_reading(app:FastAPI, service:Service) -> None:
                                'content': {'application/x-ndjson': {'example': json.dumps({'index': 0, **EXAMPLE})}}},
                          **problems(400, 401, 408, 413, 422, 429, 500, 503)})
     async def batch(upload:Annotated[Upload, Depends(many)], line:Lines=False) -> StreamingResponse:
-        "What stands on many images, sent back while the others are read. A bad one does not stop them."
+        "What stands on many images, each sent back as soon as it is read. A bad one does not stop the others."
+        limits = service.limits
+        until = upload.until + limits.timeout_s*(ceil(len(upload.files)/limits.batch) - 1)
+        places = asyncio.Semaphore(limits.batch) # never more of one request in the queue
         async def one_of(i:int, file:BinaryIO) -> str:
             try:
-                answer,receipt = await service.read(file, line, upload.key.name)
+                async with places: answer,receipt = await service.read(file, line, upload.key.name, until)
                 found = {**answer.model_dump(), 'receipt': receipt}
             except HTTPException as e: found = {'status': e.status_code, 'error': e.detail}
             except Exception: # noqa: BLE001 (its status went out long ago)
@@ -785,9 +823,11 @@ def add_reading(app:FastAPI, service:Service) -> None:
                 found = {'status': 500, 'error': FAULT}
             return json.dumps({'index': i, **found}, ensure_ascii=False) + '\n'
         async def answers() -> AsyncIterator[str]:
-            for first in range(0, len(upload.files), service.limits.batch): # never more of one request in the queue
-                part = upload.files[first:first + service.limits.batch]
-                for done in await asyncio.gather(*(one_of(i, o) for i,o in enumerate(part, first))): yield done
+            tasks = [asyncio.create_task(one_of(i, o)) for i,o in enumerate(upload.files)]
+            try:
+                for done in asyncio.as_completed(tasks): yield await done
+            finally:
+                for o in tasks: o.cancel() # those of a client that is gone
         return StreamingResponse(answers(), media_type='application/x-ndjson')
 
 # %% ../nbs/13_serving.ipynb #1b4ea200
@@ -813,8 +853,16 @@ def create_app(
     return app
 
 # %% ../nbs/13_serving.ipynb #74b9edb3
-def serve(app:FastAPI) -> None:
+def serve(
+    app:FastAPI,
+    told:Callable[[int], Any]=lambda port: None, # Called once the port is ours
+) -> None:
     "Serve `app` until Ctrl+C or SIGTERM. What was begun is finished."
     import uvicorn
     limits = app.state.service.limits
-    uvicorn.run(app, host=limits.host, port=limits.port, **server_options(limits))
+    server = uvicorn.Server(uvicorn.Config(app, **server_options(limits)))
+    try: door = socket.create_server((limits.host, limits.port), family=socket.AF_INET6 if ':' in limits.host else socket.AF_INET)
+    except OSError as e: raise ConnectionError(f"Port {limits.port} of {limits.host} cannot be opened: {e.strerror}. Choose another, or stop who has it") from e
+    with door, suppress(KeyboardInterrupt):
+        told(door.getsockname()[1])
+        server.run(sockets=[door])

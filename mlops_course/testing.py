@@ -210,7 +210,7 @@ def draw_failures(
     each:int=2,        # Cases of a capability
     most:int=4,        # Capabilities, the worst first
 ) -> Any:              # A matplotlib figure
-    "Cases that failed, as they were drawn, with what was read."
+    "Cases that failed, as they were drawn, with what stands there and what was read."
     import matplotlib.pyplot as plt
     failed = rows[rows['failed']]
     worst = failed['capability'].value_counts(sort=True).index[:most].tolist()
@@ -220,7 +220,7 @@ def draw_failures(
     for row,name in zip(axes, worst):
         for ax,(_,case) in zip(row, failed[failed['capability'] == name].head(each).iterrows()):
             ax.imshow(case['images'][-1], cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-            ax.set_title(f"{name}\n{case['read']}".replace('$', r'\$'), fontsize=8, loc='left')
+            ax.set_title(f"{name}: {case['text']}\nread {case['read']}".replace('$', r'\$'), fontsize=8, loc='left')
     fig.tight_layout()
     return fig
 

@@ -29,8 +29,8 @@ import numpy as np
 from fastapi import FastAPI, HTTPException
 
 from .ocr import Engine, Line, Reading, check_image, corners, draw_boxes
-from .project import Settings, Vision, load_settings
-from .serving import Service, load_upload, refusal, sha256_of
+from .project import Settings, Vision, get_logger, load_settings
+from .serving import FAULT, Service, load_upload, refusal, sha256_of
 from .training import open_engine
 
 # %% ../nbs/14_vision.ipynb #aef6fb73
@@ -181,6 +181,7 @@ def lines_of(
 WHY = { # why Vision gave no reading, for people
     'credentials': "no key file for Google is named in .env",
     'budget': "this month's budget for Vision is spent",
+    'uncounted': "the file that counts what we send cannot be used",
     'resting': "Vision failed several times just now, and is not asked for a while",
     'quota': "Vision says that we ask too often",
     'deadline': "Vision did not answer in time",
@@ -318,8 +319,11 @@ class Budget:
     def take(self, images:int=1) -> Iterator[None]:
         "Count `images` before they are sent, and count them back only if Google says that it did nothing with them."
         month = self.month
-        changed,_ = self.run(('insert into spent values (?, 0) on conflict do nothing', (month,)),
-                             ('update spent set images = images + ? where month = ? and images + ? <= ?', (images, month, images, self.most)))
+        try: changed,_ = self.run(('insert into spent values (?, 0) on conflict do nothing', (month,)),
+                                  ('update spent set images = images + ? where month = ? and images + ? <= ?', (images, month, images, self.most)))
+        except (ValueError, sqlite3.OperationalError) as e:
+            get_logger('vision').error('nothing is sent, for nothing can be counted', error=str(e))
+            raise NotRead('uncounted') from e
         if not changed: raise NotRead('budget', f"{self.spent} of {self.most} images")
         try: yield
         except Exception as e:
@@ -484,6 +488,9 @@ def build_page(
                     shown[name] = gr.Column(visible=True), caption(reading), draw_boxes(image, reading), reading.text
                     yield board('', shown)
         except HTTPException as e: yield board(str(e.detail), shown)
+        except Exception: # noqa: BLE001 (Gradio would show its words, and hide what the others have read)
+            get_logger('vision').exception('page')
+            yield board(FAULT, shown)
 
     with gr.Blocks(title='Reader', analytics_enabled=False, delete_cache=(300, 300)) as page: # seconds: looks so often for files so old
         gr.Markdown("# Reader\nReads timetables and other printed pages. Boxes are blue where the engine is sure, and orange where you should look twice.")

@@ -21,7 +21,7 @@ def browser():
     "A headless Chromium. One at a time: while it is open, no other loop of asyncio runs in this thread."
     from playwright.sync_api import sync_playwright
     calm = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-            '--disable-component-update', '--disable-sync']
+            '--disable-component-update', '--disable-sync', '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream']
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=needs('chromium', 'opens pages as a reader would'), args=calm)
         yield opened

@@ -28,13 +28,14 @@ from PIL import Image
 
 from mlops_course import serving
 from mlops_course.data import line_batch
-from mlops_course.ocr import load_image
+from mlops_course.ocr import Reading, load_image
 from mlops_course.project import Api
 from mlops_course.serving import (
     Audit,
     Batcher,
     Bucket,
     Keys,
+    Later,
     Source,
     create_app,
     fetch_image,
@@ -289,6 +290,20 @@ def test_an_unknown_key_cannot_be_revoked(tmp_path):
     with pytest.raises(ValueError, match=r'No key for ana\. There are keys for nobody'): Keys(tmp_path/'keys.json').revoke('ana')
 
 
+def test_two_reloads_come_one_after_the_other(engine, tmp_path):
+    inside, most = [], []
+    class Slow(Shelf):
+        def load(self):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(.2)
+            inside.pop()
+            return super().load()
+    with started(Slow(engine), tmp_path, role='admin') as client, ThreadPoolExecutor(2) as threads:
+        assert [o.status_code for o in threads.map(lambda _: client.post('/v1/models/reload'), range(2))] == [200, 200]
+    assert most == [1]*3
+
+
 def test_a_reader_may_not_reload_and_the_attempt_is_on_record(client):
     problem(client.post('/v1/models/reload'), 403)
     last = client.record()[-1]
@@ -409,6 +424,94 @@ def test_an_image_that_comes_too_slowly_is_given_up(engine, tmp_path):
         until(lambda: client.service.taken == 0)
 
 
+def test_arrival_and_reading_share_one_time_limit(held, tmp_path, line):
+    with started(Shelf(held), tmp_path, Api(timeout_s=1.)) as client:
+        body = b'--abc\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + line + b'\r\n--abc--\r\n'
+        begun = time.monotonic()
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as door:
+            door.sendall(head(client, len(body)).replace('\n', '\r\n').encode() + b'\r\n' + body[:50])
+            time.sleep(.7)
+            door.sendall(body[50:])
+            assert b' 504 ' in door.recv(1000)
+        assert time.monotonic() - begun < 1.6 # two limits would be 1.7 s
+
+
+def test_who_hangs_up_is_no_fault_of_ours(engine, tmp_path, capfd):
+    with started(Shelf(engine), tmp_path) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as door:
+            door.sendall(head(client, 5000).replace('\n', '\r\n').encode() + b'\r\n--abc\r\n')
+        value = client.service.meters.registry.get_sample_value
+        until(lambda: value('ocr_refusals_total', {'status': '499'}) == 1)
+        assert value('ocr_refusals_total', {'status': '500'}) is None
+    assert 'Traceback' not in ''.join(capfd.readouterr())
+
+
+# Pages that take long
+
+class Doubtful(Custom):
+    "A real engine to which each page is doubtful. What it does about that is to wait."
+    def __call__(self, image):
+        time.sleep(.4)
+        return Reading(self.name, [], .4)
+
+
+@pytest.fixture
+def doubtful(engine, monkeypatch):
+    found = Doubtful(engine.net)
+    found.detect = engine.detect
+    monkeypatch.setattr(serving, 'doubtful', lambda lines: True)
+    return found
+
+
+def test_a_batch_of_doubtful_pages_comes_back_one_by_one_and_nobody_else_waits(doubtful, tmp_path, page, line):
+    with started(Shelf(doubtful), tmp_path, Api(rate=1e6, burst=10**6, images=6, batch=3, timeout_s=2.2)) as client:
+        with ThreadPoolExecutor(1) as thread:
+            begun = time.monotonic()
+            def batch():
+                with client.stream('POST', '/v1/batch', files=[('file', page)]*6) as found:
+                    return [(time.monotonic() - begun, json.loads(o)) for o in found.iter_lines()]
+            running = thread.submit(batch)
+            time.sleep(.6)
+            asked = time.monotonic()
+            assert client.read(line, line=True).status_code == 200
+            assert time.monotonic() - asked < 1 # one page at most was in the way, and not six
+            answers = running.result()
+    assert sorted(o['index'] for _, o in answers) == list(range(6))
+    assert {o['engine'] for _, o in answers} == {'custom'} # all of them: two groups have two time limits
+    assert answers[0][0] < answers[-1][0] - 1
+
+
+def test_a_batch_that_began_is_finished_when_the_service_stops(doubtful, tmp_path, page):
+    with ThreadPoolExecutor(1) as thread:
+        with started(Shelf(doubtful), tmp_path, Api(rate=1e6, burst=10**6, images=6, batch=1, timeout_s=1.)) as client:
+            running = thread.submit(httpx.post, f'{client.url}/v1/batch', files=[('file', page)]*6, headers=client.headers, timeout=60, trust_env=False)
+            until(lambda: client.service.taken == 1)
+            time.sleep(.3)
+        assert ['text' in json.loads(o) for o in running.result().text.splitlines()] == [True]*6
+
+
+def test_what_is_for_later_waits_for_all_others():
+    done = []
+    def work(jobs):
+        done.append(''.join(jobs))
+        return [Later(o.upper()) if o in 'ab' else o for o in jobs]
+    async def story():
+        async with Batcher(work, most=2, wait_s=.05) as batcher: return await asyncio.gather(*map(batcher, 'abcde'))
+    assert asyncio.run(story()) == ['A', 'B', 'c', 'd', 'e']
+    assert done == ['ab', 'cd', 'e', 'A', 'B']
+
+
+def test_what_was_begun_is_done_when_a_batcher_ends():
+    done = []
+    async def story():
+        async with Batcher(lambda jobs: [done.append(o) for o in jobs], most=1) as batcher:
+            asked = [asyncio.create_task(batcher(o)) for o in 'abc']
+            await asyncio.sleep(0)
+        return [o.done() for o in asked]
+    assert asyncio.run(story()) == [True]*3
+    assert done == ['a', 'b', 'c']
+
+
 # Micro-batches
 
 def run_batcher(jobs, **options):
@@ -456,14 +559,15 @@ def test_who_gave_up_is_not_worked_for():
 
 
 def test_an_image_that_breaks_the_engine_does_not_harm_its_neighbours(engine, tmp_path, line, page, monkeypatch):
-    together = serving.read_together
+    together = serving.read_first
     def fragile(engine, images, line):
         if any(o.shape[0] == 99 for o in images): raise RuntimeError('no such image')
         return together(engine, images, line)
-    monkeypatch.setattr(serving, 'read_together', fragile)
+    monkeypatch.setattr(serving, 'read_first', fragile)
     with started(Shelf(engine), tmp_path, Api(wait_ms=300, rate=1e6, burst=99)) as client:
         bad = png(Image.new('L', (99, 99)))
-        rows = [json.loads(o) for o in client.post('/v1/batch', files=[('file', o) for o in (page, bad, line)]).text.splitlines()]
+        found = client.post('/v1/batch', files=[('file', o) for o in (page, bad, line)])
+        rows = sorted(map(json.loads, found.text.splitlines()), key=lambda o: o['index'])
     assert [o.get('status') for o in rows] == [None, 500, None]
 
 
@@ -596,7 +700,7 @@ def test_two_services_do_not_write_into_one_record(tmp_path):
 def test_a_record_with_a_damaged_end_is_not_continued(record):
     path, _ = record
     path.write_text(path.read_text() + 'nonsense\n')
-    with pytest.raises(ValueError, match=r'is damaged\. Look at it with verify_audit'): Audit(path)
+    with pytest.raises(ValueError, match='is damaged: ask `mlops-course audit`'): Audit(path)
 
 
 def test_threads_write_one_whole_chain(tmp_path):
@@ -604,6 +708,15 @@ def test_threads_write_one_whole_chain(tmp_path):
     with ThreadPoolExecutor(8) as pool: receipts = list(pool.map(lambda i: audit.add(who=str(i), what='read'), range(100)))
     audit.close()
     assert verify_audit(tmp_path/'audit.jsonl', receipts) == []
+
+
+def test_an_entry_is_on_the_disk_before_anybody_is_told(record, monkeypatch):
+    kept = []
+    monkeypatch.setattr(os, 'fsync', lambda file: kept.append(os.fstat(file).st_size))
+    audit = Audit(record[0])
+    audit.add(who='ana')
+    assert kept == [record[0].stat().st_size]
+    audit.close()
 
 
 def test_a_full_disk_leaves_no_half_line(record, monkeypatch):
@@ -655,9 +768,10 @@ def test_broken_images_are_refused_and_never_a_fault(client, page):
 
 
 @pytest.mark.slow
-def test_no_answer_breaks_the_contract_or_tells_of_our_insides(client):
-    found = contract_failures(client.url, 12, headers={'Authorization': client.headers['Authorization']}, secret=INSIDES.pattern,
-                              skip=('positive_data_acceptance', 'negative_data_rejection')) # a batch answers 200 and refuses image by image
+def test_no_answer_breaks_the_contract_or_tells_of_our_insides(engine, tmp_path):
+    with started(Shelf(engine), tmp_path, role='admin') as client:
+        found = contract_failures(client.url, 12, headers={'Authorization': client.headers['Authorization']}, secret=INSIDES.pattern,
+                                  skip=('positive_data_acceptance',)) # whether an image is one, the description cannot say
     assert found['curl'].tolist() == []
 
 
@@ -681,7 +795,7 @@ def test_every_refusal_has_one_shape(client, line, method, path, status):
 def test_a_fault_of_ours_shows_nothing_of_our_insides(engine, tmp_path, line, monkeypatch):
     with started(Shelf(engine), tmp_path) as client:
         def broken(*_, **more): raise RuntimeError('/secret/place: password 1234')
-        monkeypatch.setattr(serving, 'read_together', broken)
+        monkeypatch.setattr(serving, 'read_first', broken)
         assert problem(client.read(line), 500) == serving.FAULT
         assert [json.loads(o)['error'] for o in client.post('/v1/batch', files=[('file', line)]*2).text.splitlines()] == [serving.FAULT]*2
         until(lambda: client.service.taken == 0) # given back once the answer is out
@@ -690,6 +804,17 @@ def test_a_fault_of_ours_shows_nothing_of_our_insides(engine, tmp_path, line, mo
 
 
 # Addresses
+
+def test_an_address_is_fetched_and_read_where_that_is_allowed(engine, tmp_path, line, monkeypatch):
+    async def fetched(url, most, timeout_s):
+        assert url == 'https://example.org/line.png'
+        return io.BytesIO(line)
+    monkeypatch.setattr(serving, 'fetch_image', fetched) # over the network: see the tests below
+    with started(Shelf(engine), tmp_path, Api(allow_urls=True)) as client:
+        found = client.post('/v1/read', data={'url': 'https://example.org/line.png'}, files={'x': b''}, params={'line': True})
+        assert found.json()['sha256'] == sha256(line).hexdigest()
+        assert found.json()['text'] == line_batch(1, 3, 'v1', 'test')[0][1]
+
 
 def test_addresses_are_refused_unless_allowed(client):
     assert 'Send the image itself' in problem(client.post('/v1/read', data={'url': 'https://example.org/page.png'}, files={'x': b''}), 422)
@@ -807,6 +932,34 @@ def test_keys_are_managed_from_the_command_line(tmp_path):
     assert say('keys', 'add', 'ana', '--folder', tmp_path)[0] == 2
     assert say('keys', 'revoke', 'ana', '--folder', tmp_path) == (0, '')
     assert say('keys', 'list', '--folder', tmp_path) == (0, '')
+
+
+def test_a_damaged_file_of_keys_is_named(tmp_path):
+    for text in ('{', '[{"name": "ana"}]'):
+        (tmp_path/'keys.json').write_text(text)
+        code, said = say('keys', 'list', '--folder', tmp_path)
+        assert code == 2
+        assert f'{tmp_path/"keys.json"} is damaged' in said
+
+
+def test_a_record_that_is_not_there_is_asked_for_in_vain(tmp_path):
+    assert say('audit', '--folder', tmp_path)[0] == 2
+    assert 'There is no record in' in say('audit', '--folder', tmp_path)[1]
+
+
+def test_serve_says_what_is_wrong_before_it_says_that_it_serves(tmp_path, monkeypatch, root):
+    monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path)) # no registry
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = say('serve', '--port', port, '--folder', tmp_path/'a')
+    assert (code, 'Serving' in said) == (2, False)
+    assert f'Port {port} of 127.0.0.1 cannot be opened' in said
+    for name in ('CERTIFICATE', 'KEY'): monkeypatch.setenv(f'MLOPS_COURSE_SERVICES__API__TLS_{name}', str(tmp_path/f'{name}.pem'))
+    code, said = say('serve', '--folder', tmp_path/'b')
+    assert (code, 'Serving' in said) == (2, False)
+    assert f"{tmp_path/'CERTIFICATE.pem'} and" in said
+    for name in ('CERTIFICATE', 'KEY'): (tmp_path/f'{name}.pem').write_text('nonsense')
+    assert say('serve', '--folder', tmp_path/'c')[0] == 2
 
 
 def test_the_record_is_checked_from_the_command_line(record):

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from mlops_course.ocr import Engine, Line, Reading, draw_boxes, load_image
 from mlops_course.project import Api, Vision
 from mlops_course.scoring import cer
-from mlops_course.serving import create_app, on_free_port
+from mlops_course.serving import FAULT, create_app, on_free_port
 from mlops_course.tools.cli import main
 from mlops_course.tools.house import find_root
 from mlops_course.training import open_engine
@@ -434,6 +434,17 @@ def test_a_damaged_budget_stops_the_spending(tmp_path):
     with pytest.raises(ValueError, match="Look at Google's bill"): Budget(tmp_path/'b.db', 1)
 
 
+def test_a_budget_that_is_damaged_meanwhile_sends_nothing_and_another_reads(tmp_path):
+    budget = Budget(tmp_path/'b.db', 10)
+    (tmp_path/'b.db').write_bytes(b'not a database at all'*50)
+    asked = []
+    client = SimpleNamespace(batch_annotate_images=lambda **_: asked.append(1))
+    local = Engine('local', lambda image: [Line('by us', 1., [[0, 0], [1, 0], [1, 1], [0, 1]])])
+    found = Fallback(GoogleVision(client, budget), local)(np.zeros((32, 200, 3), np.uint8))
+    assert (found.engine, found.text, found.why, asked) == ('local', 'by us', 'uncounted', [])
+    assert str(tmp_path) not in found.said
+
+
 @pytest.mark.parametrize(('budget_usd', 'most'), [(0, 1000), (1.5, 2000), (.3, 1200), (.001, 1000)])
 def test_the_budget_buys_whole_images_beyond_the_free_ones(budget_usd, most):
     terms = Vision(budget_usd=budget_usd)
@@ -673,6 +684,27 @@ def alert(tab, words):
 @pytest.mark.slow
 class TestPage:
     "What people see, in Chromium."
+
+    def test_a_fault_shows_nothing_of_our_insides_and_leaves_what_was_read(self, tab, site, monkeypatch):
+        def broken(self, image): raise RuntimeError('/secret/place: boom')
+        with monkeypatch.context() as broke:
+            broke.setattr(Fallback, '__call__', broken)
+            send(tab, PAGE)
+            alert(tab, FAULT)
+        assert text_of(tab, OWN) == site.own(load_image(PAGE)).text
+        assert 'secret' not in tab.locator('body').inner_text()
+
+    def test_a_picture_of_the_camera_is_read(self, browser, site):
+        before = len((site.folder/'service'/'audit.jsonl').read_text().splitlines())
+        with signed_in(browser, site, 'ana', site.key, width=1300, height=1000) as tab: # Chromium's camera films a bouncing ball
+            tab.get_by_label('Capture from camera').click()
+            tab.get_by_text('Click to Access Webcam').click()
+            tab.get_by_label('capture photo').click()
+            tab.get_by_label('Remove Image').first.wait_for()
+            tab.get_by_role('button', name='Read', exact=True).click()
+            tab.get_by_alt_text(f'The page, with boxes by {OWN}').wait_for()
+        entry = json.loads((site.folder/'service'/'audit.jsonl').read_text().splitlines()[before])
+        assert (entry['who'], entry['what'], entry['status']) == ('ana', 'read', 200)
 
     def test_text_and_boxes_of_an_uploaded_page(self, tab, site):
         send(tab, PAGE)

@@ -496,11 +496,12 @@ def serve(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
         from mlops_course.vision import add_page, open_vision
         add_page(app, {'Google Vision': open_vision(), 'RapidOCR': open_engine('rapidocr')})
     service = app.state.service
-    click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{limits.port}. Described at /openapi.json")
-    if page: click.echo("Its page for people: /page")
     if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
     if not tls and limits.host not in ('127.0.0.1', 'localhost', '::1'): click.echo("No TLS: keys and images can be read on the way", err=True)
-    serve_app(app)
+    def told(port):
+        click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{port}. Described at /openapi.json")
+        if page: click.echo("Its page for people: /page")
+    serve_app(app, told)
 
 @main.group(epilog=example("mlops-course keys list"))
 def keys() -> None:
@@ -536,7 +537,9 @@ def revoke(name:str, folder:str|None) -> None:
 def audit(receipts:tuple[str, ...], folder:str|None) -> None:
     "Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit). Exit code 1 if not."
     from mlops_course.serving import verify_audit
-    wrong = verify_audit(serving_folder(folder)/'audit.jsonl', receipts)
+    path = serving_folder(folder)/'audit.jsonl'
+    if not path.is_file(): raise Foreseen(f"There is no record in {path.parent}. A service keeps one there: mlops-course serve")
+    wrong = verify_audit(path, receipts)
     for o in wrong or ['The record is whole']: click.echo(o)
     sys.exit(bool(wrong))
 

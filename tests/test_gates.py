@@ -1,0 +1,19 @@
+"The recogniser that the project ships, held to the limits in params.yaml (lesson 12)."
+import pytest
+
+from mlops_course.project import load_settings
+from mlops_course.registry import evaluate, trial_lines
+from mlops_course.testing import model_gates, try_capabilities
+from mlops_course.training import OnnxRecogniser, read_twice
+
+
+@pytest.mark.slow
+def test_shipped_recogniser_holds_its_gates_and_its_gaps_are_still_gaps():
+    params = load_settings().params
+    path = load_settings().paths.data/'recogniser'/'model.onnx'
+    net = OnnxRecogniser(path)
+    rows = evaluate(net, trial_lines(params.gates.lines, 0, tuple(params.gates.slices)))
+    gates = model_gates(rows, try_capabilities(lambda images: read_twice(net, images)), path.stat().st_size/2**20)
+    assert {'latency', 'size', *params.testing.gaps} <= {o.name for o in gates}
+    assert {o.name: o.said for o in gates if not o.passed and o.name not in params.testing.gaps} == {}
+    assert [o.name for o in gates if o.passed and o.name in params.testing.gaps] == [] # a gap that is closed leaves the list
