@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'FAULT', 'EXAMPLE', 'REFUSALS', 'Lines', 'server_options', '
            'read_first', 'read_together', 'attempt', 'Later', 'Ticket', 'Batcher', 'refusal', 'counted', 'too_large',
            'load_upload', 'is_public', 'public_address', 'fetch_image', 'Key', 'Keys', 'digest_of', 'Bucket', 'sealed',
            'Audit', 'verify_audit', 'Source', 'own_store', 'certainty', 'Meters', 'Job', 'Answer', 'Service',
-           'sha256_of', 'Upload', 'received', 'Problem', 'add_errors', 'problems', 'body', 'known_key',
+           'sha256_of', 'Upload', 'received', 'Problem', 'add_errors', 'problems', 'answered', 'body', 'known_key',
            'add_operations', 'add_reading', 'create_app', 'serve']
 
 # %% ../nbs/13_serving.ipynb #68086992
@@ -733,6 +733,10 @@ def problems(*statuses:int) -> dict[int|str, dict[str, Any]]:
     return {o: {'model': Problem, 'description': REFUSALS[o],
                 'content': {'application/json': {'example': {'status': o, 'error': REFUSALS[o]}}}} for o in statuses}
 
+def answered(example:Any) -> dict[int|str, dict[str, Any]]:
+    "How an answer looks, for the description."
+    return {200: {'content': {'application/json': {'example': example}}}}
+
 def body(many:bool=False) -> dict:
     "The description of what is sent. It is ours to write, since we read the body ourselves, after the key."
     one = {'type': 'string', 'format': 'binary', 'description': 'JPEG, PNG, TIFF, GIF, BMP or WebP'}
@@ -757,12 +761,12 @@ def add_operations(app:FastAPI, service:Service) -> None:
     "What those need who run the service."
     known = known_key(service)
 
-    @app.get('/health', tags=['operations'])
+    @app.get('/health', tags=['operations'], responses=answered({'status': 'ok'}))
     async def health() -> dict[str, str]:
         "Is the process alive?"
         return {'status': 'ok'}
 
-    @app.get('/ready', tags=['operations'], responses=problems(503))
+    @app.get('/ready', tags=['operations'], responses={**answered({'ready': True, 'model': 'reader/3'}), **problems(503)})
     async def is_ready() -> dict[str, Any]:
         "Should requests be sent here now?"
         if service.taken >= service.limits.places: raise refusal(503, "Full for the moment", 1)
@@ -773,12 +777,13 @@ def add_operations(app:FastAPI, service:Service) -> None:
         "Numbers for Prometheus."
         return Response(generate_latest(service.meters.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get('/v1/models', tags=['models'], responses=problems(401))
+    @app.get('/v1/models', tags=['models'], responses={**answered({'serving': {'version': 'reader/3', 'why': 'the champion in the registry'},
+             'registered': [{'version': 'reader/3', 'aliases': ['champion'], 'cer': .012}]}), **problems(401)})
     async def models(key:Annotated[Key, Depends(known)]) -> dict[str, Any]:
         "Which model is served, and which others there are."
         return {'serving': {'version': service.model.version, 'why': service.model.why}, 'registered': await asyncio.to_thread(service.source.models)}
 
-    @app.post('/v1/models/reload', tags=['models'], responses=problems(401, 403, 503))
+    @app.post('/v1/models/reload', tags=['models'], responses={**answered({'before': 'reader/2', 'now': 'reader/3'}), **problems(401, 403, 503)})
     async def reload(key:Annotated[Key, Depends(known)]) -> dict[str, str]:
         "Serve the champion of this moment, without a pause. For admins."
         if key.role != 'admin':
@@ -797,7 +802,7 @@ def add_reading(app:FastAPI, service:Service) -> None:
     async def many(request:Request, key:Annotated[Key, Depends(known)]) -> AsyncIterator[Upload]:
         async with received(service, request, key, service.limits.images) as upload: yield upload
 
-    @app.post('/v1/read', tags=['reading'], openapi_extra=body(), responses={200: {'content': {'application/json': {'example': EXAMPLE}}},
+    @app.post('/v1/read', tags=['reading'], openapi_extra=body(), responses={**answered(EXAMPLE),
               **problems(400, 401, 408, 413, 422, 429, 500, 503, 504)})
     async def read(upload:Annotated[Upload, Depends(one)], response:Response, line:Lines=False) -> Answer:
         "What stands on one image. The header `X-Audit` is the receipt of the entry in the record."

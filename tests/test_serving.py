@@ -240,6 +240,9 @@ def test_the_description_has_examples_and_says_how_to_show_a_key(client):
     said = client.get('/openapi.json').json()
     read = said['paths']['/v1/read']['post']
     assert read['responses']['200']['content']['application/json']['example']['text']
+    for path in ('/health', '/ready', '/v1/models'): # what is promised is what comes
+        assert said['paths'][path]['get']['responses']['200']['content']['application/json']['example'].keys() == client.get(path).json().keys()
+    assert said['paths']['/v1/models/reload']['post']['responses']['200']['content']['application/json']['example'] == {'before': 'reader/2', 'now': 'reader/3'}
     for status in ('401', '413', '422', '429', '503', '504'):
         assert read['responses'][status]['content']['application/json']['example']['status'] == int(status)
     assert read['requestBody']['content']['multipart/form-data']['schema']['properties']['file']['format'] == 'binary'
