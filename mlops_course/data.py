@@ -50,7 +50,7 @@ ARCHIVE = 'gtfs-kit==13.0.1 --hash=sha256:9c4a58e6f11971d262dbaec08e4f85f727b660
 FEED = 'cairns_gtfs.zip'
 FEED_SHA256 = 'ff39d3763a105ae9cdb7a819d3c3350195d2e34ee95e322652e516a1d3d037cc'
 CREDIT = 'Cairns bus feed of 2014: Department of Transport and Main Roads - TransLink Division (qconnect), Queensland; from gtfs-kit 13.0.1'
-REMEDY = 'Fetch it, once, with a network: python -c "from mlops_course.data import fetch_feed; fetch_feed()"'
+REMEDY = 'Fetch it, once, with a network: make env (without make: python scripts/environment.py)'
 
 def feed_file(folder:str|Path|None=None) -> Path:
     "Where the feed lies: in `folder`, or in the project's own `data/feed`."

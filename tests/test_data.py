@@ -59,7 +59,7 @@ def test_another_feed_is_refused(tmp_path):
 
 
 def test_missing_feed_names_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="fetch_feed"): load_feed(tmp_path / FEED)
+    with pytest.raises(FileNotFoundError, match="make env"): load_feed(tmp_path / FEED)
 
 
 def test_feed_without_a_network_says_so_and_leaves_nothing(tmp_path, monkeypatch):

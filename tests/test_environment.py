@@ -58,6 +58,27 @@ def test_an_edited_notebook_is_exported_by_the_next_call(clone):
     assert '"One lesson."' in (clone/'mlops_course'/'tools'/'house.py').read_text(encoding='utf-8')
 
 
+def test_what_was_removed_is_brought_back(clone):
+    kernel, module, feed = clone/'.venv'/'share'/'jupyter'/'kernels'/'mlops-course', clone/'mlops_course'/'ocr.py', clone/'data'/'feed'
+    shutil.rmtree(kernel)
+    shutil.rmtree(feed)
+    module.unlink()
+    again = make(clone, 'env')
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (kernel/'kernel.json').exists()
+    assert module.exists()
+    assert list(feed.iterdir())
+
+
+def test_a_moved_project_gets_an_environment_of_its_own(clone): # the last that uses this clone, which is elsewhere afterwards
+    moved = clone.rename(clone.with_name('my moved course'))
+    ready = make(moved, 'env')
+    assert ready.returncode == 0, ready.stdout + ready.stderr
+    found = subprocess.run([moved/'.venv'/'bin'/'mlops-course', 'doctor', '--json'], cwd=moved, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert make(moved, 'env').stdout == ''
+
+
 def test_help_lists_every_target(root):
     shown = set(re.findall(r'^  make (\w+)', make(root, 'help').stdout, re.M))
     assert {'lab', 'course', 'check', 'test', 'docs', 'exercises', 'bench', 'clean', 'help'} <= shown
