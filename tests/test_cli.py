@@ -1,15 +1,19 @@
 "The command line as a person meets it."
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from conftest import write_notebook
 
 from mlops_course.tools.cli import main
+from mlops_course.tools.running import end
 
 COURSE = Path(sys.executable).with_name('mlops-course' + ('.exe' if os.name == 'nt' else ''))
 
@@ -51,12 +55,17 @@ def test_progress_lists_every_question(root):
     for path in (root/'solutions').glob('[0-9][0-9]_*.ipynb'): assert path.stem in out
 
 
+@pytest.fixture
+def project(root, tmp_path):
+    "A course without lessons."
+    folder = tmp_path/'a course'
+    folder.mkdir()
+    for name in ('settings.ini', 'config.yaml', 'params.yaml', 'requirements.lock'): shutil.copy(root/name, folder)
+    return folder
+
+
 @pytest.mark.slow
-def test_run_leaves_a_report_and_fails_when_a_lesson_fails(tmp_path, monkeypatch):
-    project = tmp_path/'a course'
-    for name in ('settings.ini', 'config.yaml', 'params.yaml', 'requirements.lock'):
-        (project/name).parent.mkdir(exist_ok=True)
-        (project/name).write_bytes((Path(__file__).parent.parent/name).read_bytes())
+def test_run_leaves_a_report_and_fails_when_a_lesson_fails(project):
     write_notebook(project/'nbs'/'01_good.ipynb', 'print(1)')
     write_notebook(project/'nbs'/'02_bad.ipynb', 'x = 1', '1/0')
     result = course('run', '--jobs', '2', cwd=project/'nbs')
@@ -66,3 +75,26 @@ def test_run_leaves_a_report_and_fails_when_a_lesson_fails(tmp_path, monkeypatch
     assert '1 of 2 lessons ran' in result.stdout
     assert [r['status'] for r in json.loads((project/'_course'/'run'/'report.json').read_text(encoding='utf-8'))['lessons']] == ['passed', 'failed']
     assert [o.name for o in (project/'_course'/'stamps').iterdir()] == ['01_good.json']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGTERM')
+@pytest.mark.parametrize('command', ['run', 'verify'])
+def test_sigterm_ends_the_kernel_too_and_leaves_nothing(project, tmp_path, command):
+    write_notebook(project/'nbs'/'01_long.ipynb', 'from pathlib import Path\nPath("begun").touch()', 'import time\ntime.sleep(600)')
+    (tmp_path/'tmp').mkdir()
+    env = os.environ | {'TMPDIR': str(tmp_path/'tmp')}
+    process = psutil.Popen([COURSE, command], cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    below = []
+    try:
+        until = time.monotonic() + 120
+        while not (project/'nbs'/'begun').exists() and time.monotonic() < until: time.sleep(.1)
+        below = process.children(recursive=True)
+        assert any('ipykernel_launcher' in o.cmdline() for o in below)
+        process.terminate()
+        assert process.wait(60) == 1
+        assert psutil.wait_procs(below, timeout=10)[1] == []
+        assert list(project.glob('_course/run/*')) == []
+        assert [o for o in (tmp_path/'tmp').iterdir() if o.is_dir()] == [] # Jupyter's connection file stays, a kilobyte
+    finally:
+        for o in [process, *below]: end(o.pid)

@@ -73,6 +73,14 @@ def test_an_interrupt_leaves_no_half_written_notebook_and_no_process(tmp_path):
     assert psutil.wait_procs(below, timeout=30)[1] == []
 
 
+def test_what_a_killed_run_left_is_swept_and_what_another_writes_is_not(tmp_path):
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    for pid in (gone.pid, os.getppid()): write_notebook(tmp_path/'out'/f'.partial-{pid}'/'98_long.ipynb', 'x = 1')
+    run_lessons([], out=tmp_path/'out', console=QUIET)
+    assert [o.name for o in (tmp_path/'out').glob('.partial-*')] == [f'.partial-{os.getppid()}']
+
+
 def test_a_parameter_goes_to_the_lessons_that_know_it(tmp_path):
     write_notebook(tmp_path/'98_one.ipynb', code('seed = 0\nn: int = 3', 'parameters'))
     write_notebook(tmp_path/'99_two.ipynb', code('seed = 0', 'parameters'))

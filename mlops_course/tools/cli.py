@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', 'steps_option', 'batch_option', 'rate_option',
            'seed_option', 'name_option', 'who_option', 'why_option', 'folder_option', 'Foreseen', 'Course', 'main',
-           'example', 'tell', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train', 'export', 'evaluate',
-           'read_all', 'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser', 'model_option', 'distill', 'adapt',
-           'quantise', 'models', 'list_models', 'show', 'history', 'promote', 'rollback', 'serving_folder', 'serve',
-           'keys', 'add', 'list_keys', 'revoke', 'audit', 'services', 'tune', 'deliver_here', 'pipeline', 'doctor',
-           'docs', 'bench']
+           'example', 'tell', 'end_as_by_ctrl_c', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train',
+           'export', 'evaluate', 'read_all', 'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser',
+           'model_option', 'distill', 'adapt', 'quantise', 'models', 'list_models', 'show', 'history', 'promote',
+           'rollback', 'serving_folder', 'serve', 'keys', 'add', 'list_keys', 'revoke', 'audit', 'services', 'tune',
+           'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -44,6 +44,11 @@ def tell(**figures:Any) -> None:
     "One JSON line."
     import json
     click.echo(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k,v in figures.items()}))
+
+def end_as_by_ctrl_c() -> None:
+    "Let SIGTERM end this process as Ctrl+C does, so that nothing is left behind."
+    import signal
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 lesson_names = click.argument('lessons', nargs=-1)
 jobs_option = click.option('--jobs', default=2, show_default=True, type=click.IntRange(1), help="Lessons side by side.")
@@ -95,6 +100,7 @@ def run(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit
 
     from mlops_course.tools.house import pick, runs_folder
     from mlops_course.tools.running import parse_value, run_lessons
+    end_as_by_ctrl_c()
     folder = Path(out).resolve() if out else runs_folder()/'run'
     results = run_lessons(pick(lessons), {k:parse_value(v) for k,v in parameters}, jobs, folder, limit)
     for r in results:
@@ -111,6 +117,7 @@ def verify(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
     "Run LESSONS (all if none) again and compare every stored output with what is printed now."
     from mlops_course.tools.house import pick
     from mlops_course.tools.verifying import explain, verify_lessons
+    end_as_by_ctrl_c()
     verdicts = list(verify_lessons(pick(lessons), jobs, limit))
     bad = [v for v in verdicts if v.status != 'passed']
     for v in bad: click.echo(f"\n{explain(v)}", err=True)
@@ -548,14 +555,13 @@ def audit(receipts:tuple[str, ...], folder:str|None) -> None:
 @folder_option
 def services(folder:str|None) -> None:
     "Start the service, a probe, a monitor of drift, Prometheus and Alertmanager, print where they are and each alert, until Ctrl+C."
-    import signal
     from threading import Event
 
     from mlops_course.drift import services as start
     from mlops_course.monitoring import installed
     from mlops_course.tools.house import be_quiet
     be_quiet()
-    signal.signal(signal.SIGTERM, signal.default_int_handler) # so that nothing is left behind
+    end_as_by_ctrl_c()
     if not installed(): click.echo("Prometheus or Alertmanager is missing, so the rules are evaluated here. They come with scripts/debian.sh", err=True)
     def told(note): click.echo(f'{note.alert} {note.status} ({note.severity}): {note.summary}. {note.action if note.status == "firing" else ""}'.strip())
     try:

@@ -263,6 +263,8 @@ def run_lessons(
     parameters,console = parameters or {},console or Console()
     out = out or runs_folder()/'run'
     shares = share_parameters(chosen, parameters)
+    for left in out.glob('.partial-*'): # by a run that was killed
+        if not psutil.pid_exists(int(left.name.rpartition('-')[2])): rmtree(left, ignore_errors=True)
     partial = out/f'.partial-{os.getpid()}'
     partial.mkdir(parents=True, exist_ok=True)
     jobs = [Job(o.name, papermill_command(o, partial/f'{o.name}.ipynb', shares[o.name]), partial/f'{o.name}.log') for o in chosen]
