@@ -30,6 +30,7 @@ def test_every_command_has_help_with_an_example(name):
 
 
 @pytest.mark.parametrize(('words', 'meant'), [(['rnu'], "Did you mean 'run'"), (['run', 'lifecicle'], "did you mean '01_lifecycle'"),
+    (['lab', '--port', '99999'], "not in the range 1<=x<=65535"),
     (['verify', '2_ocr'], "did you mean '02_ocr'"), (['run', '-p', 'sead', '1'], "No chosen lesson has a parameter 'sead'")])
 def test_a_wrong_word_is_answered_with_the_nearest_right_one(words, meant):
     result = CliRunner().invoke(main, words)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlops_course.tools import doctor as clinic
 from mlops_course.tools.doctor import Finding, check_disk, check_kernel, check_packages, check_port, check_tool, check_weights, doctor, report
@@ -122,17 +123,29 @@ def test_kernel_of_a_moved_project_is_found(tmp_path: Path):
 
 
 def test_busy_port_is_found_with_a_free_one_to_take(busy: int):
-    finding = check_port("lab_port", busy)
+    finding = check_port("services.lab_port", busy)
     assert not finding.ok
     assert not finding.needed
     other = int(finding.remedy.rpartition(" ")[2])
     assert other != busy
-    assert check_port("lab_port", other).ok
+    assert check_port("services.lab_port", other).ok
+
+
+@pytest.mark.parametrize("name", ["lab_port", "api.port"])
+def test_each_port_of_the_settings_is_looked_at(tmp_path: Path, root: Path, busy: int, name: str):
+    config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
+    services = config["services"]["api"] if name == "api.port" else config["services"]
+    services[name.removeprefix("api.")] = busy
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (tmp_path / "params.yaml").write_bytes((root / "params.yaml").read_bytes())
+    (finding,) = (o for o in clinic.check_services(tmp_path) if o.name == f"Port {busy}")
+    assert not finding.ok
+    assert f"services.{name}" in finding.remedy
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS tells only an administrator who holds a port")
 def test_busy_port_names_the_process_that_holds_it(busy: int):
-    assert f"(process {os.getpid()})" in check_port("lab_port", busy).found
+    assert f"(process {os.getpid()})" in check_port("services.lab_port", busy).found
 
 
 def test_low_disk_is_found(tmp_path: Path):

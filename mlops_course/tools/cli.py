@@ -58,7 +58,7 @@ limit_option = click.option('--limit', default=600., show_default=True, type=cli
 # %% ../../nbs/tools/cli.ipynb #31544f4a
 @main.command(epilog=example("mlops-course lab"))
 @click.option('--browser/--no-browser', default=True, help="Open a browser?")
-@click.option('--port', type=int, help="Port to serve on; the one in config.yaml if none.")
+@click.option('--port', type=click.IntRange(1, 65535), help="Port to serve on; the one in config.yaml if none.")
 def lab(browser:bool, port:int|None) -> None:
     "Open JupyterLab on the course's first page."
     from subprocess import call

@@ -174,7 +174,7 @@ def check_port(
     busy = taken(port)
     free = next(islice((o for o in range(port+1, 65536) if not taken(o)), 1), 0) if busy else 0
     return Finding(f'Port {port}', not busy, False, f"taken{holder(port)}; config.yaml names it as {name}" if busy else f'free for {name}',
-                   f'Stop that program, or write another port into config.yaml, under services: {name}: {free}')
+                   f'Stop that program, or set {name} in config.yaml to {free}')
 
 # %% ../../nbs/tools/doctor.ipynb #7c16fdf6
 def check_services(
@@ -184,7 +184,7 @@ def check_services(
     if find_spec('mlops_course.project') is None: return # lesson 01 is not exported yet
     try:
         from mlops_course.project import load_settings
-        services = vars(load_settings(root).services)
+        services = load_settings(root).services
     except ImportError as e:
         yield Finding('Settings', False, True, f'mlops_course.project cannot be imported: {e}', 'Mend the packages first, then call the doctor again')
         return
@@ -192,8 +192,8 @@ def check_services(
         yield Finding('Settings', False, True, ' '.join(str(e).split()), 'Correct config.yaml, params.yaml or .env where the message says')
         return
     yield Finding('Settings', True, True, 'config.yaml, params.yaml')
-    for name, port in services.items():
-        if name.endswith('_port'): yield check_port(name, port)
+    yield check_port('services.lab_port', services.lab_port)
+    yield check_port('services.api.port', services.api.port)
 
 # %% ../../nbs/tools/doctor.ipynb #44d1f5d1
 def check_disk(
