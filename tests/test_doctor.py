@@ -1,6 +1,7 @@
 "The doctor finds planted faults, names what mends each, and fails for nothing else."
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -31,7 +32,19 @@ def busy() -> int:
         yield s.getsockname()[1]
 
 
-def test_missing_package_is_found_with_the_command_that_installs_it(tmp_path: Path):
+@pytest.mark.parametrize("where", [".", "nbs", "nbs/tools"])
+def test_remedies_can_be_typed_in_any_folder_of_the_project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+    monkeypatch.chdir(root / where)
+    packages = next(iter(check_packages(root, lambda name: "0" if name == "uv" else "")))
+    for finding in (packages, check_kernel(root, tmp_path), check_weights(root, tmp_path), clinic.check_feed(root, tmp_path)):
+        words = [o.strip('"') for o in shlex.split(finding.remedy, posix=False)]
+        paths = [o for o in words if o.endswith(("python", "python.exe", ".lock", ".txt"))]
+        assert paths, finding
+        assert [o for o in paths if not Path(o).is_file()] == []
+
+
+def test_missing_package_is_found_with_the_command_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     (finding,) = check_packages(lock(tmp_path, "no-such-package==1.0"))
     assert not finding.ok
     assert finding.needed
@@ -81,7 +94,8 @@ def test_two_opencvs_are_found_with_the_command_that_leaves_one(tmp_path: Path):
     assert '"opencv-python==5.0.0.93"' in twins.remedy
 
 
-def test_cut_off_weights_are_found(tmp_path: Path):
+def test_cut_off_weights_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     for name in clinic.WEIGHTS: (tmp_path / name).write_bytes(b"cut off")
     finding = check_weights(tmp_path, tmp_path)
     assert not finding.ok
