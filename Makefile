@@ -49,7 +49,9 @@ docs: env ## Build the site into _site/
 exercises: env ## Make exercises/ from solutions/
 	@$(COURSE) exercises
 
-readme: env ## Make README.md from nbs/index.ipynb
+readme: env ## Run nbs/index.ipynb and make README.md from it
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@$(BIN)/python -c "from mlops_course.tools.readme import write_readme; write_readme()"
 
 bench: env ## Measure, one JSON line for each figure

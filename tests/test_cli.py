@@ -58,10 +58,11 @@ def test_progress_lists_every_question(root):
 
 @pytest.fixture
 def project(root, tmp_path):
-    "A course without lessons."
+    "A course without lessons: only its home page."
     folder = tmp_path/'a course'
     folder.mkdir()
     for name in ('settings.ini', 'config.yaml', 'params.yaml', 'requirements.lock'): shutil.copy(root/name, folder)
+    write_notebook(folder/'nbs'/'index.ipynb', 'x = 1')
     return folder
 
 
@@ -76,6 +77,18 @@ def test_run_leaves_a_report_and_fails_when_a_lesson_fails(project):
     assert '1 of 2 lessons ran' in result.stdout
     assert [r['status'] for r in json.loads((project/'_course'/'run'/'report.json').read_text(encoding='utf-8'))['lessons']] == ['passed', 'failed']
     assert [o.name for o in (project/'_course'/'stamps').iterdir()] == ['01_good.json']
+
+
+@pytest.mark.slow
+def test_verify_runs_the_home_page_too(project):
+    write_notebook(project/'nbs'/'01_good.ipynb', 'x = 1')
+    assert course('verify', cwd=project).returncode == 0
+    write_notebook(project/'nbs'/'index.ipynb', 'undefined_name')
+    result = course('verify', cwd=project)
+    assert result.returncode == 1
+    assert 'index, code cell 0' in result.stderr
+    assert 'undefined_name' in result.stderr
+    assert course('verify', '01', cwd=project).returncode == 0
 
 
 @pytest.mark.slow

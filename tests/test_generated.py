@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops_course.tools.house import lessons
 from mlops_course.tools.readme import readme
 
 BIN = Path(sys.executable).parent
@@ -28,6 +29,13 @@ def test_the_library_is_what_the_notebooks_export(root, tmp_path):
 
 def test_the_readme_is_made_from_the_index(root):
     assert (root/'README.md').read_text(encoding='utf-8') == readme()
+
+
+def test_the_index_lists_every_lesson_as_it_is_now(root):
+    cells = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    listed, = (''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {}))
+    wanted = [f'{o.number}. [{o.title}]({o.name}.ipynb): {o.question} ' for o in lessons()]
+    assert [line.partition('([exercise]')[0] for line in listed.splitlines()] == wanted, 'a lesson is new or has another title: make readme'
 
 
 @pytest.mark.parametrize('folder', ['nbs', 'solutions', 'exercises'])

@@ -114,14 +114,15 @@ def run(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit
 @jobs_option
 @limit_option
 def verify(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
-    "Run LESSONS (all if none) again and compare every stored output with what is printed now."
-    from mlops_course.tools.house import pick
+    "Run LESSONS (all if none, and the home page) again and compare every stored output with what is printed now."
+    from mlops_course.tools.house import Lesson, find_root, pick
     from mlops_course.tools.verifying import explain, verify_lessons
     end_as_by_ctrl_c()
-    verdicts = list(verify_lessons(pick(lessons), jobs, limit))
+    home = [] if lessons else [Lesson(find_root()/'nbs'/'index.ipynb')]
+    verdicts = list(verify_lessons([*home, *pick(lessons)], jobs, limit))
     bad = [v for v in verdicts if v.status != 'passed']
     for v in bad: click.echo(f"\n{explain(v)}", err=True)
-    click.echo(f"{len(verdicts)-len(bad)} of {len(verdicts)} lessons print what they say they print")
+    click.echo(f"{len(verdicts)-len(bad)} of {len(verdicts)} notebooks print what they say they print")
     sys.exit(bool(bad))
 
 @main.command(epilog=example("mlops-course exercises --check"))
