@@ -25,6 +25,7 @@ def test_a_lesson_that_hangs_is_stopped_and_its_cell_is_named(tmp_path):
     assert 'time.sleep(600)' in result.source
     assert 'stopped after 20 s' in result.traceback
     assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['report.html', 'report.json']
+    assert 'href' not in (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
 
 
 def test_a_lesson_whose_kernel_dies_is_a_failure_with_its_cell(tmp_path):

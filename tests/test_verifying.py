@@ -43,5 +43,10 @@ def test_a_cell_tagged_as_changing_may_change(tmp_path):
     assert verdict(tmp_path, printed('import time\nprint(time.time())', '0\n', 'nbval-ignore-output')).status == 'passed'
 
 
-def test_a_lesson_that_hangs_is_stopped(tmp_path):
-    assert verdict(tmp_path, 'import time\ntime.sleep(600)', limit_s=6).status in ('hung', 'failed')
+def test_a_lesson_that_hangs_is_stopped_and_its_cell_is_named(tmp_path):
+    found = verdict(tmp_path, 'x = 1', printed('print(2)', '3\n'), 'import time\ntime.sleep(600)', 'y = 1', limit_s=15) # a kernel takes seconds to start
+    assert found.status == 'hung'
+    assert [t['cell'] for t in found.trouble] == [1, 2]
+    assert '-3\n+2' in explain(found)
+    assert 'code cell 2: stopped after' in explain(found)
+    assert 'time.sleep(600)' in explain(found)

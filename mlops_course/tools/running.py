@@ -204,7 +204,8 @@ def report_html(
     parameters:dict,      # What papermill was told
 ) -> str:                 # A page of its own, which asks no other machine for anything
     "A report for people."
-    rows = ''.join(f"<tr><td><a href='{r.lesson}.ipynb'>{r.lesson}</a></td><td class='{r.status}'>{r.status}</td>"
+    def link(r): return r.lesson if r.status == 'hung' else f"<a href='{r.lesson}.ipynb'>{r.lesson}</a>" # what hung left no notebook
+    rows = ''.join(f"<tr><td>{link(r)}</td><td class='{r.status}'>{r.status}</td>"
                    f"<td class='n'>{r.seconds:.1f}</td><td class='n'>{r.peak_mb:.0f}</td></tr>" for r in results)
     trouble = ''.join(f"<h2>{r.lesson}: cell {r.cell} {r.status}</h2><pre>{escape(r.source)}</pre><pre>{escape(r.traceback)}</pre>"
                       for r in results if r.status != 'passed')
