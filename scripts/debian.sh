@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the Debian packages that the tests and `dvc repro` use: a browser, fonts, words, an OCR program, a checker of shell scripts, a container engine, Prometheus.
+# Install the Debian packages that the tests and `dvc repro` use: a browser, fonts, words, an OCR program, a checker of shell scripts, virtual environments, a container engine, Prometheus.
 #
 #     bash scripts/debian.sh
 #
@@ -7,7 +7,7 @@
 # Where everything is there it does nothing. The lessons run without any of these.
 set -euo pipefail
 
-packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck git-lfs)
+packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck git-lfs python3-venv)
 # What the broad training lines of lesson 07 are made of: words, and the fonts in data/broad/fonts.txt.
 packages+=(
     wamerican fonts-freefont-ttf fonts-croscore fonts-courier-prime fonts-anonymous-pro fonts-firacode fonts-jetbrains-mono

@@ -155,6 +155,10 @@ class TestDebianPackages:
         assert done.returncode == 0
         assert "install --quiet --yes --no-install-recommends fonts-dejavu-core fonts-liberation tesseract-ocr" in calls
 
+    def test_what_makes_a_virtual_environment_is_installed(self, world):
+        _, calls = world(0, "not-installed", sudo=False)
+        assert "python3-venv" in calls.split()
+
     def test_sudo_without_a_password_installs_too(self, world):
         done, calls = world(1000, "not-installed", sudo=True)
         assert done.returncode == 0
