@@ -77,6 +77,18 @@ def test_a_failed_check_does_not_stop_the_questions_after_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_failing_cell_of_the_learners_own_costs_no_question(tmp_path):
+    source = learners(tmp_path/'in.ipynb', 'def twice(x): return 2*x')
+    nb = nbformat.read(source, 4)
+    nb.cells.insert(3, code('just_trying'))
+    nbformat.write(nb, source)
+    result = papermill(source, tmp_path/'out.ipynb')
+    assert result.returncode != 0
+    assert 'just_trying' in result.stderr
+    assert {q: o['outcome'] for q, o in record(tmp_path/'out.ipynb')['questions'].items()} == {'first': 'passed', 'second': 'passed', 'third': 'failed'}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('broken', 'third'), [('def twice(x) return x', 'failed'), ('twice = 1/0', 'failed'), ('import os; os._exit(1)', 'not run')],
                          ids=['syntax error', 'exception', 'dead kernel'])
 def test_a_broken_cell_costs_only_its_own_question_while_the_kernel_lives(tmp_path, broken, third):

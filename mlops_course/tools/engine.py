@@ -63,6 +63,7 @@ class CourseEngine(NBClientEngine):
         before = os.environ.get('MLOPS_COURSE_BATCH')
         os.environ['MLOPS_COURSE_BATCH'] = '1' # kernels inherit it
         nb_man.save = sparing(nb_man.save, ensure_event_loop())
+        kwargs['allow_errors'] = bool(outcomes(nb_man.nb.cells)) # an exercise runs on to its last question; papermill fails afterwards
         try: return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
         finally:
             del nb_man.save # papermill's own again, for the last time
