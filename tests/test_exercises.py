@@ -33,6 +33,28 @@ def test_every_question_keeps_its_contract(path):
     assert contract(path) == []
 
 
+def registry_with(messages, path):
+    "The solution of lesson 11, whose wrong answers to its first question name these `messages`."
+    nb = nbformat.read(next(o for o in SOLUTIONS if o.stem == '11_registry'), 4)
+    first = next(c.metadata.tags[0] for c in nb.cells if 'wrong' in c.metadata.get('tags', []))
+    nb.cells = [c for c in nb.cells if not any(t.startswith('question:') and t != first for t in c.metadata.get('tags', []))]
+    for cell,message in zip((c for c in nb.cells if 'wrong' in c.metadata.get('tags', [])), messages, strict=True):
+        cell.source = '\n'.join([f'# wrong: {message}', *cell.source.splitlines()[1:]])
+    nbformat.write(nb, path)
+    return path
+
+
+def test_every_wrong_answer_names_a_message(tmp_path):
+    [said] = contract(registry_with(['', '', ''], tmp_path/'11_registry.ipynb'))
+    assert "start each wrong answer with '# wrong: <part of its message>'; [1, 2, 3] do not" in said
+
+
+def test_no_two_wrong_answers_to_a_question_share_a_message(tmp_path):
+    said = '\n'.join(contract(registry_with(['came back', 'was called', 'for a label that was never called'], tmp_path/'11_registry.ipynb')))
+    assert "'came back' of wrong answer 1 fits [2, 3] too with seed 0" in said
+    assert 'wrong answer 3 fits' not in said
+
+
 def test_exercises_are_what_the_solutions_make():
     assert stale_exercises() == []
 

@@ -140,10 +140,16 @@ def contract(
         answer = of('answer')[0]
         expect(f"{question}: the stub", try_answer(cells, question, unsolve(answer), seeds[0]), 'open')
         for seed in seeds: expect(f"{question}: the solution with seed {seed}", try_answer(cells, question, answer, seed), 'passed')
-        for i,wrong in enumerate(of('wrong'), 1):
-            first = wrong.splitlines()[0]
-            if not first.startswith('# wrong: '): broken.append(f"{path.stem}, {question}: start wrong answer {i} with '# wrong: <part of its message>'")
-            for seed in seeds:
-                got = try_answer(cells, question, wrong, seed)
-                expect(f"{question}: wrong answer {i} with seed {seed}", got, 'failed', first.removeprefix('# wrong: '))
+        firsts = [wrong.splitlines()[0] for wrong in of('wrong')]
+        bare = [i for i,first in enumerate(firsts, 1) if not re.match(r'# wrong: *\S', first)]
+        if bare:
+            broken.append(f"{path.stem}, {question}: start each wrong answer with '# wrong: <part of its message>'; {bare} do not")
+            continue
+        messages = [first.removeprefix('# wrong:').strip() for first in firsts]
+        for seed in seeds:
+            found = [try_answer(cells, question, wrong, seed) for wrong in of('wrong')]
+            for i,message in enumerate(messages):
+                expect(f"{question}: wrong answer {i + 1} with seed {seed}", found[i], 'failed', message)
+                shared = [j for j,got in enumerate(found, 1) if j != i + 1 and message in got.message]
+                if shared: broken.append(f"{path.stem}, {question}: {message!r} of wrong answer {i + 1} fits {shared} too with seed {seed}")
     return broken
