@@ -212,9 +212,9 @@ def opened(folder:str, line:bool) -> tuple[Any, str]: # Engine, and its reader_i
     cv2.setNumThreads(1) # the other cores have workers of their own
     return load_custom(folder, line),reader_id(folder, line)
 
-def decoded(data:bytes) -> np.ndarray|str:
+def decoded(data:bytes, **limits:int) -> np.ndarray|str:
     "The image in `data`, or why there is none."
-    try: return load_upload(io.BytesIO(data))
+    try: return load_upload(io.BytesIO(data), **limits)
     except HTTPException as e: return str(e.detail)
 
 def read_part(
@@ -224,12 +224,13 @@ def read_part(
     reader:str,            # The `reader_id` that was meant
     cache:Cache|None=None, # On the worker's machine
     began:str|None=None,   # A file that gets a line for each reading that begins
+    **limits:int,          # For `load_upload`
 ) -> Readings:             # engine, text and lines of each; or error
     "What stands on the pages of `part`, as one worker reads them."
     engine,mine = opened(folder, line)
     if mine != reader: raise ValueError(f"This worker is the reader {mine}, and {reader} was meant. Give it the same model, code and packages")
     found = {k: v for k in part if cache is not None and (v := cache.get(k))} # an empty one is falsy
-    images = {k: decoded(v) for k,v in part.items() if k not in found}
+    images = {k: decoded(v, **limits) for k,v in part.items() if k not in found}
     found |= {k: {'error': o} for k,o in images.items() if isinstance(o, str)}
     images = {k: o for k,o in images.items() if k not in found}
     if began:
@@ -340,7 +341,7 @@ def read_folder(
     at_once:int=4,            # Pages in a part; as many are begun again if a worker dies
     in_flight:int|None=None,  # As for `results`
     read:Callable[..., Readings]=read_part,
-    **more:Any,               # For `read`, such as `cache`
+    **more:Any,               # For `read`, such as `cache` or `max_pixels`
 ) -> Iterator[dict[str, Any]]: # file, key, engine, text and lines; or file and error
     "Read the images in `folder` that are not on record, each once, and yield each as it goes on record."
     folder,where = Path(folder),str(model or load_settings().paths.data/SHIPPED)

@@ -159,7 +159,7 @@ class Limits(Section):
 
 class Params(Section):
     "Numbers that change a result, from `params.yaml`."
-    seed: Whole = Field(ge=0, lt=2**32) # the range that NumPy takes
+    seed: Whole = Field(ge=0, lt=2**32) # of the bootstrap samples; the range that NumPy takes
     ocr: Ocr
     scoring: Scoring
     data: Data = Data()

@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+from .project import load_settings
+
 # %% ../nbs/03_scoring.ipynb #9f09fbe3
 def normalise(
     text:str,             # Any text
@@ -222,12 +224,14 @@ def resampled(
     columns:Sequence[np.ndarray], # Of equal length: one entry of each belongs to one item
     statistic:Callable[..., Any], # Called with the columns and `axis`
     level:float=.95,              # How often such an interval should hold the true value
-    resamples:int=2000,           # Draws
-    seed:int=0,                   # For the draws
+    resamples:int|None=None,      # Draws; those of params.yaml if none
+    seed:int|None=None,           # For the draws; that of params.yaml if none
 ) -> Interval:
     "The `statistic` of `columns` with its percentile bootstrap interval."
     from scipy.stats import bootstrap
     if (n := len(columns[0])) < 2: raise ValueError(f"{n} item has no spread to resample: score at least 2, better 30 or more")
+    if resamples is None: resamples = load_settings().params.scoring.resamples
+    if seed is None: seed = load_settings().params.seed
     found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=200, # keeps thousands of items small in memory
                       confidence_level=level, method='percentile', rng=np.random.default_rng(seed)).confidence_interval
     return Interval(float(statistic(*columns, axis=-1)), float(found.low), float(found.high))
@@ -238,8 +242,8 @@ def interval(
     metric:str='cer',    # cer, wer or exact
     unit:str|None=None,  # Column whose items are drawn together, such as `page`; each item alone if none
     level:float=.95,     # How often such an interval should hold the true rate
-    resamples:int=2000,  # Draws
-    seed:int=0,          # For the draws
+    resamples:int|None=None, # Draws; those of params.yaml if none
+    seed:int|None=None,  # For the draws; that of params.yaml if none
 ) -> Interval:
     "The corpus rate with its bootstrap interval."
     def ratio(above, below, axis=-1): return above.sum(axis=axis)/below.sum(axis=axis)
@@ -261,8 +265,8 @@ def compare(
     metric:str='cer',    # cer, wer or exact
     unit:str|None=None,  # Column whose items are drawn together, such as `page`
     level:float=.95,     # How often such an interval should hold the true difference
-    resamples:int=2000,  # Draws
-    seed:int=0,          # For the draws
+    resamples:int|None=None, # Draws; those of params.yaml if none
+    seed:int|None=None,  # For the draws; that of params.yaml if none
 ) -> Comparison:
     "The difference of two corpus rates, paired by item, and which engine it speaks for."
     a,b = counts(first, metric, unit),counts(second, metric, unit)
@@ -301,8 +305,8 @@ def latency(
 def score_table(
     scores:Mapping[str, pd.DataFrame], # Engine -> its rows from `score` or `score_lines`
     unit:str|None=None,                # Column whose items are drawn together, such as `page`
-    resamples:int=2000,                # Draws behind each interval
-    seed:int=0,                        # For the draws
+    resamples:int|None=None,           # Draws behind each interval; those of params.yaml if none
+    seed:int|None=None,                # For the draws; that of params.yaml if none
 ) -> pd.DataFrame:                     # One row an engine: items, cer with its interval, wer, exact
     "Engines side by side, the lowest CER first."
     found = {}

@@ -259,6 +259,7 @@ def too_large(most:int) -> HTTPException:
 def load_upload(
     file:BinaryIO,             # What was sent
     max_pixels:int=50_000_000, # Width times height
+    min_side:int=8,            # Pixels
 ) -> np.ndarray:               # Height × width × 3, uint8
     "The picture in `file`, or a refusal that names no path."
     with TemporaryDirectory() as tmp:
@@ -268,7 +269,7 @@ def load_upload(
         try:
             with open_header(find_page(path)) as image: width,height = image.size # nothing is decoded yet
             if width*height > max_pixels: raise refusal(413, f"The image has {width:,}×{height:,} pixels, and at most {max_pixels:,} are read. Make it smaller")
-            return load_image(path, max_pixels=max_pixels)
+            return load_image(path, min_side, max_pixels)
         except (OSError, ValueError) as e: raise refusal(422, str(e).replace(str(path), 'The file')) from e
 
 # %% ../nbs/13_serving.ipynb #7620fa69

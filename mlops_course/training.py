@@ -909,8 +909,9 @@ def read_files(
 ) -> Iterator[dict[str, Any]]: # file, engine, text, lines and seconds; or file and error
     "What the engine reads in each file. A bad one does not stop the others."
     engine = open_engine(name, line) if isinstance(name, str) else name
+    limits = dict(load_settings().params.ocr)
     for file in files:
-        try: reading = engine(load_image(file))
+        try: reading = engine(load_image(file, **limits))
         except (OSError, ValueError) as e: yield {'file': str(file), 'error': str(e)}
         else: yield {'file': str(file), **reading.to_dict()}
 

@@ -286,6 +286,14 @@ def test_lines_of_a_folder_are_read_and_bad_files_told(folder, lines, tmp_path):
     assert [json.loads(o) for o in (tmp_path/'r.jsonl').read_text(encoding='utf-8').splitlines()] == list(found.values())
 
 
+def test_a_folder_is_read_within_the_limits_of_the_settings(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('MLOPS_COURSE_PARAMS__OCR__MAX_PIXELS', '10')
+    done = CliRunner().invoke(main, ['read', str(folder), '--lines', '--record', str(tmp_path/'r.jsonl'), '--jobs', '1'])
+    *found, told = (json.loads(o) for o in done.stdout.splitlines())
+    assert (done.exit_code, told['read'], told['errors']) == (1, 0, 6)
+    assert all('at most 10 are read' in o['error'] for o in found)
+
+
 def test_stopped_in_the_middle_it_goes_on(tmp_path, told_here):
     write_files(tmp_path/'in', 10)
     evening = read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here, at_once=2)

@@ -223,6 +223,17 @@ def test_interval_holds_its_own_value_and_is_seeded(metric):
     assert found != interval(rows, metric, resamples=300, seed=4)
 
 
+@pytest.mark.parametrize(("name", "value"), [("SCORING__RESAMPLES", 300), ("SEED", 3)])
+def test_draws_are_those_of_the_settings_unless_others_are_asked_for(monkeypatch, name, value):
+    rows = made_up(40, np.random.default_rng(1))
+    asked = {"resamples": 2000, "seed": 0} | {name.lower().removeprefix("scoring__"): value}
+    usual = interval(rows)
+    monkeypatch.setenv(f"MLOPS_COURSE_PARAMS__{name}", str(value))
+    assert interval(rows) == interval(rows, **asked) != usual
+    assert compare(rows, rows.assign(edits=0))[:3] == compare(rows, rows.assign(edits=0), **asked)[:3]
+    assert interval(rows, resamples=2000, seed=0) == usual
+
+
 def test_interval_shrinks_with_more_items():
     def width(n):
         found = interval(made_up(n, np.random.default_rng(2)), resamples=300)

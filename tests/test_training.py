@@ -460,6 +460,16 @@ def test_read_of_good_files_succeeds(folder):
     assert run("read", folder / "0.png", "--lines")[0] == 0
 
 
+@pytest.mark.parametrize(("key", "value"), [("MAX_PIXELS", "10"), ("MIN_SIDE", "1000")])
+@pytest.mark.parametrize("words", [["read"], ["score"], pytest.param(["score", "--jobs", "2"], marks=pytest.mark.slow)])
+def test_what_is_read_and_scored_keeps_to_the_limits_of_the_settings(folder, monkeypatch, words, key, value):
+    monkeypatch.setenv(f"MLOPS_COURSE_PARAMS__OCR__{key}", value)
+    code, _, text = run(*words, folder / ("0.png" if words == ["read"] else "labels.csv"), "--lines")
+    assert code != 0
+    assert "pixels" in text
+    assert value in text.replace(",", "")
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_score_counts_the_good_and_names_the_bad(folder, jobs):
     code, said, _ = run("score", folder / "labels.csv", "--lines", "--jobs", jobs)

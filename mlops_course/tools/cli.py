@@ -228,12 +228,13 @@ def read_all(folder:str, lines:bool, record:str|None, jobs:int, scheduler:str|No
     from pathlib import Path
 
     from mlops_course.performance import Cache, read_folder
+    from mlops_course.project import load_settings
     from mlops_course.tools.house import be_quiet, runs_folder
     be_quiet()
     home = runs_folder()/'readings'
     path,counts = Path(record or home/f'{Path(folder).resolve().name}.jsonl'),Counter[bool]()
     try:
-        for found in read_folder(folder, path, scheduler, jobs, lines, cache=Cache(home/'cache.db')):
+        for found in read_folder(folder, path, scheduler, jobs, lines, cache=Cache(home/'cache.db'), **dict(load_settings().params.ocr)):
             if 'error' in found: click.echo(json.dumps(found, ensure_ascii=False))
             counts['error' in found] += 1
     except (BlockingIOError, ConnectionError) as e: raise Foreseen(str(e)) from e
