@@ -1,4 +1,7 @@
 "Scores keep what the lesson claims of them, for texts and counts that nobody chose by hand."
+import io
+import json
+import re
 import unicodedata
 from hashlib import sha256
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from mlops_course.scoring import (
     METRICS,
@@ -27,6 +31,8 @@ from mlops_course.scoring import (
     spread,
     wer,
 )
+from mlops_course.tools.house import pick
+from mlops_course.tools.running import run_lessons
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 LETTERS = [*"abAB01:.é \n\t", "e\u0301", "\u00a0", "ß", "İ"]
@@ -357,3 +363,25 @@ def test_saved_readings_come_from_the_locked_versions():
     lock = (DATA.parent / "requirements.lock").read_text(encoding="utf-8").splitlines()
     for engine in ("easyocr", "rapidocr"):
         assert f"{engine}=={saved[engine]}" in lock, f"read with {engine} {saved[engine]}, which the lock does not name: run python data/read_pages.py"
+
+
+# --- the lesson
+
+def table_of(source: str, path: Path = DATA.parent / "nbs" / "03_scoring.ipynb") -> list[str]:
+    "The entries of the table below the cell of lesson 03 that holds `source`."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    [html] = [o["data"]["text/html"] for c in cells if source in "".join(c["source"]) for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
+    return re.findall("<td>(.*?)</td>", "".join(html))
+
+
+def test_lesson_shows_each_percentile_that_its_calls_support():
+    _first, calls, _mean, p50, p95, p99 = table_of("timed = ")
+    assert enough(95) <= int(calls) < enough(99)
+    assert 0 < float(p50) <= float(p95)
+    assert p99 == ""
+
+
+@pytest.mark.slow
+def test_lesson_runs_with_a_single_fresh_page(tmp_path):
+    result, = run_lessons(pick(["03"]), {"n_pages": 1}, out=tmp_path, console=Console(file=io.StringIO()))
+    assert result.status == "passed", result.traceback
