@@ -381,6 +381,12 @@ def test_lesson_shows_each_percentile_that_its_calls_support():
     assert p99 == ""
 
 
+def test_worst_rows_of_the_lesson_are_wrong():
+    edits = table_of("worst_rows = ")[2::4]
+    assert edits
+    assert all(int(o) > 0 for o in edits)
+
+
 @pytest.mark.slow
 def test_lesson_runs_with_a_single_fresh_page(tmp_path):
     result, = run_lessons(pick(["03"]), {"n_pages": 1}, out=tmp_path, console=Console(file=io.StringIO()))
