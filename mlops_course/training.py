@@ -575,11 +575,14 @@ def load_custom(
 LINE_ENGINES:dict[str, Callable[[], Engine]] = {'custom': lambda: load_custom(line=True), 'easyocr': easyocr_line, 'rapidocr': rapidocr_line,
                                                 'tesseract': lambda: load_engine('tesseract', mode=7)} # 7: the image is one line
 
-def check_name(name:str) -> None:
+def check_name(
+    name:str,
+    known:Sequence[str]=tuple(LINE_ENGINES),
+) -> None:
     "Refuse an engine that does not exist."
-    if name not in LINE_ENGINES:
-        near = get_close_matches(name, LINE_ENGINES, n=1)
-        raise ValueError(f"No engine {name!r}. {f'Did you mean {near[0]!r}? ' if near else ''}The engines are {', '.join(LINE_ENGINES)}")
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        raise ValueError(f"No engine {name!r}. {f'Did you mean {near[0]!r}? ' if near else ''}The engines are {', '.join(known)}")
 
 def open_engine(
     name:str,        # custom, or one of lesson 02's

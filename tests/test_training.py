@@ -492,6 +492,11 @@ def test_a_wrong_engine_is_answered_with_the_nearest(folder):
         code, _, said = run(*words, "--engine", "teseract")
         assert code == 2
         assert "Did you mean 'tesseract'" in said
+        assert ("vision" in said) == (words[0] == "read") # score knows none
+
+
+def test_vision_is_among_the_engines_that_read_suggests(folder):
+    for words in ((folder / "0.png",), (folder,)): assert "Did you mean 'vision'" in run("read", *words, "--engine", "visoin")[2]
 
 
 @pytest.mark.parametrize(("content", "message"), [("path,text\na.png,x\n", "no column file"), ("file,text\n", "lists no images"),
