@@ -45,6 +45,7 @@ from mlops_course.containers import (
     steps,
     write_image,
 )
+from mlops_course.serving import Keys
 
 # The image's Python, for markers.
 WHERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "platform_system": "Linux", "extra": "",
@@ -276,6 +277,7 @@ def test_the_parts_of_kubernetes_mean_the_same_pods(root):
     chosen = [found["Deployment"]["spec"]["selector"]["matchLabels"], found["Service"]["spec"]["selector"],
               found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"], found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]]
     assert all(o.items() <= pods.items() for o in chosen)
+    assert "replicas" not in found["Deployment"]["spec"] # each apply would undo what the autoscaler has set
     assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
 
 
@@ -354,9 +356,30 @@ def test_nothing_can_be_written_and_nothing_is_root(built):
     assert said == f"10001 {'0' * 16} False"
 
 
+def pod(root, folder, files):
+    "What Kubernetes would mount, `files` being in its secret, as options of podman."
+    spec = next(o for o in load_manifests(root / "deploy/kubernetes") if o["kind"] == "Deployment")["spec"]["template"]["spec"]
+    volumes, options = {o["name"]: o for o in spec["volumes"]}, ["--image-volume", "ignore"]
+    for o in spec["containers"][0]["volumeMounts"]:
+        if o["mountPath"] == "/tmp": continue # LOCKED_DOWN has it
+        at = folder / o["name"]
+        at.mkdir(parents=True)
+        if "secret" in volumes[o["name"]]: (at / o["subPath"]).write_text(files[o["subPath"]], encoding="utf-8")
+        for path in (at, *at.iterdir()): # as Kubernetes does for fsGroup
+            os.chown(path, 0, spec["securityContext"]["fsGroup"])
+            path.chmod(0o2777 if path.is_dir() else 0o644)
+        options += ["--volume", f"{at / o.get('subPath', '')}:{o['mountPath']}{':ro' if o.get('readOnly') else ''}"]
+    return options
+
+
 @pytest.mark.slow
-def test_a_container_ends_with_its_block(built):
-    with pytest.raises(ZeroDivisionError), running(IMAGE, *LOCKED_DOWN) as (name, url): 1 / 0 # noqa: B018
+def test_the_pod_of_kubernetes_answers_and_a_container_ends_with_its_block(root, built, tmp_path):
+    key = Keys(tmp_path / "keys.json").add("ana")
+    options = pod(root, tmp_path / "mounts", {"keys.json": (tmp_path / "keys.json").read_text(encoding="utf-8")})
+    with pytest.raises(ZeroDivisionError), running(IMAGE, *LOCKED_DOWN, *options) as (name, url): # noqa: PT012 (one start for both)
+        page = (root / "data/pages/render_3.png").read_bytes()
+        assert httpx.post(f"{url}/v1/read", files={"file": page}, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 200
+        1 / 0 # noqa: B018
     assert name not in podman("ps", "--all", "--format", "{{.Names}}")
     with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/health")
 
