@@ -234,6 +234,16 @@ def test_compose_gives_each_service_few_rights(root):
         assert "mem_limit" in o, name
 
 
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("openssl"), reason="the lines are for a shell with openssl")
+def test_the_written_start_of_compose_makes_every_password(root, tmp_path):
+    text = (root / "deploy/compose.yaml").read_text(encoding="utf-8")
+    lines = [o.removeprefix("#").strip() for o in text.splitlines() if o.startswith("#     ")]
+    (tmp_path / "deploy").mkdir() # as after a clone
+    subprocess.run(["bash", "-euc", "\n".join(o for o in lines if not o.startswith("docker "))], cwd=tmp_path, check=True)
+    files = [tmp_path / "deploy" / o["file"] for o in yaml.safe_load(text)["secrets"].values()]
+    assert [len(o.read_text(encoding="utf-8")) for o in files] == [48, 48]
+
+
 def test_no_password_stands_in_deploy(root):
     for path in (root / "deploy").rglob("*"):
         if path.is_file() and "secrets" not in path.parts:
