@@ -152,8 +152,8 @@ class Order(Section):
     steps: Whole = Field(default=24, ge=1)        # of training
     rate: float = Field(default=.0003, gt=0)      # of learning, at its highest
     lines: Whole = Field(default=100, ge=2)       # of each kind, on which the model is judged
-    checks: tuple[Literal['ruff', 'mypy', 'zizmor'], ...] = ('ruff', 'mypy', 'zizmor')
-    tests: tuple[str, ...] = ('tests/test_scoring.py',)
+    checks: tuple[Literal['ruff', 'mypy', 'zizmor'], ...] = Field(default=('ruff', 'mypy', 'zizmor'), min_length=1)
+    tests: tuple[str, ...] = Field(default=('tests',), min_length=1) # files and folders
 
 def folder_of(order:Order) -> Path:
     "Where a delivery keeps what it is in the middle of."
@@ -182,7 +182,7 @@ def quality(order:Order, done:Done) -> dict[str, Any]:
     return {'content': ', '.join(order.checks)}
 
 def tests(order:Order, done:Done) -> dict[str, Any]:
-    "The quick tests in the files that the order names."
+    "The quick tests in the files and folders that the order names."
     from mlops_course.testing import run_tests
     found = [run_tests(find_root()/o, '-m', 'not slow', timeout_s=3600) for o in order.tests]
     if failed := [test for o in found for test in o[o['outcome'] == 'failed']['test']]: raise Refused(f"{len(failed)} tests failed: {', '.join(failed[:5])}")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from mlops_course import flows
@@ -37,9 +38,13 @@ def test_order_knows_its_fields():
     with pytest.raises(ValueError, match='speed'): Order(speed=3)
 
 
-@pytest.mark.parametrize('wrong', [{'data': 'v9'}, {'steps': 0}, {'rate': 0}, {'lines': 1}, {'checks': ('pylint',)}])
+@pytest.mark.parametrize('wrong', [{'data': 'v9'}, {'steps': 0}, {'rate': 0}, {'lines': 1}, {'checks': ('pylint',)}, {'checks': ()}, {'tests': ()}])
 def test_order_refuses_values_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))): Order(**wrong)
+
+
+def test_an_order_that_names_no_tests_takes_all(root):
+    assert [root/o for o in Order().tests] == [root/'tests']
 
 
 def test_equal_orders_are_one_delivery():
@@ -106,10 +111,10 @@ def test_failed_tests_are_named(tmp_path):
     with pytest.raises(Refused, match='1 tests failed: test_bad'): flows.tests(Order(tests=(str(path),)), {})
 
 
-def test_passed_tests_are_counted(tmp_path):
+def test_passed_tests_of_a_folder_are_counted(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_skipped(): pass\n')
-    assert flows.tests(Order(tests=(str(path),)), {}) == {'passed': 1}
+    assert flows.tests(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
 
 
 def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
@@ -442,6 +447,11 @@ def test_production_waits_for_approval_and_comes_last():
     while new: found |= (new := set().union(*(needs[o] for o in new)) - found)
     assert found == {'quality', 'tests', 'build', 'model', 'staging'}
     assert jobs['production']['environment'] == jobs['cloud']['environment'] == 'production'
+
+
+def test_without_a_variable_the_workflow_takes_the_whole_order():
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding='utf-8'))
+    assert workflow['env']['MLOPS_COURSE_ORDER'].endswith("|| '{}' }}")
 
 
 def test_jobs_call_steps_that_exist():
