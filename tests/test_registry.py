@@ -39,7 +39,7 @@ from mlops_course.registry import (
 from mlops_course.scoring import score
 from mlops_course.tools.cli import main
 from mlops_course.tracking import Server, open_store, track, train_tracked
-from mlops_course.training import Recipe, cer_of
+from mlops_course.training import OnnxRecogniser, Recipe, cer_of
 
 TINY = Recipe(steps=2, batch=2, width=8, depth=1, longest=4)
 OPEN = Gates(slices=('render',), lines=2, slice_worse=9, p95_ms=1e6, size_mb=1e6) # all but the whole is passed
@@ -359,6 +359,16 @@ def test_models_lists_shows_and_rolls_back(model, fill, monkeypatch, tmp_path):
     code, text = course('promote', '2', '--who', 'ana', '--why', 'again')
     assert (code, 'is the champion already' in text) == (2, True)
     assert 'cleo' in course('history')[1]
+
+
+def test_models_export_writes_what_an_image_is_built_with(model, fill, monkeypatch, tmp_path):
+    name = fill()
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', model.store.uri)
+    result = CliRunner().invoke(main, ['models', 'export', '2', '--out', str(tmp_path), '--name', name])
+    assert result.exit_code == 0, result.output
+    drawn = model.lines['render']
+    assert cer_of(OnnxRecogniser(tmp_path/'model.onnx'), drawn) == cer_of(load_version(model.store, 2, name), drawn)
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['model.onnx', 'recogniser.json']
 
 
 def test_models_promote_says_refused_and_exits_with_1(model, fill, monkeypatch):

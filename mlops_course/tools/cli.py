@@ -7,9 +7,9 @@ __all__ = ['lesson_names', 'jobs_option', 'limit_option', 'experiment_option', '
            'seed_option', 'name_option', 'who_option', 'why_option', 'folder_option', 'Foreseen', 'Course', 'main',
            'example', 'tell', 'end_as_by_ctrl_c', 'lab', 'progress', 'run', 'verify', 'exercises', 'data', 'train',
            'export', 'evaluate', 'read_all', 'read', 'score', 'runs', 'ui', 'compress', 'own_recogniser',
-           'model_option', 'distill', 'adapt', 'quantise', 'models', 'list_models', 'show', 'history', 'promote',
-           'rollback', 'serving_folder', 'serve', 'keys', 'add', 'list_keys', 'revoke', 'audit', 'services', 'tune',
-           'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
+           'model_option', 'distill', 'adapt', 'quantise', 'models', 'list_models', 'show', 'export_version', 'history',
+           'promote', 'rollback', 'serving_folder', 'serve', 'keys', 'add', 'list_keys', 'revoke', 'audit', 'services',
+           'tune', 'deliver_here', 'pipeline', 'doctor', 'docs', 'bench']
 
 # %% ../../nbs/tools/cli.ipynb #a360c336
 import os
@@ -408,7 +408,7 @@ def quantise(model:str|None, out:str, lines:int, data:str, dynamic:bool, seed:in
 # %% ../../nbs/tools/cli.ipynb #3e0ee89d
 @main.group(epilog=example("mlops-course models list"))
 def models() -> None:
-    "List, show, promote and roll back registered models."
+    "List, show, export, promote and roll back registered models."
 
 name_option = click.option('--name', default='reader', show_default=True, help="Name in the registry.")
 who_option = click.option('--who', required=True, help="Who answers for it.")
@@ -436,6 +436,27 @@ def show(which:str, name:str) -> None:
     from mlops_course.tracking import open_store
     store = open_store()
     with TemporaryDirectory() as tmp: click.echo((fetch(store, find_version(store, which, name), Path(tmp))/'card.md').read_text(encoding='utf-8'))
+
+@models.command('export', epilog=example("mlops-course models export champion --out data/recogniser"))
+@click.argument('which', default='champion')
+@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for model.onnx and recogniser.json.")
+@name_option
+def export_version(which:str, out:str, name:str) -> None:
+    "Write WHICH, an alias or a number, for onnxruntime: what the image of the service is built with."
+    from pathlib import Path
+    from shutil import copyfile
+    from tempfile import TemporaryDirectory
+
+    from mlops_course.registry import fetch, find_version
+    from mlops_course.tracking import open_store
+    from mlops_course.training import export_onnx, load_recogniser
+    store = open_store()
+    version = find_version(store, which, name)
+    with TemporaryDirectory() as tmp:
+        found = fetch(store, version, Path(tmp))/'artifacts'/'recogniser'
+        export_onnx(load_recogniser(found), Path(out)/'model.onnx')
+        copyfile(found/'recogniser.json', Path(out)/'recogniser.json')
+    tell(out=out, version=version['version'])
 
 @models.command(epilog=example("mlops-course models history"))
 @name_option
