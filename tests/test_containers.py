@@ -27,7 +27,9 @@ from mlops_course.containers import (
     LEFT_OUT,
     LOCKED_DOWN,
     build,
+    came_up,
     done_again,
+    free_port,
     in_context,
     inventory,
     keys,
@@ -414,6 +416,61 @@ def test_sigterm_counts_while_it_is_starting(built):
         podman("stop", "--time", "10", name)
         assert podman("inspect", "--format", "{{.State.ExitCode}}", name) in ("143", "0") # 137 would be: killed
     finally: podman("rm", "--force", "--volumes", name)
+
+
+# On the machine at Amazon podman stands in for docker, which is asked to pull and to log in, and a shell for SSM.
+STAND_INS = {
+    "docker": """case "$1" in
+        login | pull) cat < /dev/null ;;
+        run) shift; exec podman run --env MLOPS_COURSE_SERVICES__API__PORT="$PORT" "$@" ;; # no network of its own
+        *) exec podman "$@" ;;
+    esac""",
+    "aws": """case "$1 $2" in
+        "ecr get-login-password") echo secret ;;
+        "ssm send-command") while [ "$1" != --parameters ]; do shift; done
+            code=0; jq --raw-output '.commands[]' <<< "$2" | sh >&2 || code=$?
+            echo "$code" ;;
+        "ssm wait") while [ "$1" != --command-id ]; do shift; done; exit "$2" ;;
+    esac"""}
+
+
+@pytest.mark.slow
+def test_the_machine_at_amazon_takes_up_what_is_well_and_keeps_what_was(root, built, tmp_path):
+    jobs = yaml.safe_load((root / ".github/workflows/deliver.yml").read_text(encoding="utf-8"))["jobs"]
+    name, port = f"reader-{os.getpid()}", free_port()
+    script = re.sub(r"(?<!/)\breader\b", name, jobs["cloud"]["steps"][-1]["run"])
+    for o, text in STAND_INS.items():
+        (tmp_path / o).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (tmp_path / o).chmod(0o755)
+    config = {} if Path("/run/systemd/system").exists() else {"CONTAINERS_CONF": str(root / "deploy/containers.conf")}
+    env = {**os.environ, **config, "PATH": f"{tmp_path}:{os.environ['PATH']}", "REPOSITORY": IMAGE, "REGION": "here", "INSTANCE": "this", "PORT": str(port)}
+
+    def delivered(tag, script=script):
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", script], env={**env, "GITHUB_SHA": tag}, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+    def at_work(): return podman("container", "inspect", "--format", "{{.Id}} {{.State.Running}}", name)
+    def answers(): return came_up(f"http://127.0.0.1:{port}/ready", lambda: True, 30)
+    tags = [f"{IMAGE}:{name}-{o}" for o in ("well", "ill")]
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nENTRYPOINT [\"false\"]\n", encoding="utf-8")
+    try:
+        podman("tag", IMAGE, tags[0])
+        build(tmp_path, "Dockerfile", tags[1])
+        assert delivered(f"{name}-well")[0] == 0
+        first, key = at_work(), podman("exec", name, "python", "serve.py", "keys", "add", "ana")
+        assert answers()
+        code, said = delivered(f"{name}-ill", script.replace("seq 60", "seq 3"))
+        assert code == 1, said
+        assert at_work() == first # what ran before runs again
+        assert answers()
+        assert delivered(f"{name}-well")[0] == 0
+        assert at_work() != first
+        with pytest.raises(ChildProcessError): podman("container", "inspect", f"{name}-before")
+        page = (root / "data/pages/render_3.png").read_bytes() # keys and record are those of before
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/read", files={"file": page}, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 200
+    finally:
+        for o in (name, f"{name}-before"): podman("rm", "--force", "--time", "0", "--ignore", o)
+        podman("volume", "rm", "--force", name)
+        podman("rmi", "--force", *tags)
 
 
 @contextmanager

@@ -449,6 +449,13 @@ def test_production_waits_for_approval_and_comes_last():
     assert jobs['production']['environment'] == jobs['cloud']['environment'] == 'production'
 
 
+def test_amazon_gets_the_champion():
+    jobs = flows.jobs_of(WORKFLOW)
+    assert (jobs['image']['needs'], jobs['cloud']['needs']) == ('production', 'image')
+    done = [o.get('run', '').split(' --')[0] for o in jobs['image']['steps']]
+    assert done.index('.venv/bin/mlops-course models export champion') < done.index('docker build')
+
+
 def test_without_a_variable_the_workflow_takes_the_whole_order():
     workflow = yaml.safe_load(WORKFLOW.read_text(encoding='utf-8'))
     assert workflow['env']['MLOPS_COURSE_ORDER'].endswith("|| '{}' }}")
