@@ -1,6 +1,7 @@
 "Lesson 16: steps that may be done twice, a flow that resumes, and a workflow whose jobs run here."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -436,7 +437,7 @@ WORKFLOW = Path(__file__).resolve().parent.parent/'.github'/'workflows'/'deliver
 
 def test_cloud_gets_its_role_without_a_key():
     jobs = flows.jobs_of(WORKFLOW)
-    assert [o for o in jobs if jobs[o].get('permissions')] == ['cloud']
+    assert [o for o in jobs if 'id-token' in jobs[o].get('permissions', {})] == ['cloud']
     assert 'AWS_SECRET' not in WORKFLOW.read_text()
     assert 'AWS_ACCESS_KEY' not in WORKFLOW.read_text()
 
@@ -454,6 +455,25 @@ def test_amazon_gets_the_champion():
     assert (jobs['image']['needs'], jobs['cloud']['needs']) == ('production', 'image')
     done = [o.get('run', '').split(' --')[0] for o in jobs['image']['steps']]
     assert done.index('.venv/bin/mlops-course models export champion') < done.index('docker build')
+
+
+@pytest.mark.skipif(not (shutil.which('jq') and shutil.which('curl')), reason='the step needs jq and curl')
+@pytest.mark.parametrize(('reviews', 'token', 'by'), [
+    ([('production', 'rejected', 'bo'), ('production', 'approved', 'ana'), ('staging', 'approved', 'cleo')], 'a-token', 'ana'),
+    ([], 'a-token', 'starter'), ([('production', 'approved', 'ana')], '', 'starter')])
+def test_the_name_is_that_of_the_approver(reviews, token, by, tmp_path):
+    "The step itself; a file stands in for GitHub's answer."
+    step = next(o for o in flows.jobs_of(WORKFLOW)['production']['steps'] if o.get('id') == 'approval')
+    answer = tmp_path/'repos/it/it/actions/runs/7/approvals'
+    answer.parent.mkdir(parents=True)
+    answer.write_text(json.dumps([{'environments': [{'name': where}], 'state': state, 'user': {'login': who}} for where,state,who in reviews]))
+    env = {'TOKEN': token, 'GITHUB_API_URL': tmp_path.as_uri(), 'GITHUB_REPOSITORY': 'it/it', 'GITHUB_RUN_ID': '7', 'GITHUB_ACTOR': 'starter',
+           'GITHUB_OUTPUT': str(tmp_path/'output')}
+    def asked(): return subprocess.run(['bash', '-e', '-c', step['run']], env=os.environ | env, check=False).returncode
+    assert asked() == 0
+    assert (tmp_path/'output').read_text() == f'by={by}\n'
+    answer.unlink() # without an answer nobody is named
+    assert (asked() != 0) == bool(token)
 
 
 def test_without_a_variable_the_workflow_takes_the_whole_order():
