@@ -237,6 +237,17 @@ def test_compose_gives_each_service_few_rights(root):
 
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("openssl"), reason="the lines are for a shell with openssl")
+def test_whoever_stops_the_service_waits_for_what_it_began(root):
+    from mlops_course.project import Api
+    from mlops_course.serving import server_options
+    longest = server_options(Api())["timeout_graceful_shutdown"]
+    compose = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    pod = yaml.safe_load((root / "deploy/kubernetes/deployment.yaml").read_text(encoding="utf-8"))["spec"]["template"]["spec"]
+    asleep = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert int(compose["services"]["reader"]["stop_grace_period"].removesuffix("s")) > longest
+    assert pod["terminationGracePeriodSeconds"] > asleep + longest
+
+
 def test_the_written_start_of_compose_makes_every_password(root, tmp_path):
     text = (root / "deploy/compose.yaml").read_text(encoding="utf-8")
     lines = [o.removeprefix("#").strip() for o in text.splitlines() if o.startswith("#     ")]
