@@ -157,12 +157,13 @@ def test_the_last_line_that_means_a_file_decides():
 
 def test_only_what_the_image_holds_travels(root):
     ignore = (root / ".dockerignore").read_text(encoding="utf-8")
-    stays = [".env", ".git/config", ".venv/bin/python", "_course/tracking/mlflow.db", "deploy/secrets/postgres", "data/v1/x.png", "nbs/a.ipynb"]
+    stays = [".env", ".git/config", ".venv/bin/python", "_course/tracking/mlflow.db", "deploy/secrets/postgres", "data/v1/x.png", "nbs/a.ipynb",
+             "mlops_course/.env", "mlops_course/tools/.env", "mlops_course/__pycache__/flows.cpython-311.pyc"]
     assert in_context(stays, ignore) == []
     text = (root / "deploy/Dockerfile").read_text(encoding="utf-8")
     named = [w for o in steps(text) if o.word == "COPY" and "--from" not in o.rest for w in o.rest.split()[:-1]]
     for o in named: # each thing that is copied is there, and travels
-        files = [p.relative_to(root).as_posix() for p in ([root / o] if (root / o).is_file() else (root / o).glob("*.py"))]
+        files = [p.relative_to(root).as_posix() for p in ([root / o] if (root / o).is_file() else (root / o).rglob("*.py"))]
         assert files, o
         assert in_context(files, ignore) == files
 
