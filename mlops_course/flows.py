@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Done', 'CHECKS', 'LIBRARY', 'MODEL', 'STEPS', 'WORDS', 'COLOURS', 'EVENT', 'RULE', 'CRON', 'TO_STAND_IN', 'SET_UP',
            'Process', 'empty_database', 'FlowServer', 'Order', 'folder_of', 'Refused', 'program', 'quality', 'tests',
-           'data', 'build', 'train', 'judged', 'validate', 'register', 'server_of', 'smoke', 'stage', 'production',
-           'swap', 'release', 'Step', 'key_of', 'perform', 'journal', 'times_done', 'may_pass', 'as_flow', 'Board',
-           'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
+           'data', 'build', 'train', 'judged', 'validate', 'register', 'server_of', 'reached', 'smoke', 'stage',
+           'production', 'swap', 'release', 'Step', 'key_of', 'perform', 'journal', 'times_done', 'may_pass', 'as_flow',
+           'Board', 'serve_retraining', 'data_changed', 'one_step', 'jobs_of', 'needs_of', 'Ran', 'run_jobs']
 
 # %% ../nbs/16_pipelines.ipynb #594c1aa2
 import json
@@ -282,6 +282,14 @@ def server_of(version:int) -> Iterator[Any]: # An httpx.Client with an admin's k
         headers = {'Authorization': f"Bearer {Keys(Path(folder)/'keys.json').add('pipeline', 'admin')}"}
         with on_free_port(create_app(Pinned(), folder, Api())) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client: yield client
 
+@contextmanager
+def reached() -> Iterator[None]:
+    "What keeps a service from being reached is a ConnectionError, whatever the client calls it."
+    import httpx
+    try: yield
+    except httpx.TransportError as e: raise ConnectionError(f"The service does not answer: {e or type(e).__name__}") from e
+
+@reached()
 def smoke(
     client:Any,  # httpx.Client
     version:int, # That must answer
@@ -321,6 +329,7 @@ def production(version:int) -> Iterator[Any]: # An httpx.Client with an admin's 
     if not key: raise PermissionError("PRODUCTION_URL is set and PRODUCTION_KEY is not. Make one: mlops-course keys add pipeline --role admin")
     with httpx.Client(base_url=url, headers={'Authorization': f'Bearer {key}'}, timeout=60) as client: yield client
 
+@reached()
 def swap(client:Any) -> None:
     "Let the service take up the champion of this moment."
     answer = client.post('/v1/models/reload')
@@ -340,10 +349,15 @@ def release(order:Order, done:Done) -> dict[str, Any]:
             if os.environ.get('PRODUCTION_URL'): swap(client)
             return {'champion': version, 'approved by': who, **smoke(client, version, order)}
         except (ConnectionError, Refused) as e:
-            if len(reign(history(store))) < 2: raise
-            back = roll_back(store, 'the pipeline', f'version {version} was not well: {e}'[:300])
-            if os.environ.get('PRODUCTION_URL'): swap(client)
-            raise Refused(f"Version {version} was not well in production, and version {back} is back: {e}") from e
+            said = f'Version {version} was not well in production'
+            if len(reign(history(store))) < 2:
+                raise type(e)(f"{said}. It is the first, so it stays champion: {e}. Mend the service and release it again, or promote a better one") from e
+            back = roll_back(store, 'the pipeline', f'{said}: {e}'[:300])
+            said += f', and version {back} is back: {e}'
+            try:
+                if os.environ.get('PRODUCTION_URL'): swap(client)
+            except ConnectionError as late: said += f'. The service has not taken it up yet: {late}'
+            raise Refused(said) from e
 
 # %% ../nbs/16_pipelines.ipynb #a17fdb23
 LIBRARY = 'mlops_course/**/*.py'

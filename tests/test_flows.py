@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 
 from mlops_course import flows
 from mlops_course.containers import free_port
-from mlops_course.flows import Board, FlowServer, Order, Process, Refused, Step, as_flow, key_of, one_step
+from mlops_course.flows import Board, FlowServer, Order, Process, Refused, Step, as_flow, key_of, one_step, production, smoke, swap
 from mlops_course.project import fingerprint
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
@@ -214,6 +215,51 @@ def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): flows.release(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
+
+
+DYING = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Service(BaseHTTPRequestHandler):
+    "Takes up a model, and dies of the first read."
+    def do_GET(self): self.say()
+    def do_POST(self): self.say() if self.path.endswith('reload') else os._exit(1)
+    def say(self):
+        self.send_response(200)
+        self.end_headers()
+HTTPServer(('127.0.0.1', PORT), Service).serve_forever()
+"""
+
+
+@pytest.fixture
+def dying(tmp_path, monkeypatch):
+    "A service in production that dies of its first read, and none of the stand-ins."
+    port = free_port()
+    monkeypatch.setattr(flows, 'production', production)
+    monkeypatch.setattr(flows, 'smoke', smoke)
+    monkeypatch.setenv('PRODUCTION_URL', f'http://127.0.0.1:{port}')
+    monkeypatch.setenv('PRODUCTION_KEY', 'any')
+    with Process([sys.executable, '-c', DYING.replace('PORT', str(port))], f'http://127.0.0.1:{port}', tmp_path/'dying.log'): yield
+
+
+@pytest.mark.slow
+def test_release_whose_service_dies_is_taken_back(two_versions, dying):
+    (_,order),(_,done) = two_versions
+    with pytest.raises(Refused, match='version 1 is back: The service does not answer.*has not taken it up yet'): flows.release(order, done)
+    version,last = champion()
+    assert (version, last['what']) == (1, 'rolled back')
+
+
+def test_first_release_that_is_not_well_says_that_it_stays(runs, monkeypatch, dying):
+    from mlops_course import registry
+    monkeypatch.setattr(registry, 'history', lambda store: [{'what': 'promoted', 'version': 1}])
+    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): flows.release(TINY, GIVEN)
+
+
+def test_service_that_is_gone_is_a_failure_that_may_pass():
+    with httpx.Client(base_url=f'http://127.0.0.1:{free_port()}') as client:
+        for ask in (swap, partial(smoke, version=1, order=TINY)):
+            with pytest.raises(ConnectionError, match='The service does not answer'): ask(client)
 
 
 def test_production_asks_for_a_key(monkeypatch):
