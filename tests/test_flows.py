@@ -1,6 +1,8 @@
 "Lesson 16: steps that may be done twice, a flow that resumes, and a workflow whose jobs run here."
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from click.testing import CliRunner
 from mlops_course import flows
 from mlops_course.containers import free_port
 from mlops_course.flows import Board, FlowServer, Order, Process, Refused, Step, as_flow, key_of, one_step, production, smoke, swap
-from mlops_course.project import fingerprint
+from mlops_course.project import Params, fingerprint
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
 TINY = Order(start='', steps=2, lines=2)
@@ -64,6 +66,7 @@ def test_every_step_comes_after_what_it_needs():
 def test_every_step_names_fields_and_files_that_exist(root):
     for name,step in flows.STEPS.items():
         assert set(step.uses) <= set(Order.model_fields), name
+        assert set(step.params) <= set(Params.model_fields), name
         for pattern in step.code: assert any(root.glob(pattern)), f'{name}: {pattern}'
 
 
@@ -93,6 +96,41 @@ def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatc
     assert key_of('data', Order(), GIVEN) == before
     (tmp_path/'mlops_course'/'data.py').write_text('a = 2')
     assert key_of('data', Order(), GIVEN) != before
+
+
+@pytest.mark.parametrize(('variable', 'value', 'steps'), [
+    ('MLOPS_COURSE_PARAMS__TESTING__CER', '1e-9', {'tests', 'validate'}), ('MLOPS_COURSE_PARAMS__GATES__P95_MS', '1', {'tests', 'validate'}),
+    ('MLFLOW_TRACKING_URI', 'http://elsewhere:5000', {'train', 'stage'})])
+def test_key_changes_with_the_settings_that_a_step_reads(monkeypatch, variable, value, steps):
+    before = {o: key_of(o, Order(), GIVEN) for o in flows.STEPS}
+    monkeypatch.setenv(variable, value)
+    assert {o for o in flows.STEPS if key_of(o, Order(), GIVEN) != before[o]} == steps
+
+
+def test_key_does_not_change_with_the_password_of_the_store(monkeypatch):
+    found = set()
+    for word in ('old', 'new'):
+        monkeypatch.setenv('MLFLOW_TRACKING_URI', f'http://ana:{word}@elsewhere:5000')
+        found.add(key_of('train', Order(), GIVEN))
+    assert len(found) == 1
+
+
+def files_of(name, root):
+    "What the key of a step looks at."
+    return {o.relative_to(root).as_posix() for pattern in flows.STEPS[name].code for o in root.glob(pattern)}
+
+
+def test_quality_looks_at_all_that_ruff_does(root):
+    shown = subprocess.run([flows.program('ruff'), 'check', '--show-files'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    shown = {Path(o).relative_to(root).as_posix() for o in shown}
+    assert {o for o in shown if Path(o).suffix in ('.py', '.ipynb')} <= files_of('quality', root)
+
+
+@pytest.mark.parametrize('name', ['data', 'train', 'validate'])
+def test_code_of_a_step_names_the_modules_that_it_imports(root, name):
+    text = inspect.getsource(flows.STEPS[name].does) + inspect.getsource(flows.judged)*(name == 'validate')
+    used = {f'mlops_course/{o}.py' for o in re.findall(r'from mlops_course\.(\w+) import', text)}
+    assert used | {'mlops_course/flows.py'} <= files_of(name, root)
 
 
 # Steps
@@ -127,10 +165,12 @@ def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_that_is_done_is_not_done_again(runs):
+def test_training_that_is_done_is_not_done_again(runs, monkeypatch):
     first = flows.train(TINY, GIVEN)
     assert flows.train(TINY, GIVEN) == first
     assert flows.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
+    monkeypatch.setitem(flows.STEPS, 'train', flows.STEPS['train']._replace(code=('setup.py',)))
+    assert flows.train(TINY, GIVEN)['run'] != first['run'] # other code too
 
 
 @pytest.mark.slow
@@ -245,7 +285,7 @@ def dying(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_release_whose_service_dies_is_taken_back(two_versions, dying):
     (_,order),(_,done) = two_versions
-    with pytest.raises(Refused, match='version 1 is back: The service does not answer.*has not taken it up yet'): flows.release(order, done)
+    with pytest.raises(Refused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): flows.release(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -454,6 +494,20 @@ def test_only_what_may_pass_is_tried_again(server, runs, monkeypatch, error, tim
     with pytest.raises(type(error)): as_flow(board)(Order())
     assert flows.times_done() == {'a': times}
     assert repr(board) == 'a: failed\nb: waiting'
+
+
+@pytest.mark.slow
+def test_changed_gate_is_judged_anew(server, runs, monkeypatch):
+    from mlops_course.project import load_settings
+    def judge(order, done):
+        if (limit := load_settings().params.testing.cer) < .01: raise Refused(f'at most {limit} is allowed')
+        return {}
+    monkeypatch.setattr(flows, 'STEPS', {'validate': flows.STEPS['validate']._replace(does=judge, needs=(), after=())})
+    for state in ('done', 'kept'):
+        as_flow(board := Board(('validate',)))(TINY)
+        assert repr(board) == f'validate: {state}'
+    monkeypatch.setenv('MLOPS_COURSE_PARAMS__TESTING__CER', '1e-9')
+    with pytest.raises(Refused, match='at most 1e-09 is allowed'): as_flow()(TINY)
 
 
 @pytest.mark.slow
