@@ -524,6 +524,7 @@ def serve_retraining(deliver:str='mlops_course.flows.deliver') -> None: # Module
 
     async def wait_for_work() -> None:
         runner:Any = Runner(name='retraining', query_seconds=1, pause_on_shutdown=False, limit=1)
+        runner.handle_sigterm = lambda *_: sys.exit() # Prefect's own warns of a coroutine that it forgets
         module,_,name = deliver.rpartition('.')
         made = await getattr(import_module(module), name).to_deployment(
             name='retraining', cron=CRON, triggers=[trigger], parameters={'order': Order().model_dump(mode='json')},

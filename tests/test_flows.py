@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 from mlops_course import flows
-from mlops_course.containers import free_port
+from mlops_course.containers import came_up, free_port
 from mlops_course.flows import Board, FlowServer, Order, Process, Refused, Step, as_flow, key_of, one_step, production, smoke, swap
 from mlops_course.project import Params, fingerprint
 
@@ -365,11 +365,50 @@ def say(*words):
 
 
 @pytest.mark.parametrize(('words', 'said'), [(['trian'], "No step 'trian'"), (['-p', 'speed', '3'], 'The fields of an order are data, seed'),
-                                             (['--order', '{data'], 'The order is not JSON'), (['-p', 'steps', '0'], 'steps: Input should be greater')])
+                                             (['--order', '{data'], 'The order is not JSON'), (['-p', 'steps', '0'], 'steps: Input should be greater'),
+                                             (['--order', '[1]'], 'The order is [1]. One like'), (['--wait', '-p', 'data', 'v2'], '--wait takes no steps')])
 def test_command_says_what_is_wrong(words, said):
     code,output = say(*words)
     assert code == 2
     assert said in output
+
+
+@contextmanager
+def started(*command):
+    "A process with a group of its own, as a terminal would start it; nothing of it is left afterwards."
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try: yield child
+    finally:
+        if child.poll() is None: os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+@pytest.mark.slow
+def test_interrupted_command_ends_at_once_with_a_line(runs):
+    main = 'from mlops_course.tools.cli import main; main(["pipeline", "--approve", "Ana"])'
+    with started(sys.executable, '-c', STEPS + main) as child:
+        until = time.monotonic() + 200
+        while not (runs/'inside').exists():
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < until
+            time.sleep(.05)
+        os.killpg(child.pid, signal.SIGINT)
+        _,said = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert said.strip() == 'Stopped. The same command goes on where it was'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ends', [signal.SIGTERM, signal.SIGINT])
+def test_waiting_command_ends_without_a_trace(runs, ends):
+    with started(sys.executable, '-c', 'from mlops_course.tools.cli import main; main(["pipeline", "--wait"])') as child:
+        url = re.search(r'http://\S+/api', child.stdout.readline())[0]
+        assert came_up(f'{url}/deployments/name/deliver/retraining', lambda: child.poll() is None, 100)
+        time.sleep(1) # until Prefect's own handlers are there
+        os.killpg(child.pid, ends)
+        _,said = child.communicate(timeout=60)
+    assert 'Traceback' not in said
+    assert 'Warning' not in said
 
 
 def test_command_fails_where_a_gate_refuses(runs, monkeypatch):

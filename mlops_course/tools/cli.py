@@ -639,13 +639,21 @@ def tune(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, 
 # %% ../../nbs/tools/cli.ipynb #3acd90b1
 def deliver_here(order:Any, approve:str) -> bool: # Is all done?
     "The whole flow with a live view; where nobody has approved, it asks, if somebody is there to be asked."
+    import signal
+
     from rich.console import Console
     from rich.live import Live
 
     from mlops_course.flows import Board, FlowServer, as_flow
     board,console = Board(),Console()
+    live = Live(board, console=console, refresh_per_second=4)
     def run(approved_by):
-        with Live(board, console=console, refresh_per_second=4): as_flow(board)(order, approved_by)
+        with live: as_flow(board)(order, approved_by)
+    def stop(*_): # at once: Prefect would wait for its threads and for the server, which Ctrl+C has ended too
+        live.stop()
+        click.echo("\nStopped. The same command goes on where it was", err=True)
+        os._exit(130)
+    before = signal.signal(signal.SIGINT, stop)
     console.print("Starting Prefect's server; the first time takes a while")
     with FlowServer():
         try:
@@ -658,6 +666,7 @@ def deliver_here(order:Any, approve:str) -> bool: # Is all done?
             if all(row[0] != 'failed' for row in board.rows.values()): raise
             click.echo(f"Stopped: {e}\nMend it, then give the same command again: what is done stays done", err=True)
             return False
+        finally: signal.signal(signal.SIGINT, before)
     if not approve: click.echo("All is ready, and nobody has approved it. Give the same command with --approve NAME: what is done stays done")
     return True
 
@@ -682,7 +691,11 @@ def pipeline(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bo
     from mlops_course.tools.house import be_quiet
     from mlops_course.tools.running import parse_value
     be_quiet()
-    try: order = flows.Order(**(json.loads(text) | {k: parse_value(v) for k,v in fields}))
+    if wait and (steps or fields or approve or text != '{}'):
+        raise Foreseen("--wait takes no steps, order or approval: the schedule orders what is usual, and an event says what it asks for. Leave them out")
+    try:
+        if not isinstance(given := json.loads(text), dict): raise Foreseen(f"The order is {text:.60}. One like {{\"data\": \"v2\"}} was expected")
+        order = flows.Order(**(given | {k: parse_value(v) for k,v in fields}))
     except json.JSONDecodeError as e: raise Foreseen(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
     except ValidationError as e:
         said = '; '.join(f"{o['loc'][0]}: {o['msg']}" for o in e.errors())
