@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'OWN', 'WATCHED', 'spot', 'arm_of', 'mismatch', 'Contrast', 'ratio', 'contrast', 'running', 'users_needed',
            'wealth', 'reach', 'slice_contrasts', 'Release', 'Delayed', 'Shelf', 'serve_slot', 'Slot', 'let_in', 'Load',
            'Routes', 'Router', 'read_metrics', 'Tally', 'failed', 'beyond', 'edge_at', 'worse', 'spent', 'Signal',
-           'Caution', 'signals', 'Verdict', 'counts_of', 'watch', 'canary', 'recorder']
+           'Caution', 'signals', 'Verdict', 'NoChampion', 'counts_of', 'watch', 'canary', 'recorder']
 
 # %% ../nbs/17_release.ipynb #00124253
 import asyncio
@@ -378,7 +378,13 @@ class Router:
         found = await self.ask(getattr(routes, arm), request, body)
         if found is None or (arm == 'challenger' and found.status_code >= 500):
             self.counts['repeated'] += 1
-            arm,found = 'champion',await self.ask(routes.champion, request, body)
+            arm = 'challenger' if arm == 'champion' and routes.share else 'champion'
+            found = await self.ask(getattr(routes, arm), request, body)
+        elif arm == 'challenger' and 400 <= found.status_code < 500 and found.status_code != 429:
+            other = await self.ask(routes.champion, request, body)
+            if other is not None and other.status_code == 200: # the fault was not the user's
+                self.counts['turned away'] += 1
+                arm,found = 'champion',other
         elif arm == 'challenger' and found.status_code == 200 and request.url.path == '/v1/read' and self.rng.random() < routes.shadow:
             self.tasks.add(task := asyncio.create_task(self.compare(routes, request, body, found.json()['text'])))
             task.add_done_callback(self.tasks.discard)
@@ -486,7 +492,7 @@ def signals(
 @dataclass(frozen=True)
 class Verdict:
     "What was decided at a step of a release, and why."
-    what:str       # forward, done or back
+    what:str       # forward, done, back, or stopped, which says nothing against the challenger
     version:str    # Of the challenger
     champion:str
     share:float    # Of users who had it
@@ -495,11 +501,17 @@ class Verdict:
     answers:int    # Of the challenger in this step
     seconds:float  # That the step took
     @property
-    def passed(self) -> bool: return self.what != 'back'
+    def passed(self) -> bool: return self.what in ('forward', 'done')
+
+class NoChampion(ConnectionError):
+    "The champion does not answer, so there is nothing to compare with."
 
 def counts_of(challenger:Slot, champion:Slot, router:Router) -> list[Counter]:
-    "What each of them has counted so far."
-    return [challenger.metrics(), champion.metrics(), router.counts.copy()]
+    "What each of them has counted so far. Users whom only the champion let in count as failed by the challenger."
+    new = challenger.metrics()
+    new['ocr_predictions_total', '500'] += router.counts['turned away']
+    try: return [new, champion.metrics(), router.counts.copy()]
+    except ConnectionError as e: raise NoChampion(f'{e}. Bring it back, then release again') from e
 
 def watch(
     challenger:Slot,
@@ -535,24 +547,27 @@ def canary(
     record:Callable[[Verdict], Any]=lambda _: None, # Called with each verdict, before the next step
 ) -> Iterator[Verdict]:
     "Let more and more users have the challenger, as long as it does no worse than the champion. Whatever happens, nobody is left with a bad one."
+    gone = False # has the champion gone?
     try:
         before,alpha = counts_of(challenger, champion, router),caution.alpha/8/len(steps) # four signals, each seen in two ways
         for i,share in enumerate(steps):
             start,least = perf_counter(),caution.least[min(i, len(caution.least) - 1)]
             router.routes = router.routes._replace(share=share)
             try: wrong,n = watch(challenger, champion, router, before, least, caution, alpha)
+            except NoChampion as e: wrong,n,gone = Signal('champion', str(e), 0.),0,True # the challenger goes on for everybody
             except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1
-            if wrong: router.routes = router.routes._replace(share=0.) # first of all
-            elif last: router.routes = router.routes.exchanged()
-            verdict = Verdict('back' if wrong else 'done' if last else 'forward', challenger.release.version, champion.release.version, share,
+            if wrong and not gone: router.routes = router.routes._replace(share=0.) # first of all
+            elif last and not wrong: router.routes = router.routes.exchanged()
+            what = 'stopped' if gone else 'back' if wrong else 'done' if last else 'forward'
+            verdict = Verdict(what, challenger.release.version, champion.release.version, share,
                               wrong.name if wrong else '', wrong.said if wrong else f'no worse than the champion in {n} answers', n,
                               round(perf_counter() - start, 2))
             record(verdict)
             yield verdict
             if wrong: return
     finally:
-        if router.routes.challenger == challenger.url: router.routes = router.routes._replace(share=0.)
+        if router.routes.challenger == challenger.url and not gone: router.routes = router.routes._replace(share=0.)
 
 # %% ../nbs/17_release.ipynb #5c371831
 def recorder(
@@ -569,7 +584,7 @@ def recorder(
         said = [o for o in history(store) if o['version'] == version]
         if not said: raise ValueError(f"Version {version} is not in the registry. Register it, and promote nothing else")
         if said[-1]['what'] == 'refused': raise ValueError(f"Version {version} was refused: {'; '.join(said[-1]['gates'])}. Register a better one")
-    words = {'forward': 'canary', 'done': 'promoted', 'back': 'refused'}
+    words = {'forward': 'canary', 'stopped': 'canary', 'done': 'promoted', 'back': 'refused'}
     def record(verdict):
         if store is not None:
             with alone(store): take_down(store, NAME, words[verdict.what], version, who, f'{why}: {verdict.share:.0%} of users, {verdict.said}',

@@ -270,16 +270,16 @@ def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(t
         take_down(store, NAME, 'registered', version, 'ana', 'a test')
     def verdict(what, share, reason=''): return Verdict(what, 'reader', 'reader/0', share, reason, 'seen', 9, .1)
     record = recorder(audit, store, 1)
-    for o in (verdict('forward', .1), verdict('done', 1.)): record(o)
+    for o in (verdict('forward', .1), verdict('stopped', .1, 'champion'), verdict('done', 1.)): record(o)
     recorder(audit, store, 2)(verdict('back', .1, 'latency'))
     entries = history(store)
-    assert [(o['version'], o['what']) for o in entries[2:]] == [(1, 'canary'), (1, 'promoted'), (2, 'refused')]
+    assert [(o['version'], o['what']) for o in entries[2:]] == [(1, 'canary'), (1, 'canary'), (1, 'promoted'), (2, 'refused')]
     assert entries[-1]['gates'] == ['latency: seen']
     with pytest.raises(ValueError, match='Version 2 was refused: latency: seen'): recorder(audit, store, 2)
     with pytest.raises(ValueError, match='Version 9 is not in the registry'): recorder(audit, store, 9)
     audit.close()
     assert standing(entries) == {'champion': 1, 'challenger': 2}
-    assert len((tmp_path/'audit.jsonl').read_text().splitlines()) == 3
+    assert len((tmp_path/'audit.jsonl').read_text().splitlines()) == 4
 
 
 def test_nobody_releases_without_saying_why(tmp_path):
@@ -398,6 +398,39 @@ def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_re
     served = {by: {user for _, user, _, o in load.answers if o == by} for by in ('champion', 'challenger')}
     assert served['challenger']
     assert {arm_of(digest_of(f'Bearer {street.keys[o]}'), 'release', .3) for o in served['challenger']} == {'challenger'}
+    assert load.lost == 0
+
+
+@pytest.mark.slow
+def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_nothing(street):
+    from mlops_course.serving import Keys
+    _, challenger = street.slots
+    challenger.put(street.good._replace(version='keyless'))
+    keys = Keys(challenger.folder/'keys.json')
+    all_keys = list(keys)
+    keys.write([o for o in all_keys if o.name == 'release'])
+    try: verdicts, load, _ = street.release(challenger)
+    finally: keys.write(all_keys)
+    assert (verdicts[-1].what, verdicts[-1].reason) == ('back', 'errors')
+    assert verdicts[-1].seconds < 60 # and not after `longest_s`
+    assert load.lost == 0
+
+
+@pytest.mark.slow
+def test_a_dead_champion_stops_a_release_and_says_nothing_against_the_challenger(root, tmp_path):
+    with ExitStack() as after:
+        champion, challenger = (after.enter_context(Slot(tmp_path/o, Release(root/'data'/'recogniser', o))) for o in ('old', 'new'))
+        for o in (champion, challenger): o.wait()
+        keys = list(let_in([champion, challenger], USERS[:200]).values())
+        images, router = [png(o, tmp_path) for o, _ in line_batch(5, 0, 'v1', 'test')], Router(Routes(champion.url, challenger.url))
+        with on_free_port(router) as url, Load(url, keys, images) as load:
+            verdicts = []
+            for o in canary(router, champion, challenger, (.5, 1.), Caution(least=(10, 10**6)), verdicts.append):
+                if o.passed: champion.kill()
+            n = len(load.answers)
+            while len(load.answers) < n + 20: sleep(.02)
+    assert [(o.what, o.reason) for o in verdicts] == [('forward', ''), ('stopped', 'champion')]
+    assert 'old does not answer' in verdicts[-1].said
     assert load.lost == 0
 
 
