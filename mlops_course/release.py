@@ -132,6 +132,7 @@ def users_needed(
     if spread <= 0 or not difference or not 0 < share < 1:
         raise ValueError(f"Found spread {spread}, difference {difference} and share {share}, expected a spread above 0, a difference, and a share "
                          "between 0 and 1. Say what size of difference would change your mind")
+    if not 0 < alpha < power < 1: raise ValueError(f"Found alpha {alpha} and power {power}, expected both between 0 and 1, and more power than false alarms")
     n = NormalIndPower().solve_power(abs(difference)/spread, alpha=alpha, power=power, ratio=share/(1 - share))
     return int(np.ceil(n/(1 - share)))
 

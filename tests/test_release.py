@@ -140,6 +140,11 @@ def test_a_size_that_cannot_be_planned_is_refused(wrong):
     with pytest.raises(ValueError, match='change your mind'): users_needed(*wrong)
 
 
+@pytest.mark.parametrize('wrong', [{'power': 1.5}, {'alpha': 0}, {'alpha': .5, 'power': .4}])
+def test_rates_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match='expected both between 0 and 1'): users_needed(.2, .1, **wrong)
+
+
 def test_slices_are_corrected_for_their_number():
     rng = np.random.default_rng(3)
     kinds = [f'kind {o}' for o in range(10)]
