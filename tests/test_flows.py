@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -547,6 +548,20 @@ def test_changed_gate_is_judged_anew(server, runs, monkeypatch):
         assert repr(board) == f'validate: {state}'
     monkeypatch.setenv('MLOPS_COURSE_PARAMS__TESTING__CER', '1e-9')
     with pytest.raises(Refused, match='at most 1e-09 is allowed'): as_flow()(TINY)
+
+
+@pytest.mark.slow
+def test_two_flows_are_never_in_production_at_once(server, runs, monkeypatch):
+    inside = []
+    def release(order, done):
+        began = time.monotonic()
+        time.sleep(3) # time enough for the other flow to come
+        inside.append((began, time.monotonic()))
+        return {}
+    monkeypatch.setattr(flows, 'STEPS', {'release': Step(release, keep=False, alone=True, code=())})
+    with ThreadPoolExecutor(2) as pool: list(pool.map(as_flow(), [Order(), Order(seed=1)], ['Ana', 'Ben']))
+    (_,first_ended),(second_began,_) = sorted(inside)
+    assert first_ended <= second_began
 
 
 @pytest.mark.slow
