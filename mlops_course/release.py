@@ -347,7 +347,7 @@ class Router:
     "Stands before two services. What the challenger fails to answer, the champion is asked."
     def __init__(self, routes:Routes, timeout_s:float=30., most_mb:float=200., seed:int=0):
         self.routes,self.timeout_s,self.most = routes,timeout_s,int(most_mb*2**20)
-        self.counts:Counter[str] = Counter() # requests by arm, repeated, compared, strange
+        self.counts:Counter[str] = Counter() # requests by arm, repeated, turned away, compared, strange
         self.rng,self.tasks = np.random.default_rng(seed),set() # type: ignore[var-annotated]
         methods = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']
         self.app = Starlette(routes=[Route('/{path:path}', self.pass_on, methods=methods)], lifespan=self.lifespan)
