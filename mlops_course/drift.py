@@ -427,9 +427,9 @@ def services(
     from mlops_course.registry import trial_lines
     from mlops_course.serving import Keys, create_app, on_free_port
     keys = Keys(Path(folder)/'keys.json')
-    if any(o.name == 'probe' for o in keys): keys.revoke('probe')
     with ExitStack() as stack:
         app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way
+        if any(o.name == 'probe' for o in keys): keys.revoke('probe') # not before the folder is ours: another's probe may need it
         reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(Hook(tell), lifespan='off'))
         probe = Probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
         monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.files))

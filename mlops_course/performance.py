@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'Part', 'Readings', 'FORMATS', 'Spot', 'spots', 'gain', 'Cost', 'cost', 'reader_id', 'page_key', 'Cache',
-           'Record', 'opened', 'decoded', 'read_part', 'Crew', 'local_cluster', 'crew', 'images_in', 'waiting',
+           'Record', 'opened', 'decoded', 'read_part', 'deaf', 'Crew', 'local_cluster', 'crew', 'images_in', 'waiting',
            'results', 'read_folder', 'Scaling', 'fit_scaling']
 
 # %% ../nbs/20_performance.ipynb #cf842b97
@@ -13,6 +13,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import signal
 import sqlite3
 import time
 from collections import defaultdict
@@ -22,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from typing import Any, NamedTuple
 
 import cv2
@@ -100,7 +102,7 @@ def page_key(
     "Under which key a reading is kept: equal for the same bytes and the same reader only."
     return hashlib.sha256(f'{reader} '.encode() + data).hexdigest() # the first space ends the reader
 
-# %% ../nbs/20_performance.ipynb #b8f20863
+# %% ../nbs/20_performance.ipynb #96435bd5
 TABLE = """create table if not exists readings (key text primary key, value text not null, digest text not null, used integer not null);
 create index if not exists by_use on readings (used);"""
 
@@ -166,6 +168,7 @@ class Cache:
             if (found := self.opened.pop(os.getpid(), None)): found.close()
 
 
+
 # %% ../nbs/20_performance.ipynb #a74c9abe
 class Record:
     "Readings on disk, a JSON line each, added and never changed. One process at a time."
@@ -176,14 +179,15 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try: self.lock.acquire(timeout=0)
         except Timeout: raise BlockingIOError(f"Another process writes {self.path}. Wait until it ends, or name another file") from None
-        self.file,self.done,end = self.path.open('ab', buffering=0),set[tuple[str, str|None]](),0
+        self.file,end = self.path.open('ab', buffering=0),0
+        self.done:dict[tuple[str, str|None], str] = {} # File and key -> what went wrong, if something did
         with self.path.open('rb') as lines:
             try:
                 for line in lines:
                     if not line.startswith(b'{"file": '[:len(line)]): raise ValueError(f'it holds {line[:20]!r}')
                     if not line.endswith(b'\n'): break
                     said,end = json.loads(line),end + len(line)
-                    self.done.add((said['file'], said.get('key')))
+                    self.done[said['file'], said.get('key')] = said.get('error', '')
             except ValueError as e:
                 self.close()
                 raise ValueError(f"{self.path} is no record of readings: {e}. Name another file") from e
@@ -193,10 +197,12 @@ class Record:
     def __exit__(self, *_) -> None: self.close()
 
     def add(self, line:dict[str, Any]) -> None:
-        "Write `line`, which has a `file` and, if that could be opened, a `key`."
+        "Write `line`, which has a `file` and, if that could be opened, a `key`. An error that stands there already is not written again."
+        item,error = (line['file'], line.get('key')),line.get('error', '')
+        if self.done.get(item) == error: return
         data = (json.dumps(line, ensure_ascii=False) + '\n').encode('utf-8')
         if self.file.write(data) < len(data): raise OSError(f"The disk is full: {self.path} took half a line. Make room")
-        self.done.add((line['file'], line.get('key')))
+        self.done[item] = error
 
     def close(self) -> None:
         self.file.close()
@@ -241,6 +247,15 @@ def read_part(
     return found
 
 # %% ../nbs/20_performance.ipynb #c0fb33bb
+@contextmanager
+def deaf() -> Iterator[None]:
+    "Processes that begin inside do not hear Ctrl+C."
+    mine = current_thread() is main_thread() # no other may change that
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if mine else None
+    try: yield
+    finally:
+        if mine: signal.signal(signal.SIGINT, before)
+
 class Crew(NamedTuple):
     "Who reads."
     pool:Executor
@@ -248,9 +263,9 @@ class Crew(NamedTuple):
     deadly:tuple[type[Exception], ...]  # What it raises for work that killed several workers
 
 def local_cluster(jobs:int) -> Any: # A `with` block ends it
-    "Workers with one thread each on this machine, whom nobody outside can reach."
+    "Workers with one thread each on this machine, whom nobody outside can reach. Ctrl+C is for us, not for them."
     from distributed import LocalCluster
-    return LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50)
+    with deaf(): return LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address='127.0.0.1:0', silence_logs=50)
 
 @contextmanager
 def crew(
@@ -262,6 +277,8 @@ def crew(
     if not scheduler and jobs == 1:
         with ThreadPoolExecutor(1) as pool: yield Crew(pool, lambda: 1, ())
         return
+    if scheduler and not re.search(r':\d+/?$', scheduler):
+        raise ValueError(f"Found the scheduler {scheduler!r}, expected an address with a port, such as tcp://10.0.0.5:8786")
     from distributed import Client, KilledWorker
     with ExitStack() as stack:
         place:Any = scheduler or stack.enter_context(local_cluster(jobs))
@@ -291,16 +308,16 @@ def waiting(
     record:Record,
     reader:str,
     bar:Any,              # Told about each file that is on record
-) -> Iterator[tuple[str, str, bytes]]: # Name, key and content
-    "What is not on record yet. A file that cannot be opened goes on record at once."
+) -> Iterator[tuple[str, str, bytes|str]]: # Name, key and content; or what keeps the file closed
+    "What has not been read yet."
     for path in paths:
         name = path.relative_to(folder).as_posix()
         try: data = path.read_bytes()
         except OSError as e:
-            record.add({'file': name, 'error': str(e)})
+            yield name,'',e.strerror or str(e)
             continue
-        if (name, key := page_key(data, reader)) in record.done: bar.update()
-        else: yield name,key,data
+        if record.done.get((name, key := page_key(data, reader))) == '': bar.update()
+        else: yield name,key,data # new, or it failed before: there may be more memory now, or another limit
 
 # %% ../nbs/20_performance.ipynb #586ebfab
 def results(
@@ -343,14 +360,18 @@ def read_folder(
     read:Callable[..., Readings]=read_part,
     **more:Any,               # For `read`, such as `cache` or `max_pixels`
 ) -> Iterator[dict[str, Any]]: # file, key, engine, text and lines; or file and error
-    "Read the images in `folder` that are not on record, each once, and yield each as it goes on record."
+    "Read the images in `folder` that are not on record, each once, and those with errors again. Yield each as it goes on record."
     folder,where = Path(folder),str(model or load_settings().paths.data/SHIPPED)
     reader,paths = reader_id(where, line),images_in(folder)
     names = defaultdict[str, list[str]](list) # by key: pages of the same content are read once
     with Record(record) as kept, crew(scheduler, jobs) as hands, tqdm(total=len(paths), desc=folder.name, unit='page', disable=None) as bar:
+        closed = list[dict[str, Any]]()
         def parts() -> Iterator[Part]:
             part:Part = {}
             for name,key,data in waiting(folder, paths, kept, reader, bar):
+                if isinstance(data, str):
+                    closed.append({'file': name, 'error': data})
+                    continue
                 names[key].append(name)
                 if len(names[key]) == 1: part[key] = data
                 if len(part) == at_once: yield part; part = {}
@@ -361,6 +382,10 @@ def read_folder(
                     kept.add(said := {'file': name, 'key': key, **reading})
                     bar.update()
                     yield said
+        for said in closed:
+            kept.add(said)
+            bar.update()
+            yield said
 
 # %% ../nbs/20_performance.ipynb #e7e9b543
 class Scaling(NamedTuple):

@@ -47,7 +47,7 @@ from mlops_course.monitoring import PROGRAMS, Hook, Note, watching
 from mlops_course.project import Api, load_settings
 from mlops_course.registry import history, trial_lines
 from mlops_course.scoring import rate, score
-from mlops_course.serving import Keys, create_app, on_free_port, ready
+from mlops_course.serving import Audit, Keys, create_app, on_free_port, ready
 from mlops_course.tracking import open_store
 from mlops_course.training import Custom, load_custom, load_recogniser
 
@@ -479,7 +479,6 @@ def test_retraining_that_failed_to_start_may_be_tried_again(tmp_path, monkeypatc
     assert retraining(note())
 
 
-@pytest.mark.slow # importing Evidently takes six seconds or more
 @pytest.mark.slow # a whole delivery
 def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
     "What moved, the rule, the webhook, the event, and then the pipeline of lesson 16 as it is."
@@ -514,6 +513,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
     assert (last['who'], last['what'], last['version']) == ('the retraining', 'promoted', 1)
 
 
+@pytest.mark.slow # importing Evidently takes six seconds or more
 def test_report_says_what_scipy_says(tmp_path):
     a, b = sample(200, 0), sample(100, 1).assign(noise=lambda o: o['noise'] + 2)
     found = report(a, b, tmp_path/'report.html')
@@ -554,12 +554,21 @@ def test_services_serve_watch_and_end(tmp_path, monkeypatch):
         with pytest.raises(httpx.TransportError): httpx.get(url, trust_env=False)
 
 
+def test_a_second_start_is_refused_and_leaves_the_first_ones_probe_its_key(tmp_path):
+    Keys(tmp_path/'keys.json').add('probe')
+    audit,before = Audit(tmp_path/'audit.jsonl'),(tmp_path/'keys.json').read_bytes()
+    with pytest.raises(BlockingIOError, match='Another service writes'), services(tmp_path): pass
+    assert (tmp_path/'keys.json').read_bytes() == before
+    audit.close()
+
+
 @pytest.mark.slow
 def test_the_command_prints_addresses_and_ends_when_told(tmp_path):
     needs('prometheus', 'is started'), needs('prometheus-alertmanager', 'is started')
     command = [Path(sys.executable).parent/'mlops-course', 'services', '--folder', tmp_path]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
     try:
+        assert process.stdout.readline().startswith('Starting')
         said = dict(line.split() for line in (process.stdout.readline() for _ in range(5)))
         assert httpx.get(f"{said['alertmanager']}/-/healthy", trust_env=False).status_code == 200
         process.send_signal(signal.SIGTERM)

@@ -233,7 +233,7 @@ def test_half_a_line_is_cut_off_and_the_rest_stays(tmp_path):
         for o in 'ab': record.add({'file': o, 'key': o})
     path.write_bytes(path.read_bytes()[:-3])
     with Record(path) as record:
-        assert record.done == {('a', 'a')}
+        assert set(record.done) == {('a', 'a')}
         record.add({'file': 'c', 'key': 'c'})
     assert [json.loads(o)['file'] for o in path.read_text().splitlines()] == ['a', 'c']
 
@@ -330,10 +330,19 @@ def test_a_closed_file_goes_on_record(tmp_path, told_here, monkeypatch):
         if path.name == '00.png': raise PermissionError('not yours')
         return read(path)
     monkeypatch.setattr(Path, 'read_bytes', closed)
-    list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here))
-    first, second = map(json.loads, (tmp_path/'r.jsonl').read_text().splitlines())
-    assert (first['file'], first['error']) == ('00.png', 'not yours')
-    assert 'error' not in second
+    for known in (['01.png'], []):
+        found = list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here))
+        assert [o['file'] for o in found if 'error' not in o] == known
+        assert found[-1] == {'file': '00.png', 'error': 'not yours'} # each time
+    assert [json.loads(o).get('error') for o in (tmp_path/'r.jsonl').read_text().splitlines()] == [None, 'not yours'] # and once on record
+
+
+def test_what_failed_is_tried_again(tmp_path, told_here):
+    write_files(tmp_path/'in', 2)
+    def poor(part, **_): return {k: {'error': 'no memory'} for k in part}
+    assert [o['error'] for o in read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=poor)] == ['no memory']*2
+    assert [o['text'] for o in read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=told_here)] == ['6 bytes']*2
+    assert list(read_folder(tmp_path/'in', tmp_path/'r.jsonl', read=poor)) == []
 
 
 def test_an_error_of_ours_stops_the_work(tmp_path):
@@ -358,6 +367,10 @@ def test_only_a_few_parts_are_handed_out_at_a_time():
 @pytest.mark.parametrize(('make', 'error'), [(lambda o: o/'none', 'No folder'), (lambda o: o, 'No image')])
 def test_a_folder_without_images_is_refused(tmp_path, make, error):
     with pytest.raises((FileNotFoundError, ValueError), match=error): list(read_folder(make(tmp_path), tmp_path/'r.jsonl'))
+
+
+def test_an_address_without_a_port_is_refused_at_once():
+    with pytest.raises(ValueError, match='with a port'), crew('nonsense'): pass
 
 
 def test_an_absent_scheduler_is_named():
@@ -391,6 +404,31 @@ def test_the_command_reads_a_folder_on_two_workers_and_goes_on(folder, tmp_path)
     (folder/'bad.png').write_bytes(b'no image')
     again = CliRunner().invoke(main, words[:-2])
     assert (again.exit_code, json.loads(again.stdout.splitlines()[-1])['read']) == (1, 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_command_with_one_line_and_it_goes_on(tmp_path):
+    (tmp_path/'in').mkdir()
+    for i in range(60): write_png(tmp_path/'in'/f'{i:02}.png', np.random.default_rng(i).integers(0, 256, (400, 300), np.uint8))
+    words = [str(Path(sys.executable).with_name('mlops-course')), 'read', str(tmp_path/'in'), '--record', str(tmp_path/'r.jsonl'), '--jobs', '2']
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | {'MLOPS_COURSE_PATHS__RUNS': str(tmp_path/'runs')})
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path/'r.jsonl').exists() or not (tmp_path/'r.jsonl').stat().st_size:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(.02)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert 'the same command goes on' in said
+    assert 'Traceback' not in said
+    done = len((tmp_path/'r.jsonl').read_text().splitlines())
+    rest = CliRunner().invoke(main, words[1:-2])
+    assert json.loads(rest.stdout.splitlines()[-1])['read'] == 60 - done > 0
 
 
 # Scaling

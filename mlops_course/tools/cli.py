@@ -238,6 +238,9 @@ def read_all(folder:str, lines:bool, record:str|None, jobs:int, scheduler:str|No
             if 'error' in found: click.echo(json.dumps(found, ensure_ascii=False))
             counts['error' in found] += 1
     except (BlockingIOError, ConnectionError) as e: raise Foreseen(str(e)) from e
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. What is read is on record in {path}, and the same command goes on", err=True)
+        sys.exit(130)
     tell(read=counts[False], errors=counts[True], record=str(path))
     return not counts[True]
 
@@ -260,6 +263,7 @@ def read(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:i
     check_name(engine, [*LINE_ENGINES, 'vision'])
     if len(images) == 1 and os.path.isdir(images[0]):
         if engine != 'custom': raise Foreseen(f"A folder is read with custom, not with {engine}. Leave out --engine, or name the images one by one")
+        if jobs and scheduler: raise Foreseen("--jobs starts workers here, and those of --scheduler are started already. Leave one of them out")
         sys.exit(not read_all(images[0], lines, record, jobs or os.cpu_count() or 1, scheduler))
     if record or jobs or scheduler: raise Foreseen("--record, --jobs and --scheduler are for one folder. Name a folder, or leave them out")
     loaded:Any = engine
@@ -586,12 +590,13 @@ def services(folder:str|None) -> None:
     from mlops_course.tools.house import be_quiet
     be_quiet()
     end_as_by_ctrl_c()
+    click.echo("Starting, which takes half a minute")
     if not installed(): click.echo("Prometheus or Alertmanager is missing, so the rules are evaluated here. They come with scripts/debian.sh", err=True)
     def told(note): click.echo(f'{note.alert} {note.status} ({note.severity}): {note.summary}. {note.action if note.status == "firing" else ""}'.strip())
     try:
         with start(serving_folder(folder), tell=told) as found:
             for name,url in found.items(): click.echo(f"{name:13} {url}{'/metrics' if name in ('reader', 'probe', 'drift') else ''}")
-            click.echo("Ctrl+C stops all of them")
+            click.echo("A key for the reader: mlops-course keys add NAME. Ctrl+C stops all of them")
             Event().wait()
     except BlockingIOError as e: raise Foreseen(str(e)) from e # another service has the folder
     except KeyboardInterrupt: click.echo("Stopped")
