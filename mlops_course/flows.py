@@ -26,11 +26,11 @@ from shutil import copyfile, copytree, ignore_patterns, which
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from .containers import came_up, free_port
-from .project import Api, Params, Section, Whole, fingerprint, load_settings
+from .project import Api, Params, Section, Whole, fingerprint, get_logger, load_settings
 from .tools.house import WATCHMAN, begin_with_copy, find_root
 from .tools.running import source_hash
 
@@ -93,7 +93,10 @@ class FlowServer:
         from importlib.metadata import version
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder/'server.lock')
-        self.lock.acquire() # a second one waits until the first has ended
+        try: self.lock.acquire(timeout=0)
+        except Timeout:
+            get_logger('flows').warning('another server of this project runs; waiting until it ends', folder=str(self.folder))
+            self.lock.acquire()
         database,port = self.folder/'prefect.db',free_port()
         try:
             begin_with_copy(database, f"prefect-{version('prefect')}.db", empty_database)

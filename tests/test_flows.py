@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
+from filelock import FileLock
 
 from mlops_course import flows
 from mlops_course.containers import came_up, free_port
@@ -571,6 +573,21 @@ def test_results_are_json_that_anybody_can_read(server, few_steps):
     kept = list((server.folder/'results').glob('one-*')) # what a later run may read
     assert kept
     for path in kept: assert json.loads(path.read_text())['metadata']['serializer']['type'] == 'json'
+
+
+def test_a_second_server_says_that_it_waits_for_the_first(tmp_path, monkeypatch, capfd):
+    def enough(): raise InterruptedError
+    monkeypatch.setattr(flows, 'free_port', enough)
+    held = Event()
+    def first():
+        with FileLock(tmp_path/'server.lock'):
+            held.set()
+            time.sleep(.3)
+    Thread(target=first).start()
+    assert held.wait(10)
+    with pytest.raises(InterruptedError): FlowServer(tmp_path).start()
+    assert 'another server of this project runs' in ''.join(capfd.readouterr())
+    with FileLock(tmp_path/'server.lock', timeout=0): pass
 
 
 @pytest.mark.slow
