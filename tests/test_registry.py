@@ -361,6 +361,7 @@ def test_models_lists_shows_and_rolls_back(model, fill, monkeypatch, tmp_path):
     assert 'cleo' in course('history')[1]
 
 
+@pytest.mark.slow
 def test_models_export_writes_what_an_image_is_built_with(model, fill, monkeypatch, tmp_path):
     name = fill()
     monkeypatch.setenv('MLFLOW_TRACKING_URI', model.store.uri)

@@ -466,6 +466,7 @@ def doubtful(engine, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_batch_of_doubtful_pages_comes_back_one_by_one_and_nobody_else_waits(doubtful, tmp_path, page, line):
     with started(Shelf(doubtful), tmp_path, Api(rate=1e6, burst=10**6, images=6, batch=3, timeout_s=2.2)) as client:
         with ThreadPoolExecutor(1) as thread:
@@ -484,6 +485,7 @@ def test_a_batch_of_doubtful_pages_comes_back_one_by_one_and_nobody_else_waits(d
     assert answers[0][0] < answers[-1][0] - 1
 
 
+@pytest.mark.slow
 def test_a_batch_that_began_is_finished_when_the_service_stops(doubtful, tmp_path, page):
     with ThreadPoolExecutor(1) as thread:
         with started(Shelf(doubtful), tmp_path, Api(rate=1e6, burst=10**6, images=6, batch=1, timeout_s=1.)) as client:
@@ -950,6 +952,7 @@ def test_a_record_that_is_not_there_is_asked_for_in_vain(tmp_path):
     assert 'There is no record in' in say('audit', '--folder', tmp_path)[1]
 
 
+@pytest.mark.slow
 def test_serve_says_what_is_wrong_before_it_says_that_it_serves(tmp_path, monkeypatch, root):
     monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path)) # no registry
     with socket.create_server(('127.0.0.1', 0)) as taken:
