@@ -1,6 +1,7 @@
 "Shared by all tests: quiet tools, no learner's progress touched, and a way to write small notebooks."
 import os
 import shutil
+import signal
 
 import nbformat
 import pytest
@@ -9,6 +10,7 @@ from mlops_course.tools.house import be_quiet, find_root
 
 be_quiet()
 os.environ['MLOPS_COURSE_BATCH'] = '1'
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all that tests start
 
 
 @pytest.fixture(scope='session')
