@@ -288,6 +288,7 @@ def test_lines_of_a_folder_are_read_and_bad_files_told(folder, lines, tmp_path):
 
 def test_a_folder_is_read_within_the_limits_of_the_settings(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('MLOPS_COURSE_PARAMS__OCR__MAX_PIXELS', '10')
+    monkeypatch.setenv('MLOPS_COURSE_PATHS__RUNS', str(tmp_path)) # what is in the cache was read within other limits
     done = CliRunner().invoke(main, ['read', str(folder), '--lines', '--record', str(tmp_path/'r.jsonl'), '--jobs', '1'])
     *found, told = (json.loads(o) for o in done.stdout.splitlines())
     assert (done.exit_code, told['read'], told['errors']) == (1, 0, 6)
