@@ -540,9 +540,9 @@ def serve_retraining(deliver:str='mlops_course.flows.deliver') -> None: # Module
 def data_changed(order:Order) -> None:
     "Say that the data has changed, and what should be delivered because of it. Prefect's `emit_event` would not tell if nobody heard."
     import httpx
-    from prefect.events import Event
+    from prefect.events import Event, Resource
     from prefect.settings import get_current_settings
-    event = Event(event=EVENT, resource={'prefect.resource.id': 'reader.data'}, payload={'order': order.model_dump(mode='json')})
+    event = Event(event=EVENT, resource=Resource({'prefect.resource.id': 'reader.data'}), payload={'order': order.model_dump(mode='json')})
     httpx.post(f'{get_current_settings().api.url}/events', json=[event.model_dump(mode='json')], timeout=30, trust_env=False).raise_for_status()
 
 # %% ../nbs/16_pipelines.ipynb #de0823a4
