@@ -102,7 +102,7 @@ def page_key(
     "Under which key a reading is kept: equal for the same bytes and the same reader only."
     return hashlib.sha256(f'{reader} '.encode() + data).hexdigest() # the first space ends the reader
 
-# %% ../nbs/20_performance.ipynb #96435bd5
+# %% ../nbs/20_performance.ipynb #b8f20863
 TABLE = """create table if not exists readings (key text primary key, value text not null, digest text not null, used integer not null);
 create index if not exists by_use on readings (used);"""
 
@@ -166,8 +166,6 @@ class Cache:
         "Close this process's connection; the next question opens it again."
         with self.alone:
             if (found := self.opened.pop(os.getpid(), None)): found.close()
-
-
 
 # %% ../nbs/20_performance.ipynb #a74c9abe
 class Record:

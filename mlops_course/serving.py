@@ -599,10 +599,11 @@ class Service:
         for i,job in enumerate(jobs):
             try: images[i] = load_upload(job.file, self.limits.max_pixels)
             except (HTTPException, OSError, ValueError) as e: found[i] = e
+        def with_detector(some): return [model.engine(o) for o in some]
         for line,long in ((False, False), (True, False), (False, True)):
             members = [i for i in images if (jobs[i].line, jobs[i].doubtful) == (line, long)]
-            read = read_together if long else read_first
-            for i,o in zip(members, attempt(partial(read, model.engine, line=line), [images[i] for i in members])):
+            read = with_detector if long else partial(read_first, model.engine, line=line)
+            for i,o in zip(members, attempt(read, [images[i] for i in members])):
                 found[i] = Later(jobs[i]._replace(doubtful=True)) if o is None else o if isinstance(o, Exception) else (model, o)
         return [found[i] for i in range(len(jobs))]
 

@@ -2,6 +2,7 @@
 import os
 import shutil
 import signal
+import time
 
 import nbformat
 import pytest
@@ -39,6 +40,15 @@ class Shelf:
         from mlops_course.serving import Model
         return Model(self.engine, self.version, 'of the test')
     def models(self): return [{'version': self.version, 'aliases': ['champion'], 'cer': .01}]
+
+
+def until(true, seconds=30):
+    "What `true` says, once that is something."
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, 'it never happened'
+        time.sleep(.01)
+    return found
 
 
 def code(source, *tags):

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Shelf, needs
+from conftest import Shelf, needs, until
 from prometheus_client import generate_latest, make_asgi_app
 from scipy.stats import ks_2samp
 
@@ -492,13 +492,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
         client = stack.enter_context(get_client(sync_client=True))
         stack.enter_context(Process([sys.executable, '-c', 'from mlops_course.flows import serve_retraining; serve_retraining()'],
                                     f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
-        def wait(seconds, what):
-            until = time.monotonic() + seconds
-            while not (found := what()):
-                assert time.monotonic() < until
-                time.sleep(.2)
-            return found
-        wait(60, lambda: client.read_automations_by_name(RULE))
+        until(lambda: client.read_automations_by_name(RULE), 60)
         retraining = Retraining(Claims(monitor.path), order)
         hook = stack.enter_context(on_free_port(Hook(retraining), lifespan='off'))
         target = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
@@ -508,7 +502,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
         def ended():
             runs = [o for o in client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=50) if o.parameters.get('approved_by') == 'the retraining']
             return runs if runs and all(o.state.is_final() for o in runs) else []
-        assert [(o.state.name, o.parameters['order']['data']) for o in wait(300, ended)] == [('Completed', 'v2')]
+        assert [(o.state.name, o.parameters['order']['data']) for o in until(ended, 300)] == [('Completed', 'v2')]
     last = history(open_store())[-1]
     assert (last['who'], last['what'], last['version']) == ('the retraining', 'promoted', 1)
 
@@ -537,18 +531,14 @@ def test_services_serve_watch_and_end(tmp_path, monkeypatch):
     shelf = Shelf(ready(load_custom()))
     with services(tmp_path, lines=2, every_s=.3, source=shelf) as found, httpx.Client(headers=user, timeout=60, trust_env=False) as client:
         assert found.keys() == {'reader', 'probe', 'drift', 'prometheus', 'alertmanager'}
-        def wait(query, holds, seconds=60):
-            until = time.monotonic() + seconds
-            while not holds(o := client.get(f"{found['prometheus']}/api/v1/query", params={'query': query}).json()['data']['result']):
-                assert time.monotonic() < until, (query, o)
-                time.sleep(.2)
-            return {o['metric'].get('feature'): float(o['value'][1]) for o in o}
-        wait('up == 1', lambda o: len(o) == 3)
-        faults = wait('ocr_predictions_total{status=~"5.."}', bool)
-        assert faults == {None: 0.} # before the first one
+        def asked(query):
+            result = client.get(f"{found['prometheus']}/api/v1/query", params={'query': query}).json()['data']['result']
+            return {o['metric'].get('feature'): float(o['value'][1]) for o in result}
+        until(lambda: asked('count(up == 1)') == {None: 3.}, 60)
+        assert until(lambda: asked('ocr_predictions_total{status=~"5.."}'), 60) == {None: 0.} # before the first one
         for o in 4*photos: client.post(f"{found['reader']}/v1/read", params={'line': True}, files={'file': o}).raise_for_status()
-        assert wait('ocr_drift', bool)['sharpness'] > .2
-        tracked = wait('ocr_tracked_total', bool)
+        assert until(lambda: asked('ocr_drift'), 60)['sharpness'] > .2
+        tracked = until(lambda: asked('ocr_tracked_total'), 60)
         assert 200 <= tracked[None] <= len(4*photos) # of the probe's, none
     for url in found.values():
         with pytest.raises(httpx.TransportError): httpx.get(url, trust_env=False)

@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import Shelf
+from conftest import Shelf, until
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from PIL import Image
@@ -114,14 +114,6 @@ def held(engine):
     found.detect = engine.detect
     yield found
     net.gate.set()
-
-
-def until(true, seconds=30):
-    "Wait for it."
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, 'it never happened'
-        time.sleep(.01)
 
 
 def problem(response, status):
