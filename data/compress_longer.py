@@ -14,9 +14,21 @@ from time import process_time
 
 import torch
 
-from mlops_course.compression import Answers, adapt, distilling_loss, draw_from, draw_kinds, find_teacher, same_lines, save_adapter, size_mb
-from mlops_course.data import write_json
-from mlops_course.training import Recipe, Recogniser, cer_of, draw_lines, save_recogniser, train
+from mlops_course.base.files import write_json
+from mlops_course.reader.compression import (
+    Answers,
+    adapt,
+    distilling_loss,
+    draw_from,
+    draw_kinds,
+    find_teacher,
+    same_lines,
+    save_adapter,
+    size_mb,
+)
+from mlops_course.reader.net import Recogniser
+from mlops_course.reader.training import Recipe, cer_of, draw_lines, train
+from mlops_course.reader.weights import save_recogniser
 
 FILE = Path(__file__).resolve().parent/'compression'/'longer.json'
 TEACHER_STEPS,STUDENT_STEPS,LONGER_STEPS,ADAPT_STEPS,LABELLED,SEEDS = 700, 300, 540, 200, 256, (0, 1)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlops_course.ocr import ENGINES, load_engine, load_image
+from mlops_course.base.images import load_image
+from mlops_course.reader.engines import ENGINES, load_engine
 
 DATA = Path(__file__).resolve().parent
 

@@ -15,8 +15,8 @@ from time import process_time
 import optuna
 import torch
 
-from mlops_course.data import write_json
-from mlops_course.training import Recipe, cer_of, draw_lines, train
+from mlops_course.base.files import write_json
+from mlops_course.reader.training import Recipe, cer_of, draw_lines, train
 from mlops_course.tuning import SAMPLERS, Limits, Search, open_tuning, steps_of, work_on
 
 OUT = Path(__file__).parent/'tuning'/'searches.json'

@@ -1,5 +1,5 @@
 "The image's entry: the course's command line, without the packages that only training needs."
-from mlops_course.containers import do_without
+from mlops_course.absent import do_without
 
 do_without()
 

@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['NL', 'METRICS', 'normalise', 'cleaned', 'cer', 'wer', 'exact', 'pieces', 'Edits', 'show_edits', 'same_items', 'score',
-           'counts', 'rate', 'by_slice', 'spread', 'score_lines', 'Interval', 'resampled', 'interval', 'Comparison',
-           'compare', 'enough', 'latency', 'score_table']
+           'counts', 'rate', 'by_slice', 'spread', 'score_lines', 'interval', 'compare', 'score_table']
 
 # %% ../nbs/03_scoring.ipynb #c9792c8a
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from math import ceil, isfinite, nan
-from typing import Any, NamedTuple
+from math import nan
 from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from .project import load_settings
+from .base.stats import Comparison, Interval, resampled
 
 # %% ../nbs/03_scoring.ipynb #9f09fbe3
 def normalise(
@@ -212,30 +210,6 @@ def score_lines(
                    'exact': bool(edits[n] == 0), 'text': text, **common} for n,text in enumerate(texts)]
     return pd.DataFrame(found)
 
-# %% ../nbs/03_scoring.ipynb #756f5e11
-class Interval(NamedTuple):
-    "A value and the range in which it may well lie."
-    value: float
-    low: float
-    high: float
-    def __str__(self): return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
-
-def resampled(
-    columns:Sequence[np.ndarray], # Of equal length: one entry of each belongs to one item
-    statistic:Callable[..., Any], # Called with the columns and `axis`
-    level:float=.95,              # How often such an interval should hold the true value
-    resamples:int|None=None,      # Draws; those of params.yaml if none
-    seed:int|None=None,           # For the draws; that of params.yaml if none
-) -> Interval:
-    "The `statistic` of `columns` with its percentile bootstrap interval."
-    from scipy.stats import bootstrap
-    if (n := len(columns[0])) < 2: raise ValueError(f"{n} item has no spread to resample: score at least 2, better 30 or more")
-    if resamples is None: resamples = load_settings().params.scoring.resamples
-    if seed is None: seed = load_settings().params.seed
-    found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=200, # keeps thousands of items small in memory
-                      confidence_level=level, method='percentile', rng=np.random.default_rng(seed)).confidence_interval
-    return Interval(float(statistic(*columns, axis=-1)), float(found.low), float(found.high))
-
 # %% ../nbs/03_scoring.ipynb #857f2da2
 def interval(
     rows:pd.DataFrame,   # From `score` or `score_lines`
@@ -251,14 +225,6 @@ def interval(
     return resampled([found['above'].to_numpy(float), found['below'].to_numpy(float)], ratio, level, resamples, seed)
 
 # %% ../nbs/03_scoring.ipynb #0c897391
-class Comparison(NamedTuple):
-    "The first rate minus the second, and what follows from it."
-    difference: float
-    low: float
-    high: float
-    better: str # first, second or undecided
-    def __str__(self): return f'{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]: {self.better}'
-
 def compare(
     first:pd.DataFrame,  # Scores of one engine
     second:pd.DataFrame, # Scores of another on the same items
@@ -277,29 +243,6 @@ def compare(
     found = resampled([o.to_numpy(float) for o in (a['above'], b['above'], a['below'])], gap, level, resamples, seed)
     lower,higher = ('second', 'first') if metric != 'exact' else ('first', 'second') # whom a positive difference speaks for, and whom a negative one
     return Comparison(*found, lower if found.low > 0 else higher if found.high < 0 else 'undecided')
-
-# %% ../nbs/03_scoring.ipynb #74060d39
-def enough(
-    percentile:float, # Between 0 and 100
-) -> int:             # Calls
-    "The fewest calls among which one is expected to be slower than the `percentile`."
-    if not 0 < percentile < 100: raise ValueError(f"The percentile is {percentile}, and a number between 0 and 100 is expected, such as 95")
-    return ceil(round(100/(100 - percentile), 6)) # rounded, or 99.9 would ask for 1001
-
-# %% ../nbs/03_scoring.ipynb #b88b287f
-def latency(
-    seconds:Iterable[float],                   # How long each call took, in the order of the calls
-    percentiles:Sequence[float]=(50, 95, 99),  # Which to report
-    warm_up:int=1,                             # First calls to leave out
-) -> dict[str, float]:                         # first, calls, mean and each percentile; nan where the calls are too few
-    "How long calls take, the first one apart."
-    times = [float(o) for o in seconds]
-    if wrong := [o for o in times if not isfinite(o) or o < 0]:
-        raise ValueError(f"{len(wrong)} of {len(times)} times are no durations, the first is {wrong[0]}. Time every call, and keep only calls that ended")
-    rest = times[warm_up:]
-    if not rest: raise ValueError(f"{len(times)} calls leave none after {warm_up} to warm up: time more calls, or pass warm_up=0")
-    found = {f'p{o:g}': float(np.percentile(rest, o)) if len(rest) >= enough(o) else nan for o in percentiles}
-    return {'first': times[0], 'calls': len(rest), 'mean': float(np.mean(rest)), **found}
 
 # %% ../nbs/03_scoring.ipynb #925dc4dc
 def score_table(

@@ -4,26 +4,16 @@
 
 # %% auto #0
 __all__ = ['KNOBS', 'SAMPLERS', 'PRUNERS', 'Range', 'Search', 'spaces', 'sampler_of', 'pruner_of', 'Tuning', 'steps_of',
-           'open_tuning', 'run_trial', 'states', 'bury', 'Limits', 'claim', 'work_on', 'check_limits', 'family',
-           'table', 'help_out', 'start_helper', 'tune', 'plot_history', 'winner', 'net_of', 'rescore', 'paired',
-           'best_so_far', 'remembered', 'importance', 'plot_importance']
+           'open_tuning', 'run_trial', 'states', 'bury', 'Limits', 'claim', 'work_on', 'table']
 
 # %% ../nbs/09_tuning.ipynb #18dbb462
-import json
-import os
 import sqlite3
-import subprocess
-import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite, nan
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -31,10 +21,10 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from .project import Section, Whole
-from .scoring import Comparison, Interval, interval, resampled, score
-from .tracking import Store, at_the_door, open_store, runs, send_kept, track, train_tracked
-from .training import Recipe, Recogniser, draw_lines, load_recogniser, read_lines, train
+from .base.settings import Section, Whole
+from .reader.tracked import train_tracked
+from .reader.training import Recipe, train
+from .store import Store
 
 # %% ../nbs/09_tuning.ipynb #a8a9245a
 class Range(Section):
@@ -238,30 +228,6 @@ def work_on(
         while trial := claim(tuning, limits, worker): run_trial(trial, tuning, store, parent)
 
 # %% ../nbs/09_tuning.ipynb #3e7045c9
-def check_limits(*given:float|None) -> None:
-    "A search must end at some point."
-    if all(o is None for o in given): raise ValueError("A search needs an end: pass steps, trials or seconds")
-
-@contextmanager
-def family(
-    tuning:Tuning,
-    store:Store|None,
-    name:str,
-) -> Iterator[str]: # Its id; empty without a store
-    "The search's own run, gone on with if there is one."
-    if store is None:
-        yield ''
-        return
-    search = tuning.search
-    with track(store, name, resume=tuning.study.user_attrs.get('run', ''), seed=search.seed, data=search.recipe.data) as run:
-        tuning.study.set_user_attr('run', run.id)
-        run.params({'knobs': json.dumps(search.model_dump(mode='json')['knobs']), **search.model_dump(exclude={'knobs', 'recipe'})})
-        try: yield run.id
-        finally:
-            rows = table(tuning)
-            run.metrics({'trials': len(rows), 'pruned': int((rows['state'] == 'pruned').sum()), 'steps': tuning.spent,
-                         'best_cer': float(rows.query("state == 'complete'")['cer'].min())})
-
 def table(
     tuning:Tuning,
 ) -> pd.DataFrame: # state, steps, last reported cer and the knobs of each trial
@@ -270,171 +236,3 @@ def table(
     rows = [{'trial': o.number, 'state': names[o.state.name], 'steps': steps_of(o, tuning.search),
              'cer': o.intermediate_values[max(o.intermediate_values)] if o.intermediate_values else nan, **o.params} for o in tuning.study.trials]
     return pd.DataFrame(rows, columns=['trial', 'state', 'steps', 'cer', *tuning.search.knobs]).set_index('trial')
-
-# %% ../nbs/09_tuning.ipynb #923dcbc3
-def help_out() -> None:
-    "What a helper does: work as standard input says, until that is done or the pipe is closed."
-    job = json.loads(sys.stdin.buffer.readline())
-    def end():
-        os.read(0, 1)
-        os._exit(1)
-    Thread(target=end, daemon=True).start()
-    work_on(open_tuning(job['path']), Limits(**job['limits']), open_store(**job['store']) if job['store'] else None, job['parent'])
-
-def start_helper(
-    tuning:Tuning,
-    limits:Limits,
-    store:Store|None=None,
-    parent:str='',
-) -> subprocess.Popen:
-    "Another process that works on the same search. What it says lies beside the search, in a file .log."
-    place = store and {'uri': store.uri, 'experiment': store.experiment, 'folder': str(store.outbox.parent.parent)}
-    job = {'path': str(tuning.path), 'limits': limits.model_dump(), 'store': place, 'parent': parent}
-    with open(f'{tuning.path}.log', 'ab') as log:
-        helper = subprocess.Popen([sys.executable, '-c', 'from mlops_course.tuning import help_out; help_out()'],
-                                  stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, bufsize=0)
-    if helper.stdin: helper.stdin.write(json.dumps(job).encode() + b'\n') # not an argument: the address may hold a password
-    return helper
-
-def tune(
-    tuning:Tuning,
-    store:Store|None=None,    # For a run of each trial; no record if none
-    steps:int|None=None,      # Of all trials together, those before counted
-    trials:int|None=None,     # In all, those before counted
-    seconds:float|None=None,  # From now on; a trial that is running then goes on
-    jobs:int=1,               # Processes
-    name:str='search',        # Of its run
-) -> Tuning:
-    "Search, or go on searching, until the first limit is reached."
-    check_limits(steps, trials, seconds)
-    limits = Limits(steps=steps, trials=trials, until=None if seconds is None else time.time() + seconds)
-    with family(tuning, store, name) as parent:
-        helpers = [start_helper(tuning, limits, store, parent) for _ in range(jobs - 1)]
-        try:
-            work_on(tuning, limits, store, parent)
-            ended = [o.wait() for o in helpers]
-            if any(ended): warnings.warn(f"{sum(map(bool, ended))} of {jobs - 1} helpers did not end well: {tuning.path}.log says more. "
-                                         "What they left is done here", stacklevel=2)
-            work_on(tuning, limits, store, parent) # what a helper left undone
-        finally:
-            for o in helpers:
-                o.kill() # does nothing to one that has ended
-                o.wait()
-                if o.stdin: o.stdin.close()
-        if store: send_kept(store) # ends the runs of trials that died
-    return tuning
-
-# %% ../nbs/09_tuning.ipynb #6e24e321
-def plot_history(
-    tuning:Tuning,
-) -> Any: # A matplotlib figure
-    "Each trial's CER over the steps spent by then, and the best so far."
-    from matplotlib import pyplot
-    rows = table(tuning).query("state in ('complete', 'pruned') and cer == cer")
-    paid = table(tuning)['steps'].cumsum()[rows.index]
-    fig,ax = pyplot.subplots(figsize=(6, 3), dpi=80)
-    for state,mark,colour in (('pruned', 'x', '#888888'), ('complete', 'o', '#0b5fa5')):
-        own = rows.query('state == @state')
-        ax.plot(paid[own.index], own['cer'], mark, color=colour, label=state)
-    done = rows.query("state == 'complete'")
-    ax.step(paid[done.index], done['cer'].cummin(), where='post', color='#b35900', label='best so far')
-    ax.set(xlabel='training steps spent', ylabel='CER', ylim=(0, 1.05))
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc='lower left')
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/09_tuning.ipynb #4a23e4a0
-def winner(
-    tuning:Tuning,
-) -> Any: # A trial of Optuna's
-    "The complete trial with the lowest CER."
-    trials = tuning.study.get_trials(deepcopy=False)
-    done = [o for o in trials if o.state.name == 'COMPLETE']
-    if not done: raise ValueError(f"None of {len(trials)} trials was trained to its end, so none has won. Go on with the search, with more steps")
-    return min(done, key=lambda o: o.value)
-
-# %% ../nbs/09_tuning.ipynb #31c34145
-def net_of(
-    tuning:Tuning,
-    store:Store,
-    trial:Any, # A complete one
-) -> Recogniser:
-    "What `trial` trained, from its run."
-    found = [o for o in runs(store, f"tags.`mlflow.parentRunId` = '{tuning.study.user_attrs.get('run', '')}'") if o['name'] == f'trial {trial.number}']
-    if not found: raise ValueError(f"{store} has no run of trial {trial.number} of {tuning}: it was searched without this store. Train its setting again")
-    with TemporaryDirectory() as tmp, at_the_door(store.uri): return load_recogniser(store.client.download_artifacts(found[0]['id'], 'model', tmp))
-
-def rescore(
-    net:Any,           # As `read_lines` takes it
-    recipe:Recipe,     # Says which lines
-    n:int=600,         # Lines
-    seed:int=12345,    # For the lines
-) -> Interval:
-    "CER on lines that no training and no trial has seen."
-    lines = draw_lines(n, seed, recipe.data, 'test', recipe.longest)
-    preds = {str(i): text for i,(text,_) in enumerate(read_lines(net, [o for o,_ in lines]))}
-    return interval(score(preds, {str(i): text for i,(_,text) in enumerate(lines)}))
-
-# %% ../nbs/09_tuning.ipynb #2ed7cbfd
-def paired(
-    first:Sequence[float],  # CER of one way, for each seed
-    second:Sequence[float], # Of another, for the same seeds
-    seed:int=0,             # For the draws
-) -> Comparison:            # By how much the first is higher, and whom that speaks for
-    "The mean difference of two ways to search, with its interval over the seeds."
-    if len(first) != len(second): raise ValueError(f"{len(first)} numbers against {len(second)}: give one of each for every seed")
-    found = resampled([np.asarray(first, float) - np.asarray(second, float)], np.mean, seed=seed)
-    enough = len(first) >= 6 # five coins fall alike once in 16 times: so few seeds cannot reach 1 in 20, however they agree
-    return Comparison(*found, 'second' if enough and found.low > 0 else 'first' if enough and found.high < 0 else 'undecided')
-
-# %% ../nbs/09_tuning.ipynb #091effd1
-def best_so_far(
-    trials:Iterable[Mapping[str, Any]], # Each with `state` and `reports`, a dict from step to CER
-    at:Sequence[int],                   # Steps spent
-) -> list[float]:                       # nan before the first complete trial
-    "The lowest CER of a complete trial by the time that so many steps were spent."
-    spent,best,found = 0,nan,[]
-    for trial in trials:
-        spent += max(map(int, trial['reports']), default=0)
-        if trial['state'] == 'COMPLETE': best = float(np.fmin(best, trial['reports'][max(trial['reports'], key=int)]))
-        found.append((spent, best))
-    return [next((value for step,value in reversed(found) if step <= o), nan) for o in at]
-
-# %% ../nbs/09_tuning.ipynb #54372e92
-def remembered(
-    trials:Iterable[Mapping[str, Any]], # Each with `state`, `params` and `reports`
-    search:Search,
-) -> Any:                               # A study of Optuna's, in memory
-    "The complete ones of logged `trials`, as a study."
-    import optuna
-    study = optuna.create_study()
-    for o in trials:
-        if o['state'] != 'COMPLETE': continue
-        value = o['reports'][max(o['reports'], key=int)]
-        study.add_trial(optuna.trial.create_trial(params=o['params'], distributions=spaces(search), value=value))
-    return study
-
-def importance(
-    study:Any,       # Of Optuna's
-) -> dict[str, float]: # Knob -> its share; the shares add up to 1
-    "How much each knob decided."
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    done = [o for o in study.get_trials(deepcopy=False) if o.state.name == 'COMPLETE']
-    if len(done) < 4: raise ValueError(f"{len(done)} complete trials cannot say which knob matters: have at least 4, better 30")
-    return dict(sorted(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()).items()))
-
-def plot_importance(
-    shares:Mapping[str, float],               # From `importance`
-    each:Sequence[Mapping[str, float]]=(),    # Of single searches, shown as dots
-) -> Any:                                     # A matplotlib figure
-    "A bar for each knob, the longest on top."
-    from matplotlib import pyplot
-    names = sorted(shares, key=lambda o: shares[o])
-    fig,ax = pyplot.subplots(figsize=(5.6, .45*len(names) + .9), dpi=80)
-    ax.barh(names, [shares[o] for o in names], color='#7fb2dd', height=.6)
-    for one in each: ax.plot([one.get(o, nan) for o in names], names, 'o', color='#b35900', ms=4, alpha=.6)
-    ax.set(xlabel='importance', xlim=(0, 1))
-    ax.spines[['top', 'right']].set_visible(False)
-    fig.tight_layout()
-    return fig

@@ -23,9 +23,10 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from mlops_course.containers import IMAGE, LOCKED_DOWN, build, inventory, open_image, podman, risks, running
-from mlops_course.ocr import load_image
-from mlops_course.training import load_custom
+from mlops_course.base.images import load_image
+from mlops_course.containers import IMAGE, LOCKED_DOWN, build, podman, running
+from mlops_course.image_layers import inventory, open_image, risks
+from mlops_course.reader.custom import load_custom
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "docker.io/library/python:3.11-slim"

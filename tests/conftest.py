@@ -7,7 +7,8 @@ import time
 import nbformat
 import pytest
 
-from mlops_course.tools.house import be_quiet, find_root
+from mlops_course.base.files import find_root
+from mlops_course.base.processes import be_quiet
 
 be_quiet()
 os.environ['MLOPS_COURSE_BATCH'] = '1'

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mlops_course.compression import (
+from mlops_course.reader.compression import (
     PARTS,
     Answers,
     adapt,
@@ -30,21 +30,11 @@ from mlops_course.compression import (
     teacher_loss,
     weights_id,
 )
+from mlops_course.reader.net import Batch, Recogniser, ctc_loss
+from mlops_course.reader.recognition import Design, OnnxRecogniser, side_by_side
+from mlops_course.reader.training import Recipe, draw_lines, train
+from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser
 from mlops_course.tools.cli import main
-from mlops_course.training import (
-    Batch,
-    Design,
-    OnnxRecogniser,
-    Recipe,
-    Recogniser,
-    ctc_loss,
-    draw_lines,
-    export_onnx,
-    load_recogniser,
-    save_recogniser,
-    side_by_side,
-    train,
-)
 
 SHORT = Recipe(steps=3, batch=4, width=16, depth=1)
 DISPLAYS = draw_kinds(display=1)

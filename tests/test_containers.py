@@ -22,32 +22,21 @@ from conftest import needs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mlops_course.absent import LEFT_OUT
+from mlops_course.base.processes import came_up, free_port
 from mlops_course.containers import (
     IMAGE,
-    LEFT_OUT,
     LOCKED_DOWN,
     build,
-    came_up,
-    done_again,
-    free_port,
-    in_context,
-    inventory,
-    keys,
-    layer,
-    lint,
     load_manifests,
     manifest_faults,
-    matches,
-    open_image,
     podman,
-    risks,
     running,
     schema_faults,
-    seen,
-    steps,
-    write_image,
 )
-from mlops_course.serving import Keys
+from mlops_course.dockerfiles import done_again, in_context, keys, lint, matches, steps
+from mlops_course.image_layers import inventory, layer, open_image, risks, seen, write_image
+from mlops_course.keys import Keys
 
 # The image's Python, for markers.
 WHERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "platform_system": "Linux", "extra": "",
@@ -239,8 +228,8 @@ def test_compose_gives_each_service_few_rights(root):
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("openssl"), reason="the lines are for a shell with openssl")
 def test_whoever_stops_the_service_waits_for_what_it_began(root):
-    from mlops_course.project import Api
-    from mlops_course.serving import server_options
+    from mlops_course.base.servers import server_options
+    from mlops_course.base.settings import Api
     longest = server_options(Api())["timeout_graceful_shutdown"]
     compose = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))
     pod = yaml.safe_load((root / "deploy/kubernetes/deployment.yaml").read_text(encoding="utf-8"))["spec"]["template"]["spec"]
@@ -334,8 +323,8 @@ def test_the_service_reads_without_what_the_image_leaves_out(root):
             f"gone = {[o for o in LEFT_OUT if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
             "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
             "sys.meta_path.insert(0, No())\nc.do_without()\n"
-            "from mlops_course.ocr import load_image\nfrom mlops_course.serving import Source, create_app\n"
-            "print(Source.__name__, __import__('mlops_course.training').training.load_custom()(load_image('data/pages/render_3.png')).text[:9])")
+            "from mlops_course.base.images import load_image\nfrom mlops_course.serving import Source, create_app\n"
+            "print(Source.__name__, __import__('mlops_course.reader.training').training.load_custom()(load_image('data/pages/render_3.png')).text[:9])")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "Source Route 121", done.stderr[-800:]
 

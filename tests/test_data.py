@@ -11,33 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_course import data
-from mlops_course.data import (
-    ALPHABET,
-    DEGRADATIONS,
-    DISPLAY,
-    FEED,
-    FONTS,
-    SEGMENTS,
-    SHARES,
-    check_feed,
-    degrade,
-    drawable,
-    family,
-    fetch_feed,
-    glyph,
-    line_batch,
-    load_feed,
-    load_folder,
-    make_version,
-    photograph,
-    render_line,
-    render_page,
-    segment_glyph,
-    sources,
-    split_by,
-)
-from mlops_course.project import fingerprint
+from mlops_course.base.environment import fingerprint
+from mlops_course.reader import datasets
+from mlops_course.reader.datasets import load_folder, make_version
+from mlops_course.reader.degradations import DEGRADATIONS, degrade
+from mlops_course.reader.feed import FEED, check_feed, fetch_feed, load_feed
+from mlops_course.reader.fonts import DISPLAY, FONTS, SEGMENTS, drawable, family, glyph, render_line, segment_glyph
+from mlops_course.reader.lines import line_batch
+from mlops_course.reader.pages import photograph, render_page
+from mlops_course.reader.recognition import ALPHABET
+from mlops_course.reader.sources import sources
+from mlops_course.splitting import SHARES, split_by
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +92,7 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes(version):
 
 @pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process():
-    code = ("from mlops_course.data import line_batch; from mlops_course.project import fingerprint\n"
+    code = ("from mlops_course.reader.lines import line_batch; from mlops_course.base.environment import fingerprint\n"
             "print(fingerprint(*(o for pair in line_batch(30, 5, 'v2') for o in pair)))")
     env = os.environ | {"PYTHONHASHSEED": "12345"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", env=env, check=True)
@@ -271,7 +255,7 @@ def test_boxes_move_with_a_photographed_page(feed):
     line = page.lines[5]
     (x0, y0), (x1, y1) = line.box[0], line.box[2]
     blank[y0:y1, x0:x1] = 0 # only this box has ink
-    photo = photograph(data.replace(page, image=blank), 3, strength=.3)
+    photo = photograph(datasets.replace(page, image=blank), 3, strength=.3)
     mask = np.zeros_like(blank)
     cv2.fillPoly(mask, [np.array(photo.lines[5].box)], 255)
     assert photo.image[mask > 0].mean() < photo.image[mask == 0].mean() - 50
@@ -388,7 +372,7 @@ def test_version_that_fails_midway_leaves_the_old_one(tmp_path, monkeypatch):
     make_version("v1", tmp_path / "v", 20, 2)
     before = content(tmp_path / "v")
     def full(*o): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(data, "write_json", full) # the very last step
+    monkeypatch.setattr("mlops_course.reader.datasets.write_json", full) # the very last step
     with pytest.raises(OSError, match=r"No space"): make_version("v2", tmp_path / "v", 20, 2)
     assert content(tmp_path / "v") == before
     assert [o.name for o in tmp_path.iterdir()] == ["v"]
@@ -398,7 +382,7 @@ def test_version_that_fails_midway_leaves_the_old_one(tmp_path, monkeypatch):
 def test_version_that_is_killed_leaves_the_old_one(tmp_path):
     make_version("v1", tmp_path / "v", 20, 2)
     before = content(tmp_path / "v")
-    code = f"from mlops_course.data import make_version; print('ready', flush=True); make_version('v2', {str(tmp_path / 'v')!r}, 100000, 2)"
+    code = f"from mlops_course.reader.datasets import make_version; print('ready', flush=True); make_version('v2', {str(tmp_path / 'v')!r}, 100000, 2)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         process.stdout.readline()
         deadline = time.monotonic() + 60
@@ -479,5 +463,6 @@ def test_own_folder_with_missing_files_is_refused(own):
 
 
 def test_importing_does_nothing_visible(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import mlops_course.data"], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, check=True)
+    done = subprocess.run([sys.executable, "-c", "import mlops_course.reader.datasets"], capture_output=True, text=True,
+                          encoding="utf-8", cwd=tmp_path, check=True)
     assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == ("", "", [])

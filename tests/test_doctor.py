@@ -12,7 +12,17 @@ import pytest
 import yaml
 
 from mlops_course.tools import doctor as clinic
-from mlops_course.tools.doctor import Finding, check_disk, check_kernel, check_packages, check_port, check_tool, check_weights, doctor, report
+from mlops_course.tools.doctor import (
+    Finding,
+    check_disk,
+    check_kernel,
+    check_packages,
+    check_port,
+    check_tool,
+    check_weights,
+    doctor,
+    report,
+)
 
 LOCK = "# pins\npackaging=={packaging}\n{extra}\n"
 
@@ -113,9 +123,9 @@ def test_weights_package_that_is_not_installed_is_found(tmp_path: Path, monkeypa
 
 
 def test_doctor_and_lessons_expect_the_same_files():
-    from mlops_course import data, ocr
-    assert clinic.WEIGHTS == ocr.WEIGHTS
-    assert (clinic.FEED, clinic.FEED_SHA256) == (data.FEED, data.FEED_SHA256)
+    from mlops_course.reader import easyocr, feed
+    assert clinic.WEIGHTS == easyocr.WEIGHTS
+    assert (clinic.FEED, clinic.FEED_SHA256) == (feed.FEED, feed.FEED_SHA256)
 
 
 def test_damaged_feed_is_found_with_the_way_to_a_whole_one(tmp_path: Path):

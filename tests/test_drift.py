@@ -2,6 +2,7 @@
 import hashlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,36 +21,26 @@ from conftest import Shelf, needs, until
 from prometheus_client import generate_latest, make_asgi_app
 from scipy.stats import ks_2samp
 
-from mlops_course import drift, flows
-from mlops_course.drift import (
-    FEATURES,
-    Claims,
-    Labels,
-    Memory,
-    Monitor,
-    Retraining,
-    Sensor,
-    Tracker,
-    distance,
-    look,
-    looks,
-    margin,
-    mmd,
-    moved,
-    psi,
-    registry_of,
-    report,
-    services,
-    slope,
-)
-from mlops_course.flows import RULE, FlowServer, Order, Process
+from mlops_course import pipelines
+from mlops_course.base.history import Audit
+from mlops_course.base.processes import Process
+from mlops_course.base.servers import on_free_port
+from mlops_course.base.settings import Api, load_settings
+from mlops_course.drift import distance, looks, margin, mmd, moved, psi, report
+from mlops_course.drift_store import Claims, Labels, Memory, Monitor, registry_of
+from mlops_course.keys import Keys
 from mlops_course.monitoring import PROGRAMS, Hook, Note, watching
-from mlops_course.project import Api, load_settings
-from mlops_course.registry import history, trial_lines
+from mlops_course.pipelines import RULE, Order
+from mlops_course.prefect_server import FlowServer
+from mlops_course.reader.custom import Custom, load_custom
+from mlops_course.reader.features import FEATURES, Sensor, look, slope
+from mlops_course.reader.services import Retraining, Tracker, services
+from mlops_course.reader.trials import trial_lines
+from mlops_course.reader.weights import load_recogniser
+from mlops_course.registry import history
 from mlops_course.scoring import rate, score
-from mlops_course.serving import Audit, Keys, create_app, on_free_port, ready
-from mlops_course.tracking import open_store
-from mlops_course.training import Custom, load_custom, load_recogniser
+from mlops_course.serving import create_app, ready
+from mlops_course.store import open_store
 
 ROW = dict.fromkeys(FEATURES, 1.)
 
@@ -293,7 +284,7 @@ def test_track_takes_any_kind_of_number(monitor):
 def test_monitor_keeps_what_the_file_does_not_take(monitor):
     for i in range(5): monitor.track(ROW, model=str(i))
     with monitor.opened() as db: db.execute('ALTER TABLE image RENAME TO elsewhere')
-    with pytest.raises(drift.sqlite3.OperationalError): monitor.flush()
+    with pytest.raises(sqlite3.OperationalError): monitor.flush()
     assert len(monitor.waiting) == 5
     with monitor.opened() as db: db.execute('ALTER TABLE elsewhere RENAME TO image')
     assert monitor.flush() == 5
@@ -464,7 +455,7 @@ def note(alert='Drift', status='firing'):
 
 def test_retraining_starts_once_for_many_alerts(tmp_path, monkeypatch):
     orders = []
-    monkeypatch.setattr(flows, 'data_changed', orders.append)
+    monkeypatch.setattr(pipelines, 'data_changed', orders.append)
     retraining = Retraining(Claims(tmp_path/'a.db'), Order(data='v2'))
     assert [retraining(o) for o in (note(status='resolved'), note('Slow'), note(), note(), note())] == [False, False, True, False, False]
     assert orders == [Order(data='v2')]
@@ -473,9 +464,9 @@ def test_retraining_starts_once_for_many_alerts(tmp_path, monkeypatch):
 def test_retraining_that_failed_to_start_may_be_tried_again(tmp_path, monkeypatch):
     def broken(order): raise ConnectionError
     retraining = Retraining(Claims(tmp_path/'a.db'), Order(data='v2'))
-    monkeypatch.setattr(flows, 'data_changed', broken)
+    monkeypatch.setattr(pipelines, 'data_changed', broken)
     with pytest.raises(ConnectionError): retraining(note())
-    monkeypatch.setattr(flows, 'data_changed', lambda order: None)
+    monkeypatch.setattr(pipelines, 'data_changed', lambda order: None)
     assert retraining(note())
 
 
@@ -490,7 +481,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.sorting import FlowRunSort
         client = stack.enter_context(get_client(sync_client=True))
-        stack.enter_context(Process([sys.executable, '-c', 'from mlops_course.flows import serve_retraining; serve_retraining()'],
+        stack.enter_context(Process([sys.executable, '-c', 'from mlops_course.pipelines import serve_retraining; serve_retraining()'],
                                     f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
         until(lambda: client.read_automations_by_name(RULE), 60)
         retraining = Retraining(Claims(monitor.path), order)

@@ -21,10 +21,13 @@ import yaml
 from click.testing import CliRunner
 from filelock import FileLock
 
-from mlops_course import flows
-from mlops_course.containers import came_up, free_port
-from mlops_course.flows import Board, FlowServer, Order, Process, Refused, Step, as_flow, key_of, one_step, production, smoke, swap
-from mlops_course.project import Params, fingerprint
+from mlops_course import pipelines, workflows
+from mlops_course.base import processes
+from mlops_course.base.environment import fingerprint
+from mlops_course.base.processes import Process, came_up, free_port
+from mlops_course.base.settings import Params
+from mlops_course.pipelines import Board, Order, Refused, Step, as_flow, key_of, one_step, production, smoke, swap
+from mlops_course.prefect_server import FlowServer
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
 TINY = Order(start='', steps=2, lines=2)
@@ -61,28 +64,28 @@ def test_equal_orders_are_one_delivery():
 
 def test_every_step_comes_after_what_it_needs():
     seen = {'approval'}
-    for name,step in flows.STEPS.items():
+    for name,step in pipelines.STEPS.items():
         assert {*step.needs, *step.after} <= seen, name
         seen.add(name)
 
 
 def test_every_step_names_fields_and_files_that_exist(root):
-    for name,step in flows.STEPS.items():
+    for name,step in pipelines.STEPS.items():
         assert set(step.uses) <= set(Order.model_fields), name
         assert set(step.params) <= set(Params.model_fields), name
         for pattern in step.code: assert any(root.glob(pattern)), f'{name}: {pattern}'
 
 
 def test_release_is_alone_and_never_kept():
-    assert flows.STEPS['release'].alone
-    assert not flows.STEPS['release'].keep
+    assert pipelines.STEPS['release'].alone
+    assert not pipelines.STEPS['release'].keep
 
 
 @pytest.mark.parametrize(('change', 'steps'), [({'rate': .5}, {'train'}), ({'lines': 7}, {'validate'}), ({'checks': ('ruff',)}, {'quality'}),
                                                ({'data': 'v2'}, {'data', 'train', 'validate'})])
 def test_key_changes_with_the_fields_that_a_step_uses(change, steps):
     other = Order(**change)
-    assert {o for o in flows.STEPS if key_of(o, other, GIVEN) != key_of(o, Order(), GIVEN)} == steps
+    assert {o for o in pipelines.STEPS if key_of(o, other, GIVEN) != key_of(o, Order(), GIVEN)} == steps
 
 
 def test_key_changes_with_what_a_step_is_given():
@@ -91,7 +94,7 @@ def test_key_changes_with_what_a_step_is_given():
 
 
 def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(flows, 'find_root', lambda: tmp_path)
+    monkeypatch.setattr(pipelines, 'find_root', lambda: tmp_path)
     for o in ('mlops_course', 'notes'): (tmp_path/o).mkdir()
     (tmp_path/'mlops_course'/'data.py').write_text('a = 1')
     before = key_of('data', Order(), GIVEN)
@@ -105,9 +108,9 @@ def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatc
     ('MLOPS_COURSE_PARAMS__TESTING__CER', '1e-9', {'tests', 'validate'}), ('MLOPS_COURSE_PARAMS__GATES__P95_MS', '1', {'tests', 'validate'}),
     ('MLFLOW_TRACKING_URI', 'http://elsewhere:5000', {'train', 'stage'})])
 def test_key_changes_with_the_settings_that_a_step_reads(monkeypatch, variable, value, steps):
-    before = {o: key_of(o, Order(), GIVEN) for o in flows.STEPS}
+    before = {o: key_of(o, Order(), GIVEN) for o in pipelines.STEPS}
     monkeypatch.setenv(variable, value)
-    assert {o for o in flows.STEPS if key_of(o, Order(), GIVEN) != before[o]} == steps
+    assert {o for o in pipelines.STEPS if key_of(o, Order(), GIVEN) != before[o]} == steps
 
 
 def test_key_does_not_change_with_the_password_of_the_store(monkeypatch):
@@ -120,91 +123,93 @@ def test_key_does_not_change_with_the_password_of_the_store(monkeypatch):
 
 def files_of(name, root):
     "What the key of a step looks at."
-    return {o.relative_to(root).as_posix() for pattern in flows.STEPS[name].code for o in root.glob(pattern)}
+    return {o.relative_to(root).as_posix() for pattern in pipelines.STEPS[name].code for o in root.glob(pattern)}
 
 
 def test_quality_looks_at_all_that_ruff_does(root):
-    shown = subprocess.run([flows.program('ruff'), 'check', '--show-files'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    shown = subprocess.run([processes.program('ruff'), 'check', '--show-files'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
     shown = {Path(o).relative_to(root).as_posix() for o in shown}
     assert {o for o in shown if Path(o).suffix in ('.py', '.ipynb')} <= files_of('quality', root)
 
 
 @pytest.mark.parametrize('name', ['data', 'train', 'validate'])
 def test_code_of_a_step_names_the_modules_that_it_imports(root, name):
-    text = inspect.getsource(flows.STEPS[name].does) + inspect.getsource(flows.judged)*(name == 'validate')
+    text = inspect.getsource(pipelines.STEPS[name].does) + inspect.getsource(pipelines.judged)*(name == 'validate')
     used = {f'mlops_course/{o}.py' for o in re.findall(r'from mlops_course\.(\w+) import', text)}
-    assert used | {'mlops_course/flows.py'} <= files_of(name, root)
+    assert used | {'mlops_course/pipelines.py'} <= files_of(name, root)
 
 
 # Steps
 
 def test_quality_says_what_is_wrong(monkeypatch):
-    monkeypatch.setitem(flows.CHECKS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
-    with pytest.raises(Refused, match='ruff is not content: line 3 is bad'): flows.quality(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(pipelines.CHECKS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
+    with pytest.raises(Refused, match='ruff is not content: line 3 is bad'): pipelines.quality(Order(checks=('ruff',)), {})
 
 
 def test_quality_names_a_missing_program(monkeypatch):
-    monkeypatch.setitem(flows.CHECKS, 'ruff', ('no-such-program',))
-    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): flows.quality(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(pipelines.CHECKS, 'ruff', ('no-such-program',))
+    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): pipelines.quality(Order(checks=('ruff',)), {})
 
 
 def test_failed_tests_are_named(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('def test_good(): pass\ndef test_bad(): assert 1 == 2\n')
-    with pytest.raises(Refused, match='1 tests failed: test_bad'): flows.tests(Order(tests=(str(path),)), {})
+    with pytest.raises(Refused, match='1 tests failed: test_bad'): pipelines.tests(Order(tests=(str(path),)), {})
 
 
 def test_passed_tests_of_a_folder_are_counted(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_skipped(): pass\n')
-    assert flows.tests(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
+    assert pipelines.tests(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
 
 
 def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
-    from mlops_course import validation
+    from mlops_course.reader import checks
     found = SimpleNamespace(frame=[0]*40, rejected={1, 2, 3}, findings=[SimpleNamespace(reason='no ink')])
-    monkeypatch.setattr(validation, 'check_folder', lambda folder: found)
-    with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): flows.data(Order(), {})
+    monkeypatch.setattr(checks, 'check_folder', lambda folder: found)
+    with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): pipelines.data(Order(), {})
 
 
 @pytest.mark.slow
 def test_training_that_is_done_is_not_done_again(runs, monkeypatch):
-    first = flows.train(TINY, GIVEN)
-    assert flows.train(TINY, GIVEN) == first
-    assert flows.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
-    monkeypatch.setitem(flows.STEPS, 'train', flows.STEPS['train']._replace(code=('setup.py',)))
-    assert flows.train(TINY, GIVEN)['run'] != first['run'] # other code too
+    first = pipelines.train(TINY, GIVEN)
+    assert pipelines.train(TINY, GIVEN) == first
+    assert pipelines.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
+    monkeypatch.setitem(pipelines.STEPS, 'train', pipelines.STEPS['train']._replace(code=('setup.py',)))
+    assert pipelines.train(TINY, GIVEN)['run'] != first['run'] # other code too
 
 
 @pytest.mark.slow
 def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
     from mlops_course import tracking
+    from mlops_course.reader import tracked
+    from mlops_course.store import open_store
     order = TINY.model_copy(update={'steps': 16})
     def cut_off(recipe, on_step, **more):
         def report(step, metrics, net):
             on_step(step, metrics, net)
             raise KeyboardInterrupt
         return real(recipe, report, **more)
-    real = tracking.train
-    monkeypatch.setattr(tracking, 'train', cut_off)
-    with pytest.raises(KeyboardInterrupt): flows.train(order, GIVEN)
-    monkeypatch.setattr(tracking, 'train', real)
-    flows.train(order, GIVEN)
-    found = tracking.runs(tracking.open_store())
+    real = tracked.train
+    monkeypatch.setattr(tracked, 'train', cut_off)
+    with pytest.raises(KeyboardInterrupt): pipelines.train(order, GIVEN)
+    monkeypatch.setattr(tracked, 'train', real)
+    pipelines.train(order, GIVEN)
+    found = tracking.runs(open_store())
     assert len(found) == 1
     assert found[0]['status'] == 'FINISHED'
     assert 'resumed' in found[0]['tags']
 
 
 def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
-    with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): flows.validate(TINY, {'train': flows.train(TINY, GIVEN)})
+    with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): pipelines.validate(TINY, {'train': pipelines.train(TINY, GIVEN)})
 
 
 @pytest.mark.slow
 def test_registering_twice_makes_one_version(runs):
-    done = {'train': flows.train(TINY, GIVEN)}
-    assert flows.register(TINY, done) == {'version': 1}
-    assert flows.register(TINY, done) == {'version': 1}
+    done = {'train': pipelines.train(TINY, GIVEN)}
+    assert pipelines.register(TINY, done) == {'version': 1}
+    assert pipelines.register(TINY, done) == {'version': 1}
 
 
 @contextmanager
@@ -216,18 +221,18 @@ def well(version):
 @pytest.fixture
 def two_versions(runs, monkeypatch):
     "A champion that reads nothing, and the shipped recogniser as its challenger."
-    monkeypatch.setattr(flows, 'production', well)
-    monkeypatch.setattr(flows, 'smoke', lambda client, version, order: {'reads': 0})
+    monkeypatch.setattr(pipelines, 'production', well)
+    monkeypatch.setattr(pipelines, 'smoke', lambda client, version, order: {'reads': 0})
     orders = [TINY.model_copy(update={'lines': 24}), TINY.model_copy(update={'start': 'recogniser', 'lines': 24})]
-    done = [{**GIVEN, 'register': flows.register(o, {'train': flows.train(o, GIVEN)})} for o in orders]
-    assert flows.release(orders[0], done[0])['champion'] == 1
+    done = [{**GIVEN, 'register': pipelines.register(o, {'train': pipelines.train(o, GIVEN)})} for o in orders]
+    assert pipelines.release(orders[0], done[0])['champion'] == 1
     return orders,done
 
 
 def champion():
     "The champion's version and the last entry of the history."
     from mlops_course.registry import history, standing
-    from mlops_course.tracking import open_store
+    from mlops_course.store import open_store
     entries = history(open_store())
     return standing(entries)['champion'],entries[-1]
 
@@ -235,18 +240,18 @@ def champion():
 @pytest.mark.slow
 def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
     (_,order),(_,done) = two_versions
-    assert flows.release(order, done)['champion'] == 2
+    assert pipelines.release(order, done)['champion'] == 2
     version,last = champion()
     assert (version, last['who'], last['what']) == (2, 'Ana', 'promoted')
-    assert flows.release(order, done)['champion'] == 2
+    assert pipelines.release(order, done)['champion'] == 2
     assert champion()[1]['n'] == last['n']
 
 
 @pytest.mark.slow
 def test_release_that_the_gates_refuse_changes_nothing(two_versions):
     (old,order),(before,done) = two_versions
-    flows.release(order, done)
-    with pytest.raises(Refused, match='Version 1 stays a challenger'): flows.release(old, before)
+    pipelines.release(order, done)
+    with pytest.raises(Refused, match='Version 1 stays a challenger'): pipelines.release(old, before)
     assert champion()[0] == 2
 
 
@@ -254,8 +259,8 @@ def test_release_that_the_gates_refuse_changes_nothing(two_versions):
 def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     (_,order),(_,done) = two_versions
     def ill(client, version, order): raise ConnectionError('503')
-    monkeypatch.setattr(flows, 'smoke', ill)
-    with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): flows.release(order, done)
+    monkeypatch.setattr(pipelines, 'smoke', ill)
+    with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): pipelines.release(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -278,8 +283,8 @@ HTTPServer(('127.0.0.1', PORT), Service).serve_forever()
 def dying(tmp_path, monkeypatch):
     "A service in production that dies of its first read, and none of the stand-ins."
     port = free_port()
-    monkeypatch.setattr(flows, 'production', production)
-    monkeypatch.setattr(flows, 'smoke', smoke)
+    monkeypatch.setattr(pipelines, 'production', production)
+    monkeypatch.setattr(pipelines, 'smoke', smoke)
     monkeypatch.setenv('PRODUCTION_URL', f'http://127.0.0.1:{port}')
     monkeypatch.setenv('PRODUCTION_KEY', 'any')
     with Process([sys.executable, '-c', DYING.replace('PORT', str(port))], f'http://127.0.0.1:{port}', tmp_path/'dying.log'): yield
@@ -288,7 +293,7 @@ def dying(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_release_whose_service_dies_is_taken_back(two_versions, dying):
     (_,order),(_,done) = two_versions
-    with pytest.raises(Refused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): flows.release(order, done)
+    with pytest.raises(Refused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): pipelines.release(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -296,7 +301,7 @@ def test_release_whose_service_dies_is_taken_back(two_versions, dying):
 def test_first_release_that_is_not_well_says_that_it_stays(runs, monkeypatch, dying):
     from mlops_course import registry
     monkeypatch.setattr(registry, 'history', lambda store: [{'what': 'promoted', 'version': 1}])
-    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): flows.release(TINY, GIVEN)
+    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): pipelines.release(TINY, GIVEN)
 
 
 def test_service_that_is_gone_is_a_failure_that_may_pass():
@@ -309,7 +314,7 @@ def test_production_asks_for_a_key(monkeypatch):
     monkeypatch.setenv('PRODUCTION_URL', 'http://127.0.0.1:9')
     monkeypatch.delenv('PRODUCTION_KEY', raising=False)
     with pytest.raises(PermissionError, match='mlops-course keys add pipeline --role admin'):
-        with flows.production(1): pass
+        with pipelines.production(1): pass
 
 
 def answering(handle):
@@ -324,7 +329,7 @@ def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
     def handle(request):
         if 'line=true' not in str(request.url): return httpx.Response(stranger)
         return httpx.Response(status, json={'model': model, 'text': ''})
-    with pytest.raises((Refused, ConnectionError), match=said): flows.smoke(answering(handle), 2, Order(), reads=3)
+    with pytest.raises((Refused, ConnectionError), match=said): pipelines.smoke(answering(handle), 2, Order(), reads=3)
 
 
 # One step at a time
@@ -338,24 +343,24 @@ def test_one_step_waits_for_those_before_it(runs):
 
 
 def test_one_step_asks_who_approves(runs, monkeypatch):
-    monkeypatch.setitem(flows.STEPS, 'release', Step(lambda order, done: {'by': done['approval']['by']}, needs=('approval',)))
+    monkeypatch.setitem(pipelines.STEPS, 'release', Step(lambda order, done: {'by': done['approval']['by']}, needs=('approval',)))
     with pytest.raises(PermissionError, match='Nobody has approved release'): one_step('release', Order())
     assert one_step('release', Order(), 'Ana') == {'by': 'Ana'}
 
 
 def test_one_step_hands_on_what_it_said(runs, monkeypatch):
-    monkeypatch.setattr(flows, 'STEPS', {'a': Step(lambda order, done: {'x': 1}), 'b': Step(lambda order, done: {'y': done['a']['x'] + 1}, ('a',))})
+    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(lambda order, done: {'x': 1}), 'b': Step(lambda order, done: {'y': done['a']['x'] + 1}, ('a',))})
     one_step('a', Order())
     assert one_step('b', Order()) == {'y': 2}
-    assert [o['what'] for o in flows.journal()] == ['began', 'ended']*2
+    assert [o['what'] for o in pipelines.journal()] == ['began', 'ended']*2
 
 
 def test_step_that_fails_leaves_no_result(runs, monkeypatch):
     def fail(order, done): raise Refused('no')
-    monkeypatch.setattr(flows, 'STEPS', {'a': Step(fail)})
+    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(fail)})
     with pytest.raises(Refused): one_step('a', Order())
-    assert not list(flows.folder_of(Order()).glob('*.json'))
-    assert [o['what'] for o in flows.journal()] == ['began']
+    assert not list(pipelines.folder_of(Order()).glob('*.json'))
+    assert [o['what'] for o in pipelines.journal()] == ['began']
 
 
 # The command
@@ -416,12 +421,12 @@ def test_waiting_command_ends_without_a_trace(runs, ends):
 
 def test_command_fails_where_a_gate_refuses(runs, monkeypatch):
     def fail(order, done): raise Refused('CER too high')
-    monkeypatch.setattr(flows, 'STEPS', {'validate': Step(fail)})
+    monkeypatch.setattr(pipelines, 'STEPS', {'validate': Step(fail)})
     assert say('validate') == (1, 'Refused: CER too high\n')
 
 
 def test_command_prints_a_line_of_json_for_each_step(runs, monkeypatch):
-    monkeypatch.setattr(flows, 'STEPS', {'a': Step(lambda order, done: {'steps': order.steps})})
+    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(lambda order, done: {'steps': order.steps})})
     code,output = say('a', '-p', 'steps', '7')
     assert code == 0
     assert json.loads(output)['steps'] == 7
@@ -462,7 +467,7 @@ def test_process_that_never_gets_ready_says_why(tmp_path):
 
 
 def test_importing_does_not_import_prefect():
-    code = 'import sys, mlops_course.flows; print([o for o in ("prefect", "torch", "mlflow", "fastapi") if o in sys.modules])'
+    code = 'import sys, mlops_course.pipelines; print([o for o in ("prefect", "torch", "mlflow", "fastapi") if o in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 
@@ -476,8 +481,8 @@ def server(tmp_path_factory):
 STEPS = """
 import os, time
 from pathlib import Path
-from mlops_course import flows
-from mlops_course.flows import Order, Refused, Step
+from mlops_course import pipelines
+from mlops_course.pipelines import Order, Refused, Step
 folder = Path(os.environ['MLOPS_COURSE_PATHS__RUNS'])
 def one(order, done): return {'n': 1}
 def two(order, done):
@@ -486,7 +491,7 @@ def two(order, done):
         time.sleep(300)
     return {'n': done['one']['n'] + 1}
 def release(order, done): return {'by': done['approval']['by']}
-flows.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()),
+pipelines.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()),
                'release': Step(release, ('approval',), ('two',), keep=False, alone=True, code=())}
 """
 
@@ -494,14 +499,14 @@ flows.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()),
 @pytest.fixture
 def few_steps(runs, monkeypatch):
     "Three steps that cost nothing, in this process too."
-    monkeypatch.setattr(flows, 'STEPS', flows.STEPS)
+    monkeypatch.setattr(pipelines, 'STEPS', pipelines.STEPS)
     exec(STEPS, {}) # noqa: S102 (the text above)
     return runs
 
 
 @pytest.mark.slow
 def test_killed_flow_goes_on_where_it_was(server, few_steps):
-    child = subprocess.Popen([sys.executable, '-c', STEPS + 'flows.as_flow()(Order(), "Ana")'])
+    child = subprocess.Popen([sys.executable, '-c', STEPS + 'pipelines.as_flow()(Order(), "Ana")'])
     try:
         until = time.monotonic() + 200
         while not (few_steps/'inside').exists():
@@ -510,19 +515,19 @@ def test_killed_flow_goes_on_where_it_was(server, few_steps):
             time.sleep(.05)
     finally: child.kill()
     assert child.wait() == -signal.SIGKILL
-    assert flows.times_done() == {'one': 1, 'two': 1}
+    assert pipelines.times_done() == {'one': 1, 'two': 1}
     (few_steps/'mended').touch()
-    board = Board(tuple(flows.STEPS))
+    board = Board(tuple(pipelines.STEPS))
     assert as_flow(board)(Order(), 'Ana') == {'one': {'n': 1}, 'two': {'n': 2}, 'release': {'by': 'Ana'}}
     assert repr(board) == 'one: kept\ntwo: done\nrelease: done'
-    assert flows.times_done() == {'one': 1, 'two': 2, 'release': 1}
-    assert flows.times_done('ended') == {'one': 1, 'two': 1, 'release': 1}
+    assert pipelines.times_done() == {'one': 1, 'two': 2, 'release': 1}
+    assert pipelines.times_done('ended') == {'one': 1, 'two': 1, 'release': 1}
 
 
 @pytest.mark.slow
 def test_without_approval_the_flow_ends_before_release(server, few_steps, monkeypatch):
     (few_steps/'mended').touch()
-    board = Board(tuple(flows.STEPS))
+    board = Board(tuple(pipelines.STEPS))
     assert 'release' not in as_flow(board)(Order(seed=1))
     assert board.rows['release'][0] == 'waiting'
 
@@ -531,20 +536,20 @@ def test_without_approval_the_flow_ends_before_release(server, few_steps, monkey
 @pytest.mark.parametrize(('error', 'times'), [(ConnectionError('gone'), 3), (Refused('no'), 1)])
 def test_only_what_may_pass_is_tried_again(server, runs, monkeypatch, error, times):
     def fail(order, done): raise error
-    monkeypatch.setattr(flows, 'STEPS', {'a': Step(fail, tries=3, code=()), 'b': Step(lambda order, done: {}, ('a',), code=())})
+    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(fail, tries=3, code=()), 'b': Step(lambda order, done: {}, ('a',), code=())})
     board = Board(('a', 'b'))
     with pytest.raises(type(error)): as_flow(board)(Order())
-    assert flows.times_done() == {'a': times}
+    assert pipelines.times_done() == {'a': times}
     assert repr(board) == 'a: failed\nb: waiting'
 
 
 @pytest.mark.slow
 def test_changed_gate_is_judged_anew(server, runs, monkeypatch):
-    from mlops_course.project import load_settings
+    from mlops_course.base.settings import load_settings
     def judge(order, done):
         if (limit := load_settings().params.testing.cer) < .01: raise Refused(f'at most {limit} is allowed')
         return {}
-    monkeypatch.setattr(flows, 'STEPS', {'validate': flows.STEPS['validate']._replace(does=judge, needs=(), after=())})
+    monkeypatch.setattr(pipelines, 'STEPS', {'validate': pipelines.STEPS['validate']._replace(does=judge, needs=(), after=())})
     for state in ('done', 'kept'):
         as_flow(board := Board(('validate',)))(TINY)
         assert repr(board) == f'validate: {state}'
@@ -560,7 +565,7 @@ def test_two_flows_are_never_in_production_at_once(server, runs, monkeypatch):
         time.sleep(3) # time enough for the other flow to come
         inside.append((began, time.monotonic()))
         return {}
-    monkeypatch.setattr(flows, 'STEPS', {'release': Step(release, keep=False, alone=True, code=())})
+    monkeypatch.setattr(pipelines, 'STEPS', {'release': Step(release, keep=False, alone=True, code=())})
     with ThreadPoolExecutor(2) as pool: list(pool.map(as_flow(), [Order(), Order(seed=1)], ['Ana', 'Ben']))
     (_,first_ended),(second_began,_) = sorted(inside)
     assert first_ended <= second_began
@@ -577,7 +582,7 @@ def test_results_are_json_that_anybody_can_read(server, few_steps):
 
 def test_a_second_server_says_that_it_waits_for_the_first(tmp_path, monkeypatch, capfd):
     def enough(): raise InterruptedError
-    monkeypatch.setattr(flows, 'free_port', enough)
+    monkeypatch.setattr(pipelines, 'free_port', enough)
     held = Event()
     def first():
         with FileLock(tmp_path/'server.lock'):
@@ -607,22 +612,22 @@ WORKFLOW = Path(__file__).resolve().parent.parent/'.github'/'workflows'/'deliver
 
 
 def test_cloud_gets_its_role_without_a_key():
-    jobs = flows.jobs_of(WORKFLOW)
+    jobs = workflows.jobs_of(WORKFLOW)
     assert [o for o in jobs if 'id-token' in jobs[o].get('permissions', {})] == ['cloud']
     assert 'AWS_SECRET' not in WORKFLOW.read_text()
     assert 'AWS_ACCESS_KEY' not in WORKFLOW.read_text()
 
 
 def test_production_waits_for_approval_and_comes_last():
-    jobs = flows.jobs_of(WORKFLOW)
-    needs,found,new = flows.needs_of(jobs),set(),{'production'}
+    jobs = workflows.jobs_of(WORKFLOW)
+    needs,found,new = workflows.needs_of(jobs),set(),{'production'}
     while new: found |= (new := set().union(*(needs[o] for o in new)) - found)
     assert found == {'quality', 'tests', 'build', 'model', 'staging'}
     assert jobs['production']['environment'] == jobs['cloud']['environment'] == 'production'
 
 
 def test_amazon_gets_the_champion():
-    jobs = flows.jobs_of(WORKFLOW)
+    jobs = workflows.jobs_of(WORKFLOW)
     assert (jobs['image']['needs'], jobs['cloud']['needs']) == ('production', 'image')
     done = [o.get('run', '').split(' --')[0] for o in jobs['image']['steps']]
     assert done.index('.venv/bin/mlops-course models export champion') < done.index('docker build')
@@ -634,7 +639,7 @@ def test_amazon_gets_the_champion():
     ([], 'a-token', 'starter'), ([('production', 'approved', 'ana')], '', 'starter')])
 def test_the_name_is_that_of_the_approver(reviews, token, by, tmp_path):
     "The step itself; a file stands in for GitHub's answer."
-    step = next(o for o in flows.jobs_of(WORKFLOW)['production']['steps'] if o.get('id') == 'approval')
+    step = next(o for o in workflows.jobs_of(WORKFLOW)['production']['steps'] if o.get('id') == 'approval')
     answer = tmp_path/'repos/it/it/actions/runs/7/approvals'
     answer.parent.mkdir(parents=True)
     answer.write_text(json.dumps([{'environments': [{'name': where}], 'state': state, 'user': {'login': who}} for where,state,who in reviews]))
@@ -653,22 +658,23 @@ def test_without_a_variable_the_workflow_takes_the_whole_order():
 
 
 def test_jobs_call_steps_that_exist():
-    called = [line.split()[2] for job in flows.jobs_of(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
-    assert set(called) == set(flows.STEPS)
+    called = [line.split()[2] for job in workflows.jobs_of(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
+    assert set(called) == set(pipelines.STEPS)
 
 
 @pytest.mark.slow
 def test_act_runs_the_jobs_up_to_production(tmp_path):
+    from mlops_course.base.servers import on_free_port
     from mlops_course.registry import history
-    from mlops_course.serving import Source, create_app, on_free_port
-    from mlops_course.tracking import open_store
+    from mlops_course.serving import Source, create_app
+    from mlops_course.store import open_store
     registry = tmp_path/'registry'/'mlflow.db'
     store = open_store(registry)
     app = create_app(Source(store), tmp_path/'serving')
     order = Order(steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))
     with on_free_port(app) as url:
         key = app.state.service.keys.add('pipeline', 'admin')
-        ran,printed = flows.run_jobs(WORKFLOW, tmp_path/'act', env={'MLOPS_COURSE_PARAMS__GATES__P95_MS': '1000000'},
+        ran,printed = workflows.run_jobs(WORKFLOW, tmp_path/'act', env={'MLOPS_COURSE_PARAMS__GATES__P95_MS': '1000000'},
                                      variables={'ORDER': order.model_dump_json(), 'PRODUCTION_URL': url},
                                      secrets={'MLFLOW_TRACKING_URI': f'sqlite:///{registry}', 'PRODUCTION_KEY': key})
         assert {o.outcome for o in ran} == {'success'}, printed[-3000:]
@@ -680,13 +686,13 @@ def test_act_runs_the_jobs_up_to_production(tmp_path):
 def test_act_says_which_step_failed(tmp_path):
     path = tmp_path/'it.yml'
     path.write_text('on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: "true"\n      - run: "false"\n')
-    ran,_ = flows.run_jobs(path, tmp_path/'act')
+    ran,_ = workflows.run_jobs(path, tmp_path/'act')
     assert [(o.step, o.outcome) for o in ran] == [('true', 'success'), ('false', 'failure')]
 
 
 def test_act_has_no_stand_in_for_an_unknown_action(tmp_path):
     path = tmp_path/'it.yml'
     path.write_text(f'on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - uses: some/action@{"a"*40}\n')
-    ran,printed = flows.run_jobs(path, tmp_path/'act')
+    ran,printed = workflows.run_jobs(path, tmp_path/'act')
     assert ran[-1].outcome == 'failure'
     assert 'there is no stand-in for some/action' in printed

@@ -1,10 +1,11 @@
 "The recogniser that the project ships, held to the limits in params.yaml (lesson 12)."
 import pytest
 
-from mlops_course.project import load_settings
-from mlops_course.registry import evaluate, trial_lines
-from mlops_course.testing import model_gates, try_capabilities
-from mlops_course.training import OnnxRecogniser, read_twice
+from mlops_course.base.settings import load_settings
+from mlops_course.reader.boxes import read_twice
+from mlops_course.reader.capabilities import model_gates, try_capabilities
+from mlops_course.reader.recognition import OnnxRecogniser
+from mlops_course.reader.trials import evaluate, trial_lines
 
 
 @pytest.mark.slow

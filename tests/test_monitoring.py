@@ -16,34 +16,21 @@ from conftest import Shelf, needs
 from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
 from mlops_course import monitoring
-from mlops_course.data import ALPHABET
-from mlops_course.drift import FEATURES, Monitor, registry_of
-from mlops_course.monitoring import (
-    PANELS,
-    Hook,
-    Probe,
-    Samples,
-    Watch,
-    curves_of,
-    dashboard,
-    evaluate,
-    filled,
-    grown,
-    installed,
-    labelled,
-    legend_of,
-    probing,
-    program,
-    quantile,
-    read_deploy,
-    seconds_of,
-    shortened,
-    watching,
-)
-from mlops_course.project import Api
-from mlops_course.registry import trial_lines
-from mlops_course.serving import Keys, Meters, create_app, on_free_port, ready
-from mlops_course.training import load_custom
+from mlops_course.base.servers import on_free_port
+from mlops_course.base.settings import Api
+from mlops_course.dashboards import PANELS, curves_of, dashboard, legend_of
+from mlops_course.drift_store import Monitor, registry_of
+from mlops_course.durations import seconds_of, shortened
+from mlops_course.keys import Keys
+from mlops_course.monitoring import Hook, installed, program, read_deploy, watching
+from mlops_course.probe import Probe, probing
+from mlops_course.promql import Samples, evaluate, grown, labelled, quantile
+from mlops_course.reader.custom import load_custom
+from mlops_course.reader.features import FEATURES
+from mlops_course.reader.recognition import ALPHABET
+from mlops_course.reader.trials import trial_lines
+from mlops_course.serving import Meters, create_app, ready
+from mlops_course.watching import Watch, filled
 
 OPEN = Api(rate=1e6, burst=10**6)
 
@@ -477,7 +464,7 @@ def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
 
 def test_the_dashboard_is_made_from_the_panels(root):
     path = 'deploy/grafana/dashboards/reader.json'
-    rewrite = f"Write it anew: python -c \"from mlops_course.monitoring import dashboard; open('{path}', 'w').write(dashboard())\""
+    rewrite = f"Write it anew: python -c \"from mlops_course.dashboards import dashboard; open('{path}', 'w').write(dashboard())\""
     assert (root/path).read_text(encoding='utf-8') == dashboard(), rewrite
 
 

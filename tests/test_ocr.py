@@ -17,32 +17,12 @@ from easyocr_en_models import model_dir
 from PIL import Image, ImageFile
 from rapidfuzz.distance import Levenshtein
 
-from mlops_course.ocr import (
-    ENGINES,
-    WEIGHTS,
-    Engine,
-    Line,
-    Reading,
-    available_engines,
-    check_image,
-    check_weights,
-    corners,
-    draw_boxes,
-    find_page,
-    fold_angle,
-    in_reading_order,
-    join_words,
-    level_light,
-    light_on_dark,
-    load_engine,
-    load_image,
-    load_tesseract,
-    prepare,
-    rotate,
-    rows,
-    skew_angle,
-)
-from mlops_course.tools.house import find_root
+from mlops_course.base.files import find_root
+from mlops_course.base.images import check_image, find_page, load_image
+from mlops_course.reader.easyocr import WEIGHTS, check_weights
+from mlops_course.reader.engines import ENGINES, Engine, available_engines, join_words, load_engine, load_tesseract
+from mlops_course.reader.layout import Line, Reading, corners, draw_boxes, in_reading_order, rows
+from mlops_course.reader.preparation import fold_angle, level_light, light_on_dark, prepare, rotate, skew_angle
 
 PAGES = find_root()/'data'/'pages'
 with (PAGES/'labels.csv').open(encoding='utf-8', newline='') as f: TRUTH = {o['file']: o['text'] for o in csv.DictReader(f)}

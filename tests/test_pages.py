@@ -6,8 +6,8 @@ from hashlib import sha256
 
 import pytest
 
-from mlops_course.ocr import load_image
-from mlops_course.tools.house import find_root
+from mlops_course.base.files import find_root
+from mlops_course.base.images import load_image
 
 PAGES = find_root()/'data'/'pages'
 

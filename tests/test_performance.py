@@ -17,26 +17,15 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from mlops_course.data import line_batch, write_png
-from mlops_course.performance import (
-    Cache,
-    Crew,
-    Record,
-    Scaling,
-    cost,
-    crew,
-    fit_scaling,
-    gain,
-    images_in,
-    local_cluster,
-    page_key,
-    read_folder,
-    reader_id,
-    results,
-    spots,
-)
-from mlops_course.project import load_settings
+from mlops_course.base.images import write_png
+from mlops_course.base.settings import load_settings
+from mlops_course.cache import Cache, page_key
+from mlops_course.performance import Scaling, cost, fit_scaling, gain, spots
+from mlops_course.reader.folder import images_in, read_folder, reader_id, results
+from mlops_course.reader.lines import line_batch
+from mlops_course.record import Record
 from mlops_course.tools.cli import main
+from mlops_course.workers import Crew, crew, local_cluster
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers cannot import the tests
 
@@ -186,7 +175,7 @@ def test_threads_share_a_cache(tmp_path):
 
 
 HAMMER = """import sys
-from mlops_course.performance import Cache
+from mlops_course.cache import Cache
 cache = Cache(sys.argv[1], .5)
 print('ready', flush=True)
 for i in range(int(sys.argv[2])):

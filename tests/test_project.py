@@ -11,8 +11,10 @@ from traceback import format_exception
 import numpy as np
 import pytest
 
-from mlops_course.project import Secrets, environment, fingerprint, get_logger, load_settings, seed_everything
-from mlops_course.tools.house import find_root, made_once
+from mlops_course.base.environment import environment, fingerprint, seed_everything
+from mlops_course.base.files import find_root, made_once
+from mlops_course.base.logs import get_logger
+from mlops_course.base.settings import Secrets, load_settings
 
 CONFIG = "paths: {data: data, runs: _course}\nservices: {lab_port: 8888}\n"
 PARAMS = "seed: 0\nocr: {min_side: 8, max_pixels: 50000000}\nscoring: {resamples: 2000}\n"
@@ -207,7 +209,7 @@ def test_console_log_reads_as_text():
 
 
 def test_importing_does_nothing_visible(tmp_path):
-    code = ("import os, random, structlog, sys; state = random.getstate(); import mlops_course.project; "
+    code = ("import os, random, structlog, sys; state = random.getstate(); import mlops_course.base.environment; "
         "print(structlog.is_configured(), state == random.getstate(), 'torch' in sys.modules, os.listdir())")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False", "[]"]
@@ -223,7 +225,7 @@ def test_seed_everything_repeats_all_streams():
 
 @pytest.mark.slow
 def test_seed_everything_reaches_torch_when_asked():
-    code = ("from mlops_course.project import seed_everything as start; start(3, torch=True); import torch; "
+    code = ("from mlops_course.base.environment import seed_everything as start; start(3, torch=True); import torch; "
         "first = torch.rand(4); start(3); print(torch.equal(first, torch.rand(4)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "True"
 

@@ -11,35 +11,34 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from mlops_course.project import Gates, fingerprint
+from mlops_course.base.environment import fingerprint
+from mlops_course.base.settings import Gates
+from mlops_course.gates import budget_gate, check_gates, lines_gate, slice_gate
+from mlops_course.mlflow_server import Server
+from mlops_course.reader.recognition import OnnxRecogniser
+from mlops_course.reader.tracked import train_tracked
+from mlops_course.reader.training import Recipe, cer_of
+from mlops_course.reader.trials import evaluate, f1_by_character, model_table, trial_lines
 from mlops_course.registry import (
     alone,
-    budget_gate,
-    check_gates,
-    evaluate,
-    f1_by_character,
     fetch,
     find_version,
     history,
-    lines_gate,
     load_version,
-    model_table,
     promote,
     read_history,
     register,
     reign,
     roll_back,
     settle,
-    slice_gate,
     standing,
     take_down,
-    trial_lines,
     versions,
 )
 from mlops_course.scoring import score
+from mlops_course.store import open_store
 from mlops_course.tools.cli import main
-from mlops_course.tracking import Server, open_store, track, train_tracked
-from mlops_course.training import OnnxRecogniser, Recipe, cer_of
+from mlops_course.tracking import track
 
 TINY = Recipe(steps=2, batch=2, width=8, depth=1, longest=4)
 OPEN = Gates(slices=('render',), lines=2, slice_worse=9, p95_ms=1e6, size_mb=1e6) # all but the whole is passed
@@ -294,11 +293,11 @@ def test_an_unknown_version_names_those_there_are(model, fill):
 PROMOTE = '''
 import sys
 from pathlib import Path
-from mlops_course.project import Gates
+from mlops_course.base.settings import Gates
 from mlops_course.registry import promote, trial_lines
-from mlops_course.tracking import open_store
+from mlops_course.store import open_store
 db, name, version, ready, other = sys.argv[1:]
-import mlops_course.registry as r
+from mlops_course import registry as r
 from time import sleep
 check = r.check_gates
 def together(*words): # both have tried their model before either decides

@@ -11,43 +11,42 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlops_course.data import ALPHABET, line_batch
-from mlops_course.registry import NAME, history, standing, take_down
-from mlops_course.release import (
-    Caution,
+from mlops_course.base.history import Audit, digest_of, verify_audit
+from mlops_course.base.servers import on_free_port
+from mlops_course.experiments import (
     Contrast,
-    Load,
-    Release,
-    Router,
-    Routes,
-    Slot,
-    Tally,
-    Verdict,
     arm_of,
-    beyond,
-    canary,
     contrast,
-    edge_at,
-    failed,
-    let_in,
     mismatch,
     ratio,
     reach,
-    read_metrics,
-    recorder,
     running,
-    signals,
     slice_contrasts,
-    spent,
     spot,
     users_needed,
-    watch,
     wealth,
+)
+from mlops_course.load import Load
+from mlops_course.reader.lines import line_batch
+from mlops_course.reader.recognition import ALPHABET
+from mlops_course.registry import NAME, history, standing, take_down
+from mlops_course.release import canary, recorder, watch
+from mlops_course.router import Router, Routes
+from mlops_course.scoring import score
+from mlops_course.slots import Release, Slot, let_in
+from mlops_course.store import open_store
+from mlops_course.verdicts import (
+    Caution,
+    Tally,
+    Verdict,
+    beyond,
+    edge_at,
+    failed,
+    read_metrics,
+    signals,
+    spent,
     worse,
 )
-from mlops_course.scoring import score
-from mlops_course.serving import Audit, digest_of, on_free_port, verify_audit
-from mlops_course.tracking import open_store
 
 USERS = [f'user {o}' for o in range(4000)]
 
@@ -409,7 +408,7 @@ def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_re
 
 @pytest.mark.slow
 def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_nothing(street):
-    from mlops_course.serving import Keys
+    from mlops_course.keys import Keys
     _, challenger = street.slots
     challenger.put(street.good._replace(version='keyless'))
     keys = Keys(challenger.folder/'keys.json')

@@ -11,8 +11,9 @@ import pytest
 from conftest import code, write_notebook
 from rich.console import Console
 
+from mlops_course.base.files import source_hash
 from mlops_course.tools.house import lessons
-from mlops_course.tools.running import known_parameters, run_lessons, share_parameters, source_hash
+from mlops_course.tools.running import known_parameters, run_lessons, share_parameters
 
 pytestmark = pytest.mark.slow
 QUIET = Console(quiet=True)

@@ -11,16 +11,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from mlops_course.base.stats import enough, latency
 from mlops_course.scoring import (
     METRICS,
     by_slice,
     cer,
     compare,
     counts,
-    enough,
     exact,
     interval,
-    latency,
     normalise,
     pieces,
     rate,

@@ -26,31 +26,23 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from PIL import Image
 
-from mlops_course import serving
-from mlops_course.data import line_batch
-from mlops_course.ocr import Reading, load_image
-from mlops_course.project import Api
-from mlops_course.serving import (
-    Audit,
-    Batcher,
-    Bucket,
-    Keys,
-    Later,
-    Source,
-    create_app,
-    fetch_image,
-    is_public,
-    load_upload,
-    on_free_port,
-    read_together,
-    ready,
-    sealed,
-    server_options,
-    verify_audit,
-)
-from mlops_course.testing import contract_failures
+from mlops_course import fetching, serving
+from mlops_course import http as serving_http
+from mlops_course.base.history import Audit, sealed, verify_audit
+from mlops_course.base.images import load_image
+from mlops_course.base.servers import on_free_port, server_options
+from mlops_course.base.settings import Api
+from mlops_course.batching import Batcher, Later
+from mlops_course.contract import contract_failures
+from mlops_course.fetching import fetch_image, is_public
+from mlops_course.keys import Keys
+from mlops_course.limits import Bucket
+from mlops_course.reader.custom import Custom, load_custom
+from mlops_course.reader.layout import Reading
+from mlops_course.reader.lines import line_batch
+from mlops_course.serving import Source, create_app, read_together, ready
 from mlops_course.tools.cli import main
-from mlops_course.training import Custom, load_custom
+from mlops_course.uploads import load_upload
 
 OPEN = Api(rate=1e6, burst=10**6)
 INSIDES = re.compile(r'Traceback|File "|/tmp|/home|/work|/usr|site-packages|mlops_course|\.py\b')
@@ -794,8 +786,8 @@ def test_a_fault_of_ours_shows_nothing_of_our_insides(engine, tmp_path, line, mo
     with started(Shelf(engine), tmp_path) as client:
         def broken(*_, **more): raise RuntimeError('/secret/place: password 1234')
         monkeypatch.setattr(serving, 'read_first', broken)
-        assert problem(client.read(line), 500) == serving.FAULT
-        assert [json.loads(o)['error'] for o in client.post('/v1/batch', files=[('file', line)]*2).text.splitlines()] == [serving.FAULT]*2
+        assert problem(client.read(line), 500) == serving_http.FAULT
+        assert [json.loads(o)['error'] for o in client.post('/v1/batch', files=[('file', line)]*2).text.splitlines()] == [serving_http.FAULT]*2
         until(lambda: client.service.taken == 0) # given back once the answer is out
         monkeypatch.undo()
         assert client.read(line).status_code == 200
@@ -807,7 +799,7 @@ def test_an_address_is_fetched_and_read_where_that_is_allowed(engine, tmp_path, 
     async def fetched(url, most, timeout_s):
         assert url == 'https://example.org/line.png'
         return io.BytesIO(line)
-    monkeypatch.setattr(serving, 'fetch_image', fetched) # over the network: see the tests below
+    monkeypatch.setattr(fetching, 'fetch_image', fetched) # over the network: see the tests below
     with started(Shelf(engine), tmp_path, Api(allow_urls=True)) as client:
         found = client.post('/v1/read', data={'url': 'https://example.org/line.png'}, files={'x': b''}, params={'line': True})
         assert found.json()['sha256'] == sha256(line).hexdigest()
@@ -1014,10 +1006,13 @@ def test_a_terminated_process_finishes_what_it_began(tmp_path, root):
 
 @pytest.mark.slow
 def test_a_new_champion_is_taken_up_under_load_and_nothing_is_lost(tmp_path, line):
-    from mlops_course.project import Gates
-    from mlops_course.registry import promote, register, trial_lines
-    from mlops_course.tracking import open_store, train_tracked
-    from mlops_course.training import Recipe, load_recogniser
+    from mlops_course.base.settings import Gates
+    from mlops_course.reader.tracked import train_tracked
+    from mlops_course.reader.training import Recipe
+    from mlops_course.reader.trials import trial_lines
+    from mlops_course.reader.weights import load_recogniser
+    from mlops_course.registry import promote, register
+    from mlops_course.store import open_store
     store = open_store(tmp_path/'mlflow.db')
     lines = trial_lines(24, 0, ('render',))
     source = Source(store)

@@ -9,7 +9,8 @@ from threading import Thread
 
 import pytest
 
-from mlops_course.tools.house import find_root, lessons
+from mlops_course.base.files import find_root
+from mlops_course.tools.house import lessons
 from mlops_course.tools.site import build_site, quizzes, render
 
 pytestmark = pytest.mark.slow # they build the whole site, and open it in a browser

@@ -10,28 +10,23 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlops_course import testing
-from mlops_course.ocr import load_image
-from mlops_course.project import Gates, Limits, load_settings
-from mlops_course.scoring import score
-from mlops_course.testing import (
+from mlops_course.base.images import load_image
+from mlops_course.base.settings import Gates, Limits, load_settings
+from mlops_course.base.stats import share_of
+from mlops_course.contract import awkward_images, contract_failures, upload_field
+from mlops_course.mutation import mutants, try_mutants
+from mlops_course.reader import capabilities
+from mlops_course.reader.capabilities import (
     CAPABILITIES,
     Capability,
-    awkward_images,
     clear_line,
-    contract_failures,
-    cover,
     draw_failures,
     failure_rates,
-    find_flaky,
     model_gates,
-    mutants,
-    run_tests,
-    share_of,
     try_capabilities,
-    try_mutants,
-    upload_field,
 )
+from mlops_course.scoring import score
+from mlops_course.testing import cover, find_flaky, run_tests
 
 
 def always(text, sure=.9):
@@ -122,14 +117,14 @@ def test_invariance_forgives_a_wrong_text_but_no_change():
 
 
 def test_a_direction_sees_both_readings():
-    o = Capability('x', 'direction', lambda rng: '7', lambda image, rng: image, testing.less_sure)
+    o = Capability('x', 'direction', lambda rng: '7', lambda image, rng: image, capabilities.less_sure)
     assert (o.passes('7', [('7', .9), ('7', .8)]), o.passes('7', [('7', .9), ('7', .9)])) == (True, False)
 
 
 def test_half_a_line_may_end_in_half_a_letter():
-    assert testing.beginning([('Gate 7', 1), ('Gal', 1)])
-    assert not testing.beginning([('Gate 7', 1), ('Gate 7', 1)])
-    assert not testing.beginning([('Gate 7', 1), ('Hat', 1)])
+    assert capabilities.beginning([('Gate 7', 1), ('Gal', 1)])
+    assert not capabilities.beginning([('Gate 7', 1), ('Gate 7', 1)])
+    assert not capabilities.beginning([('Gate 7', 1), ('Hat', 1)])
 
 
 def test_a_reader_that_reads_nothing_fails_where_it_must():
@@ -144,7 +139,7 @@ def test_the_text_of_a_case_stands_on_its_picture():
     wide, narrow = (clear_line(o, np.random.default_rng(1)) for o in ('18:15 18:45', '18:15'))
     assert wide.dtype == np.uint8
     assert wide.shape[1] > 1.8*narrow.shape[1]
-    assert testing.stop(rng) == testing.stop(np.random.default_rng(0)).strip()
+    assert capabilities.stop(rng) == capabilities.stop(np.random.default_rng(0)).strip()
 
 
 @pytest.mark.parametrize(('k', 'n'), [(0, 60), (60, 60), (3, 60)])

@@ -19,30 +19,15 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from mlops_course.project import load_settings
+from mlops_course.base.memory import Peak
+from mlops_course.base.settings import load_settings
+from mlops_course.mlflow_server import Server
+from mlops_course.reader.tracked import reproduce, train_tracked
+from mlops_course.reader.training import Recipe, draw_lines
+from mlops_course.spool import Outbox, Run, read_entries, send_kept
+from mlops_course.store import address, hidden, open_store, read_artifact
 from mlops_course.tools.cli import main
-from mlops_course.tracking import (
-    Outbox,
-    Peak,
-    Run,
-    Server,
-    address,
-    best_run,
-    circumstances,
-    compare,
-    differences,
-    hidden,
-    open_store,
-    read_artifact,
-    read_entries,
-    reproduce,
-    runs,
-    send_kept,
-    start_run,
-    track,
-    train_tracked,
-)
-from mlops_course.training import Recipe, draw_lines
+from mlops_course.tracking import best_run, circumstances, compare, differences, runs, start_run, track
 
 pytestmark = pytest.mark.filterwarnings('ignore:The ``noload`` loader strategy') # inside MLflow
 POSIX = pytest.mark.skipif(os.name == 'nt', reason='sends POSIX signals')
@@ -361,7 +346,7 @@ TRAIN = '''
 import sys, time
 from pathlib import Path
 from mlops_course.tracking import open_store, track, train_tracked
-from mlops_course.training import Recipe
+from mlops_course.reader.training import Recipe
 store = open_store(Path(sys.argv[1]))
 def report(step, metrics, net):
     print(step, flush=True)
@@ -451,7 +436,8 @@ def test_a_server_that_dies_does_not_stop_a_training(tmp_path):
 @pytest.mark.slow
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     open_store(tmp_path/'mlflow.db')
-    start = "import sys, time\nfrom mlops_course.tracking import Server\nwith Server(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
+    start = "import sys, time\nfrom mlops_course.mlflow_server import Server\n" \
+            "with Server(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, '-c', start, f"sqlite:///{tmp_path/'mlflow.db'}", tmp_path/'served'], stdout=subprocess.PIPE, text=True)
     server = Server('', tmp_path)
     server.port = int(process.stdout.readline())
@@ -494,7 +480,7 @@ def test_a_run_that_does_not_exist_cannot_be_resumed(store):
 
 def test_a_report_that_only_the_checkpoint_knows_is_recorded(store, tmp_path):
     def stop(step, metrics, net): raise KeyboardInterrupt
-    from mlops_course.training import train
+    from mlops_course.reader.training import train
     with pytest.raises(KeyboardInterrupt): train(QUICK, every=2, checkpoint=tmp_path/'half.pt', on_step=stop) # reported to nobody
     with track(store, 'cut short', seed=QUICK.seed) as run: run.params(QUICK.model_dump())
     train_tracked(QUICK, store, every=2, checkpoint=tmp_path/'half.pt', resume=run.id)

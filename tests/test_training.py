@@ -15,50 +15,26 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from mlops_course.data import ALPHABET, render_line, render_page, write_png
-from mlops_course.ocr import load_engine
-from mlops_course.project import Training, load_settings
+from mlops_course.base.files import find_root, save_atomically
+from mlops_course.base.images import write_png
+from mlops_course.base.settings import Training, load_settings
+from mlops_course.reader.batch import score_files
+from mlops_course.reader.boxes import boxes_of_page, doubtful, read_twice, trim_line
+from mlops_course.reader.broad import faces
+from mlops_course.reader.broad_text import load_grammar, write_text
+from mlops_course.reader.custom import SHIPPED, Custom, load_custom
+from mlops_course.reader.engines import load_engine
+from mlops_course.reader.evaluation import held_out
+from mlops_course.reader.fonts import render_line
+from mlops_course.reader.line_engines import open_engine
+from mlops_course.reader.net import Batch, Recogniser, ctc_loss, even
+from mlops_course.reader.pages import render_page
+from mlops_course.reader.plugin import load_in_easyocr, write_easyocr
+from mlops_course.reader.recognition import ALPHABET, Design, OnnxRecogniser, decode, read_lines, side_by_side, to_height
+from mlops_course.reader.training import Recipe, batches, cer_of, draw_lines, load_checkpoint, rate_at, train
+from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser
 from mlops_course.scoring import cer
 from mlops_course.tools.cli import main
-from mlops_course.tools.house import find_root
-from mlops_course.training import (
-    SHIPPED,
-    Batch,
-    Custom,
-    Design,
-    OnnxRecogniser,
-    Recipe,
-    Recogniser,
-    batches,
-    boxes_of_page,
-    cer_of,
-    ctc_loss,
-    decode,
-    doubtful,
-    draw_lines,
-    even,
-    export_onnx,
-    faces,
-    held_out,
-    load_checkpoint,
-    load_custom,
-    load_grammar,
-    load_in_easyocr,
-    load_recogniser,
-    open_engine,
-    rate_at,
-    read_lines,
-    read_twice,
-    save_atomically,
-    save_recogniser,
-    score_files,
-    side_by_side,
-    to_height,
-    train,
-    trim_line,
-    write_easyocr,
-    write_text,
-)
 
 SMALL = Recipe(steps=6, width=16, depth=1, batch=4)
 

@@ -8,34 +8,30 @@ from math import isnan
 import optuna
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from mlops_course import tuning as module
+from mlops_course.base.files import find_root
+from mlops_course.reader.search import net_of, rescore
+from mlops_course.reader.training import Recipe, train
+from mlops_course.store import open_store
 from mlops_course.tools.cli import main
-from mlops_course.tools.house import find_root
-from mlops_course.tracking import open_store, runs
-from mlops_course.training import Recipe, train
+from mlops_course.tracking import runs
 from mlops_course.tuning import (
     KNOBS,
     Limits,
     Range,
     Search,
-    best_so_far,
     claim,
-    importance,
-    net_of,
     open_tuning,
-    paired,
-    remembered,
-    rescore,
     run_trial,
     sampler_of,
     spaces,
-    start_helper,
     table,
-    tune,
-    winner,
     work_on,
 )
+from mlops_course.tuning_results import best_so_far, importance, paired, remembered, winner
+from mlops_course.tuning_workers import start_helper, tune
 
 QUICK = Recipe(steps=8, batch=2, width=16, depth=1, longest=5)
 PLAIN = Search(recipe=QUICK, knobs={'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
@@ -164,7 +160,7 @@ def test_a_trial_in_hand_counts_as_a_full_one(plain):
     with plain.lock(): pass
     trial = claim(plain, Limits(steps=15), 'me')
     (plain.path.parent/'search.db.workers').mkdir()
-    with module.FileLock(f'{plain.path}.workers/me'):
+    with FileLock(f'{plain.path}.workers/me'):
         assert plain.spent == 8
         assert claim(plain, Limits(steps=15), 'another') is None
     assert trial.number == 0
@@ -227,7 +223,7 @@ def test_a_trial_without_an_owner_is_marked_and_not_repeated(plain):
 
 def test_a_trial_whose_worker_lives_is_left_alone(plain):
     (plain.path.parent/'search.db.workers').mkdir()
-    with module.FileLock(f'{plain.path}.workers/alive'):
+    with FileLock(f'{plain.path}.workers/alive'):
         trial = claim(plain, Limits(), 'alive')
         work_on(open_tuning(plain.path), Limits(trials=2))
         assert states(plain) == ['running', 'complete']

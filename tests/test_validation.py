@@ -10,33 +10,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlops_course import validation
-from mlops_course.data import FONTS, degrade, load_feed, make_version, read_labels, render_line
-from mlops_course.validation import (
-    CHECKS,
-    Checked,
-    Copy,
-    Cutoffs,
-    Finding,
-    as_table,
-    check_folder,
-    check_images,
-    check_leaks,
-    check_table,
-    copies,
-    distances,
-    expected_shape,
-    grey,
-    label_schema,
-    light_ink,
-    lineage,
-    measure,
-    outdated,
-    pixel_difference,
-    quality_report,
-    sort_out,
-    write_whole,
-)
+from mlops_course import pictures
+from mlops_course.base.files import write_whole
+from mlops_course.lineage import lineage, outdated
+from mlops_course.pictures import Copy, Cutoffs, copies, distances, grey, light_ink, measure, pixel_difference
+from mlops_course.quality_report import quality_report
+from mlops_course.reader.checks import check_folder, check_leaks, check_table, expected_shape, label_schema
+from mlops_course.reader.datasets import make_version, read_labels
+from mlops_course.reader.degradations import degrade
+from mlops_course.reader.feed import load_feed
+from mlops_course.reader.fonts import FONTS, render_line
+from mlops_course.validation import CHECKS, Checked, Finding, as_table, check_images, sort_out
 
 ROWS = 240
 
@@ -266,7 +250,7 @@ def test_the_label_na_is_a_text(copy):
 
 
 def test_a_name_that_leads_out_of_the_folder_is_never_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "grey", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(pictures, "grey", lambda path: pytest.fail(f"{path} was opened"))
     (tmp_path / "in").mkdir()
     paint(tmp_path / "secret.png", np.zeros((40, 40), np.uint8))
     assert "outside" in measure(tmp_path / "in", ["../secret.png"])[0].error
@@ -308,7 +292,7 @@ def test_copies_are_found_across_the_blocks(tmp_path):
 
 def test_copies_with_different_texts_are_both_named():
     frame = pd.DataFrame({"file": ["a.png", "b.png"], "text": ["08:15", "08:16"], "split": "train", "kind": "render"})
-    good = validation.Measured("", 90, 32, 200., False, "p", "b")
+    good = pictures.Measured("", 90, 32, 200., False, "p", "b")
     found = check_images(frame, [good, good], [Copy(0, 1, True, 0.)])
     assert [(o.row, o.other) for o in found] == [(1, "a.png"), (0, "b.png")]
     assert "'08:15'" in found[0].reason

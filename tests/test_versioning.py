@@ -11,9 +11,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlops_course.project import fingerprint
-from mlops_course.tools.house import find_root
-from mlops_course.versioning import S3, alone, commit, damaged, draw_dag, dvc, edges, git, inside, recorded, repair, scratch_repo, stages_that_ran, stored_bytes
+from mlops_course.base.environment import fingerprint
+from mlops_course.base.files import find_root
+from mlops_course.versioning import (
+    S3,
+    alone,
+    commit,
+    damaged,
+    draw_dag,
+    dvc,
+    edges,
+    git,
+    inside,
+    recorded,
+    repair,
+    scratch_repo,
+    stages_that_ran,
+    stored_bytes,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning") # inside DVC
 POSIX = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals, or sets a limit that only POSIX has")

@@ -20,39 +20,31 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlops_course.ocr import Engine, Line, Reading, draw_boxes, load_image
-from mlops_course.project import Api, Vision
-from mlops_course.scoring import cer
-from mlops_course.serving import FAULT, create_app, on_free_port
-from mlops_course.tools.cli import main
-from mlops_course.tools.house import find_root
-from mlops_course.training import open_engine
-from mlops_course.vision import (
-    BATCH,
-    FAULTS,
+from mlops_course.base.files import find_root
+from mlops_course.base.images import load_image
+from mlops_course.base.servers import on_free_port
+from mlops_course.base.settings import Api, Vision
+from mlops_course.http import FAULT
+from mlops_course.reader.breaker import WHY, Breaker, NotRead, patiently
+from mlops_course.reader.budget import Budget, cost_usd, most_images
+from mlops_course.reader.engines import Engine
+from mlops_course.reader.google import BATCH, FAULTS, StandIn, annotation_of
+from mlops_course.reader.layout import Line, Reading, draw_boxes
+from mlops_course.reader.line_engines import open_engine
+from mlops_course.reader.page import OWN, add_page, banner, caption, read_on_record
+from mlops_course.reader.vision import (
     MOST_BYTES,
-    OWN,
-    WHY,
-    Breaker,
-    Budget,
     Fallback,
     FallbackReading,
     GoogleVision,
-    NotRead,
-    StandIn,
-    add_page,
-    annotation_of,
-    banner,
-    caption,
     connect_google,
     connect_local,
-    cost_usd,
     encode,
     lines_of,
-    most_images,
-    patiently,
-    read_on_record,
 )
+from mlops_course.scoring import cer
+from mlops_course.serving import create_app
+from mlops_course.tools.cli import main
 
 ROOT = find_root()
 PAGE = ROOT/'data'/'pages'/'render_1.png'
@@ -406,7 +398,7 @@ def test_a_spent_budget_calls_nobody(vision, stand_in, white):
 
 SPENDER = """
 import sys
-from mlops_course.vision import Budget, NotRead
+from mlops_course.reader.vision import Budget, NotRead
 budget, got = Budget(sys.argv[1], 150), 0
 sys.stdin.readline() # all start together
 for _ in range(100):
@@ -495,8 +487,8 @@ WITHOUT = """
 import json, sys
 seen = []
 sys.addaudithook(lambda name, args: seen.append(name) if name in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto') else None)
-from mlops_course.ocr import load_image
-from mlops_course.vision import open_vision
+from mlops_course.base.images import load_image
+from mlops_course.reader.vision import open_vision
 answer = open_vision()(load_image(sys.argv[1]))
 print(json.dumps([answer.engine, answer.why, answer.text, seen, [o for o in ('grpc', 'google.cloud.vision', 'google.auth') if o in sys.modules]]))
 """
@@ -538,8 +530,8 @@ OVER_TLS = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from mlops_course.ocr import Engine
-from mlops_course.vision import Budget, GoogleVision, connect_google
+from mlops_course.reader.engines import Engine
+from mlops_course.reader.vision import Budget, GoogleVision, connect_google
 key, address, budget = sys.argv[1:]
 with connect_google(key, address) as client:
     print(json.dumps([o.text for o in GoogleVision(client, Budget(budget, 9), deadline_s=20).read(np.full((120, 300, 3), 255, np.uint8))]))

@@ -24,7 +24,8 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from .house import find_root, lessons
+from ..base.files import find_root
+from .house import lessons
 
 # %% ../../nbs/tools/bench.ipynb #3025bc6c
 def seconds_of(
@@ -79,7 +80,8 @@ def engine_figures() -> Iterator[dict]:
     "Pages a second and character error rate of each engine, on the project's own pages."
     import pandas as pd
 
-    from mlops_course.ocr import available_engines, load_engine, load_image
+    from mlops_course.base.images import load_image
+    from mlops_course.reader.engines import available_engines, load_engine
     from mlops_course.scoring import score
     folder = find_root()/'data'/'pages'
     labels = pd.read_csv(folder/'labels.csv')
@@ -98,7 +100,9 @@ def data_figures() -> Iterator[dict]:
     "Lines drawn a second on one core, for each version, and the time that a version of the data takes."
     import cv2
 
-    from mlops_course.data import MIXES, line_batch, load_feed, make_version
+    from mlops_course.reader.datasets import make_version
+    from mlops_course.reader.feed import load_feed
+    from mlops_course.reader.lines import MIXES, line_batch
     feed,threads = load_feed(),cv2.getNumThreads()
     cv2.setNumThreads(1) # two would only wait for each other on images as small as these
     for version in MIXES:
@@ -119,10 +123,12 @@ def data_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #63ffc27f
 def registry_figures() -> Iterator[dict]:
     "What a registry costs: trying a model, registering it, loading it by its alias, deciding on a promotion."
-    from mlops_course.project import Gates
-    from mlops_course.registry import evaluate, load_version, promote, register, trial_lines
-    from mlops_course.tracking import open_store, train_tracked
-    from mlops_course.training import Recipe
+    from mlops_course.base.settings import Gates
+    from mlops_course.reader.tracked import train_tracked
+    from mlops_course.reader.training import Recipe
+    from mlops_course.reader.trials import evaluate, trial_lines
+    from mlops_course.registry import load_version, promote, register
+    from mlops_course.store import open_store
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         store,lines = open_store(Path(tmp, 'mlflow.db')),trial_lines(100, 0)
         trained = [train_tracked(Recipe(steps=2, batch=2, seed=o), store) for o in range(2)]
@@ -142,10 +148,13 @@ def testing_figures() -> Iterator[dict]:
     from functools import partial
 
     from mlops_course import scoring
-    from mlops_course.project import load_settings
-    from mlops_course.testing import mutants, try_capabilities, try_mutants
-    from mlops_course.training import OnnxRecogniser, read_lines, read_twice
-    found = [m for o in (scoring.cer, scoring.enough) for m in mutants(o)]
+    from mlops_course.base import stats as scoring_stats
+    from mlops_course.base.settings import load_settings
+    from mlops_course.mutation import mutants, try_mutants
+    from mlops_course.reader.boxes import read_twice
+    from mlops_course.reader.capabilities import try_capabilities
+    from mlops_course.reader.recognition import OnnxRecogniser, read_lines
+    found = [m for o in (scoring.cer, scoring_stats.enough) for m in mutants(o)]
     start = time.perf_counter()
     killed = try_mutants(found, find_root()/'tests'/'test_scoring.py', limit_s=120)['killed_by']
     yield dict(figure='mutant', mutants=len(found), survived=int((killed == '').sum()), seconds=(time.perf_counter() - start)/len(found))
@@ -161,10 +170,13 @@ def model_figures() -> Iterator[dict]:
     import cv2
     import numpy as np
 
-    from mlops_course.data import FONTS, photo_of, read_labels, render_line
-    from mlops_course.ocr import load_image
+    from mlops_course.base.images import load_image
+    from mlops_course.reader.datasets import read_labels
+    from mlops_course.reader.degradations import photo_of
+    from mlops_course.reader.evaluation import held_out
+    from mlops_course.reader.fonts import FONTS, render_line
+    from mlops_course.reader.line_engines import open_engine
     from mlops_course.scoring import rate, score
-    from mlops_course.training import held_out, open_engine
     slices = {part: (pairs, False) for part,pairs in held_out(lines=100, pages=3).items()}
     real = find_root().parent/'shared'/'real'/'lines' # not ours to ship
     if (real/'labels.csv').is_file():
@@ -187,7 +199,8 @@ def model_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #bb07cb12
 def tracking_figures() -> Iterator[dict]:
     "Seconds to open a store, and microseconds to log a metric: to write it down, and until it has arrived."
-    from mlops_course.tracking import open_store, track
+    from mlops_course.store import open_store
+    from mlops_course.tracking import track
     start = time.perf_counter()
     import_module('mlflow')
     yield dict(figure='mlflow imported', seconds=time.perf_counter() - start)
@@ -208,8 +221,10 @@ def tracking_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #4733a556
 def compression_figures() -> Iterator[dict]:
     "Error, size and speed of lesson 10's teacher, a distilled student, and what ONNX and eight bits make of both."
-    from mlops_course import compression as c
-    from mlops_course.training import OnnxRecogniser, Recipe, draw_lines, export_onnx, save_recogniser
+    from mlops_course.reader import compression as c
+    from mlops_course.reader.recognition import OnnxRecogniser
+    from mlops_course.reader.training import Recipe, draw_lines
+    from mlops_course.reader.weights import export_onnx, save_recogniser
     teacher,_ = c.find_teacher(find_root()/'data'/'compression'/'teacher')
     test,usual = draw_lines(300, 1, 'v1', 'test'),[o for o,_ in draw_lines(64, 4, 'v1', 'train')]
     displays = c.draw_kinds(display=1)
@@ -233,8 +248,9 @@ def compression_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #d36e7e76
 def tuning_figures() -> Iterator[dict]:
     "Seconds for a trial of 64 steps, without and with its run on record."
-    from mlops_course.tracking import open_store
-    from mlops_course.tuning import Search, open_tuning, tune
+    from mlops_course.store import open_store
+    from mlops_course.tuning import Search, open_tuning
+    from mlops_course.tuning_workers import tune
     search = Search(sampler='random', pruner='none')
     search = search.model_copy(update={'recipe': search.recipe.model_copy(update={'steps': 64}), 'knobs': {'rate': search.knobs['rate']}})
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
@@ -250,7 +266,7 @@ FLASK = """import sys
 import numpy as np
 from flask import Flask, request
 from PIL import Image
-from mlops_course.ocr import load_easyocr
+from mlops_course.reader.engines import load_easyocr
 app,read = Flask('plain'),load_easyocr()
 @app.post('/read')
 def answer(): return read(np.asarray(Image.open(request.files['file'].stream).convert('RGB'))).to_dict()
@@ -277,8 +293,7 @@ def load_of(
     "How a server does while `users` ask without a pause."
     import numpy as np
 
-    from mlops_course.containers import free_port
-    from mlops_course.flows import Process
+    from mlops_course.base.processes import Process, free_port
     url = f'http://127.0.0.1:{(port := free_port())}'
     with TemporaryDirectory() as tmp:
         (Path(tmp)/'locustfile.py').write_text(LOCUST, encoding='utf-8')
@@ -297,8 +312,8 @@ def serving_figures() -> Iterator[dict]:
     "A line and a page through our service and through a plain Flask app around EasyOCR: throughput and percentiles, same machine, same run."
     from PIL import Image
 
-    from mlops_course.data import line_batch
-    from mlops_course.serving import Keys
+    from mlops_course.keys import Keys
+    from mlops_course.reader.lines import line_batch
     limits = {f'MLOPS_COURSE_SERVICES__API__{o}': '1000000' for o in ('RATE', 'BURST')} # a key may ask as often as it likes
     with TemporaryDirectory() as tmp:
         line,page = Path(tmp, 'line.png'),find_root()/'data'/'pages'/'render_3.png'
@@ -313,9 +328,13 @@ def serving_figures() -> Iterator[dict]:
 # %% ../../nbs/tools/bench.ipynb #4a901ef6
 def vision_figures() -> Iterator[dict]:
     "Milliseconds of a page through Google's client and the stand-in, and what breaker and budget add."
-    from mlops_course.ocr import Engine, load_image
-    from mlops_course.training import load_custom
-    from mlops_course.vision import Breaker, Budget, Fallback, GoogleVision, StandIn, connect_local
+    from mlops_course.base.images import load_image
+    from mlops_course.reader.breaker import Breaker
+    from mlops_course.reader.budget import Budget
+    from mlops_course.reader.custom import load_custom
+    from mlops_course.reader.engines import Engine
+    from mlops_course.reader.google import StandIn
+    from mlops_course.reader.vision import Fallback, GoogleVision, connect_local
     page = load_image(find_root()/'data'/'pages'/'render_1.png')
     own = load_custom()
     lines = own(page).lines
@@ -353,30 +372,32 @@ def pipeline_figures() -> Iterator[dict]:
     "Seconds until Prefect's server is there, for a flow of nine empty steps anew and kept, for each step, and for a job under act."
     from contextlib import ExitStack
 
-    from mlops_course import flows
+    from mlops_course import pipelines
+    from mlops_course import prefect_server as flows_prefect_server
+    from mlops_course import workflows as flows_workflows
     def timed(step, call):
         cpu,start = time.process_time(),time.perf_counter()
         found = call()
         return found,dict(figure='pipeline', step=step, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
-    real,runs = flows.STEPS,os.environ.get('MLOPS_COURSE_PATHS__RUNS')
+    real,runs = pipelines.STEPS,os.environ.get('MLOPS_COURSE_PATHS__RUNS')
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         os.environ['MLOPS_COURSE_PATHS__RUNS'] = tmp
-        flows.STEPS = {name: o._replace(does=lambda order, done: {}, code=(), alone=False) for name,o in real.items()}
+        pipelines.STEPS = {name: o._replace(does=lambda order, done: {}, code=(), alone=False) for name,o in real.items()}
         try:
             with ExitStack() as stack:
-                yield timed('the server starts', lambda: stack.enter_context(flows.FlowServer(Path(tmp, 'prefect'))))[1]
-                flow,order = flows.as_flow(),flows.Order()
-                flow(flows.Order(seed=1), 'bench') # the first one imports
+                yield timed('the server starts', lambda: stack.enter_context(flows_prefect_server.FlowServer(Path(tmp, 'prefect'))))[1]
+                flow,order = pipelines.as_flow(),pipelines.Order()
+                flow(pipelines.Order(seed=1), 'bench') # the first one imports
                 for step in ('nine steps anew', 'nine steps, eight of them kept'):
                     line = timed(step, lambda: flow(order, 'bench'))[1]
                     yield {**line, 'ms_a_step': 1000*line['seconds']/len(real)}
         finally:
-            flows.STEPS = real
+            pipelines.STEPS = real
             if runs is None: del os.environ['MLOPS_COURSE_PATHS__RUNS']
             else: os.environ['MLOPS_COURSE_PATHS__RUNS'] = runs
         workflow = find_root()/'.github'/'workflows'/'deliver.yml'
-        asked = flows.Order(checks=('zizmor',)).model_dump_json()
-        (ran,_),line = timed('a job under act: zizmor', lambda: flows.run_jobs(workflow, Path(tmp, 'act'), 'quality', variables={'ORDER': asked}))
+        asked = pipelines.Order(checks=('zizmor',)).model_dump_json()
+        (ran,_),line = timed('a job under act: zizmor', lambda: flows_workflows.run_jobs(workflow, Path(tmp, 'act'), 'quality', variables={'ORDER': asked}))
         yield {**line, 'steps': len(ran), 'failed': sum(o.outcome != 'success' for o in ran)}
 
 # %% ../../nbs/tools/bench.ipynb #re1ea5e1
@@ -387,9 +408,14 @@ def release_figures() -> Iterator[dict]:
     import onnx
     from PIL import Image
 
-    from mlops_course.data import ALPHABET, line_batch
-    from mlops_course.release import Caution, Load, Release, Router, Routes, Slot, canary, let_in
-    from mlops_course.serving import on_free_port
+    from mlops_course.base.servers import on_free_port
+    from mlops_course.load import Load
+    from mlops_course.reader.lines import line_batch
+    from mlops_course.reader.recognition import ALPHABET
+    from mlops_course.release import canary
+    from mlops_course.router import Router, Routes
+    from mlops_course.slots import Release, Slot, let_in
+    from mlops_course.verdicts import Caution
     good = Release(find_root()/'data'/'recogniser', 'good')
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, Slot(Path(tmp, 'blue'), good) as blue, Slot(Path(tmp, 'green'), good) as green:
         for o in (blue, green): o.wait()
@@ -427,12 +453,15 @@ def monitoring_figures() -> Iterator[dict]:
     import httpx
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
-    from mlops_course.data import ALPHABET
-    from mlops_course.monitoring import Hook, Probe, installed, probing, watching
-    from mlops_course.project import Api
-    from mlops_course.registry import trial_lines
-    from mlops_course.serving import Keys, Model, create_app, on_free_port, ready
-    from mlops_course.training import load_custom
+    from mlops_course.base.servers import on_free_port
+    from mlops_course.base.settings import Api
+    from mlops_course.keys import Keys
+    from mlops_course.monitoring import Hook, installed, watching
+    from mlops_course.probe import Probe, probing
+    from mlops_course.reader.custom import load_custom
+    from mlops_course.reader.recognition import ALPHABET
+    from mlops_course.reader.trials import trial_lines
+    from mlops_course.serving import Model, create_app, ready
     registry = CollectorRegistry()
     counter = Counter('c', 'c', ['model', 'status'], registry=registry)
     seconds = Histogram('s', 's', ['model'], registry=registry)
@@ -468,18 +497,22 @@ def performance_figures() -> Iterator[dict]:
     "Milliseconds a page in each way, of a known page, and seconds of a folder by workers, with the model's error."
     import cv2
 
+    from mlops_course import cache, workers
     from mlops_course import performance as p
-    from mlops_course.data import render_page, write_png
-    from mlops_course.project import load_settings
+    from mlops_course.base.images import write_png
+    from mlops_course.base.settings import load_settings
+    from mlops_course.reader import folder
+    from mlops_course.reader.custom import SHIPPED, Custom, load_custom
+    from mlops_course.reader.pages import render_page
+    from mlops_course.reader.weights import load_recogniser
     from mlops_course.serving import read_together, ready
-    from mlops_course.training import SHIPPED, Custom, load_custom, load_recogniser
     cv2.setNumThreads(1)
     images = [cv2.cvtColor(render_page(seed=o, split='test').image, cv2.COLOR_GRAY2RGB) for o in range(32)]
     few,onnx,torch = images[:8],ready(load_custom()),Custom(load_recogniser(load_settings().paths.data/SHIPPED))
     ways = {'PyTorch': lambda: [torch(o) for o in few], 'ONNX': lambda: [onnx(o) for o in few], 'ONNX, 8 together': lambda: read_together(onnx, few)}
     for way,read in ways.items(): yield dict(figure='page', way=way, **p.cost(read, len(few))._asdict())
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-        cache,reading = p.Cache(Path(tmp, 'cache.db')),onnx(few[0]).to_dict()
+        cache,reading = cache.Cache(Path(tmp, 'cache.db')),onnx(few[0]).to_dict()
         def keep():
             for o in range(1000): cache.put(str(o), reading)
         def find():
@@ -491,10 +524,10 @@ def performance_figures() -> Iterator[dict]:
             for i,image in enumerate(images[:n]): write_png(Path(tmp, f'{n}', f'{i}.png'), image)
         measured = []
         for jobs in sorted({1, 2, os.cpu_count() or 1}):
-            with p.local_cluster(jobs) as cluster:
+            with workers.local_cluster(jobs) as cluster:
                 for n in (8, 8, 32): # the first loads the models
                     start = time.perf_counter()
-                    list(p.read_folder(Path(tmp, f'{n}'), Path(tmp, f'{n} {jobs} {start}.jsonl'), cluster.scheduler_address, at_once=1, in_flight=jobs))
+                    list(folder.read_folder(Path(tmp, f'{n}'), Path(tmp, f'{n} {jobs} {start}.jsonl'), cluster.scheduler_address, at_once=1, in_flight=jobs))
                     measured.append((n, jobs, time.perf_counter() - start))
         kept = [o for i,o in enumerate(measured) if i % 3]
         for n,jobs,seconds in kept: yield dict(figure='folder', pages=n, workers=jobs, seconds=seconds)
@@ -506,10 +539,12 @@ def drift_figures() -> Iterator[dict]:
     import numpy as np
     import pandas as pd
 
-    from mlops_course.drift import FEATURES, Monitor, Sensor, look, looks, moved, psi, report
-    from mlops_course.project import load_settings
-    from mlops_course.registry import trial_lines
-    from mlops_course.training import load_recogniser
+    from mlops_course.base.settings import load_settings
+    from mlops_course.drift import looks, moved, psi, report
+    from mlops_course.drift_store import Monitor
+    from mlops_course.reader.features import FEATURES, Sensor, look
+    from mlops_course.reader.trials import trial_lines
+    from mlops_course.reader.weights import load_recogniser
     lines = {'render': trial_lines(1250, 0, ('render',))['render'], **trial_lines(300, 0, ('photo_simulated', 'display'))}
     sensor = Sensor(load_recogniser(load_settings().paths.data/'compression'/'teacher'), [o for o,_ in lines['render'][:150]])
     start = time.process_time()

@@ -63,8 +63,9 @@ def lab(browser:bool, port:int|None) -> None:
     "Open JupyterLab on the course's first page."
     from subprocess import call
 
-    from mlops_course.project import load_settings
-    from mlops_course.tools.house import be_quiet, find_root
+    from mlops_course.base.files import find_root
+    from mlops_course.base.processes import be_quiet
+    from mlops_course.base.settings import load_settings
     be_quiet()
     command = [sys.executable, '-m', 'jupyterlab', '--LabApp.default_url=/lab/tree/nbs/index.ipynb', '--ip=127.0.0.1',
                f'--port={port or load_settings().services.lab_port}', '--LabApp.extension_manager=readonly',
@@ -115,7 +116,8 @@ def run(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit
 @limit_option
 def verify(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
     "Run LESSONS (all if none, and the home page) again and compare every stored output with what is printed now."
-    from mlops_course.tools.house import Lesson, find_root, pick
+    from mlops_course.base.files import find_root
+    from mlops_course.tools.house import Lesson, pick
     from mlops_course.tools.verifying import explain, verify_lessons
     end_as_by_ctrl_c()
     home = [] if lessons else [Lesson(find_root()/'nbs'/'index.ipynb')]
@@ -144,8 +146,8 @@ def exercises(check:bool) -> None:
 @click.option('--seed', type=click.IntRange(0), help="[default: data.seed in params.yaml]")
 def data(version:str, folder:str, lines:int|None, pages:int|None, seed:int|None) -> None:
     "Draw VERSION of the data into FOLDER, whole or not at all. The stages in dvc.yaml call this."
-    from mlops_course.data import make_version
-    from mlops_course.project import load_settings
+    from mlops_course.base.settings import load_settings
+    from mlops_course.reader.datasets import make_version
     params = load_settings().params.data
     given = {k:v for k,v in dict(lines=lines, pages=pages, seed=seed).items() if v is not None}
     labels = make_version(version, folder, **(params.model_dump() | given))
@@ -172,19 +174,21 @@ def train(folder:str, seconds:float|None, init:str|None, checkpoint:str|None, ev
     "Train a recogniser and write it to FOLDER. Interrupted, the same command goes on."
     from pathlib import Path
 
-    from mlops_course import training as t
-    from mlops_course.project import fingerprint, load_settings
+    from mlops_course.base.environment import fingerprint
+    from mlops_course.base.settings import load_settings
+    from mlops_course.reader import training as t
+    from mlops_course.reader import weights
     from mlops_course.tools.house import runs_folder
     settings = load_settings()
     recipe = t.Recipe(**(settings.params.training.model_dump() | {k:v for k,v in given.items() if v is not None}))
-    net = t.load_recogniser(init) if init else None
+    net = weights.load_recogniser(init) if init else None
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
     if seconds: recipe = recipe.model_copy(update={'steps': t.steps_in(seconds, recipe)})
     made_by = fingerprint(recipe, Path(t.__file__), settings.paths.data/'broad', str(init)) # other code or data begins anew
     path = Path(checkpoint) if checkpoint else runs_folder()/'training'/f'{made_by}.pt'
     def report(step, m, _): click.echo(f"step {step}/{recipe.steps}: loss {m['loss']:.3f}, CER {m['cer']:.4f}, {m['seconds']:.0f} s", err=True)
     net,_ = t.train(recipe, report, every, path, net, device=device)
-    t.save_recogniser(net, folder, recipe=recipe.model_dump())
+    weights.save_recogniser(net, folder, recipe=recipe.model_dump())
     if not checkpoint: path.unlink()
     click.echo(f"{folder}: {net}")
 
@@ -194,7 +198,7 @@ def export(folder:str) -> None:
     "Write the recogniser in FOLDER as FOLDER/model.onnx, for machines without PyTorch."
     from pathlib import Path
 
-    from mlops_course.training import export_onnx, load_recogniser
+    from mlops_course.reader.weights import export_onnx, load_recogniser
     click.echo(export_onnx(load_recogniser(folder), Path(folder)/'model.onnx'))
 
 @main.command(epilog=example("mlops-course evaluate data/recogniser"))
@@ -206,18 +210,22 @@ def evaluate(folder:str, lines:int, pages:int) -> None:
     import json
     from pathlib import Path
 
-    from mlops_course import training as t
-    from mlops_course.data import write_json
-    from mlops_course.ocr import available_engines
-    net = t.load_recogniser(folder)
-    def opened(name, line): return t.Custom(net, line) if name == 'custom' else t.open_engine(name, line)
-    scores = t.evaluate(opened, ['custom', *available_engines()], t.held_out(lines, pages))
+    from mlops_course.base.files import save_atomically, write_json
+    from mlops_course.reader.custom import Custom
+    from mlops_course.reader.engines import available_engines
+    from mlops_course.reader.evaluation import evaluate as score_engines
+    from mlops_course.reader.evaluation import held_out, model_card
+    from mlops_course.reader.line_engines import open_engine
+    from mlops_course.reader.weights import load_recogniser
+    net = load_recogniser(folder)
+    def opened(name, line): return Custom(net, line) if name == 'custom' else open_engine(name, line)
+    scores = score_engines(opened, ['custom', *available_engines()], held_out(lines, pages))
     found = {name: {o['slice']: {k: round(o[k], 4) for k in ('items', 'cer', 'low', 'high', 'exact')} for o in rows.to_dict('records')}
              for name,rows in scores.groupby('engine')}
     said = json.loads(Path(folder, 'recogniser.json').read_text(encoding='utf-8'))
-    t.save_atomically(Path(folder)/'metrics.json', lambda to: write_json(to, found))
-    card = t.model_card(said, scores, sum(o.numel() for o in net.parameters()))
-    t.save_atomically(Path(folder)/'README.md', lambda to: to.write_text(card, encoding='utf-8'))
+    save_atomically(Path(folder)/'metrics.json', lambda to: write_json(to, found))
+    card = model_card(said, scores, sum(o.numel() for o in net.parameters()))
+    save_atomically(Path(folder)/'README.md', lambda to: to.write_text(card, encoding='utf-8'))
     click.echo(scores.round(4).to_string(index=False))
 
 # %% ../../nbs/tools/cli.ipynb #ca979607
@@ -227,9 +235,11 @@ def read_all(folder:str, lines:bool, record:str|None, jobs:int, scheduler:str|No
     from collections import Counter
     from pathlib import Path
 
-    from mlops_course.performance import Cache, read_folder
-    from mlops_course.project import load_settings
-    from mlops_course.tools.house import be_quiet, runs_folder
+    from mlops_course.base.processes import be_quiet
+    from mlops_course.base.settings import load_settings
+    from mlops_course.cache import Cache
+    from mlops_course.reader.folder import read_folder
+    from mlops_course.tools.house import runs_folder
     be_quiet()
     home = runs_folder()/'readings'
     path,counts = Path(record or home/f'{Path(folder).resolve().name}.jsonl'),Counter[bool]()
@@ -259,7 +269,8 @@ def read(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:i
     import json
     import os
 
-    from mlops_course.training import LINE_ENGINES, check_name, read_files
+    from mlops_course.reader.batch import read_files
+    from mlops_course.reader.line_engines import LINE_ENGINES, check_name
     check_name(engine, [*LINE_ENGINES, 'vision'])
     if len(images) == 1 and os.path.isdir(images[0]):
         if engine != 'custom': raise Foreseen(f"A folder is read with custom, not with {engine}. Leave out --engine, or name the images one by one")
@@ -268,7 +279,7 @@ def read(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:i
     if record or jobs or scheduler: raise Foreseen("--record, --jobs and --scheduler are for one folder. Name a folder, or leave them out")
     loaded:Any = engine
     if engine == 'vision':
-        from mlops_course.vision import open_vision
+        from mlops_course.reader.vision import open_vision
         loaded = open_vision(lines)
     bad = False
     for found in read_files(loaded, images, lines):
@@ -286,7 +297,7 @@ def score(labels:str, engine:str, lines:bool, ignore_case:bool, jobs:int) -> Non
     "Score an engine on the images that LABELS lists: a table with the columns file and text. Prints one JSON line, after one for each bad file."
     import json
 
-    from mlops_course.training import score_files
+    from mlops_course.reader.batch import score_files
     found,bad = score_files(labels, engine, lines, ignore_case, jobs)
     for o in bad: click.echo(json.dumps(o, ensure_ascii=False))
     click.echo(json.dumps(found))
@@ -300,7 +311,9 @@ experiment_option = click.option('--experiment', default='reader', show_default=
 @experiment_option
 def runs(where:str, experiment:str) -> None:
     "List the runs on record, oldest first."
-    from mlops_course.tracking import compare, open_store, send_kept
+    from mlops_course.spool import send_kept
+    from mlops_course.store import open_store
+    from mlops_course.tracking import compare
     from mlops_course.tracking import runs as find
     store = open_store(experiment=experiment)
     for o in send_kept(store): click.echo(f"run {o['run']}: sent {o['sent']} entries, {o['left']} left {o['why']}".rstrip(), err=True)
@@ -311,7 +324,8 @@ def runs(where:str, experiment:str) -> None:
 @click.option('--port', default=0, type=click.IntRange(0, 65535), help="Port to serve on; any free one if 0.")
 def ui(port:int) -> None:
     "Open MLflow's pages on the project's runs, until Ctrl+C."
-    from mlops_course.tracking import Server, hidden, open_store
+    from mlops_course.mlflow_server import Server
+    from mlops_course.store import hidden, open_store
     store = open_store()
     if not store.uri.startswith('sqlite:'): raise Foreseen(f"The runs are at {hidden(store.uri)}: open that address in a browser")
     with Server(store.uri, store.outbox.parent.parent/'served', port) as server:
@@ -326,8 +340,8 @@ def compress() -> None:
 
 def own_recogniser() -> Any:
     "Where the project's recogniser lies."
-    from mlops_course.project import load_settings
-    from mlops_course.training import SHIPPED
+    from mlops_course.base.settings import load_settings
+    from mlops_course.reader.custom import SHIPPED
     return load_settings().paths.data/SHIPPED
 
 def model_option(name:str) -> Any:
@@ -356,8 +370,9 @@ def distill(model:str|None, out:str, student_width:int|None, student_depth:int|N
     "Let a teacher train a smaller student."
     from tempfile import TemporaryDirectory
 
-    from mlops_course import compression as c
-    from mlops_course.training import Recipe, cer_of, draw_lines, load_recogniser, save_recogniser
+    from mlops_course.reader import compression as c
+    from mlops_course.reader.training import Recipe, cer_of, draw_lines
+    from mlops_course.reader.weights import load_recogniser, save_recogniser
     teacher = load_recogniser(model or own_recogniser())
     plan = Recipe(width=student_width or teacher.design.width//2, depth=student_depth or teacher.design.depth, **recipe)
     with TemporaryDirectory() as tmp: student,_ = c.distill(teacher, plan, answers or tmp, temperature, alpha, every=plan.steps)
@@ -379,8 +394,9 @@ def distill(model:str|None, out:str, student_width:int|None, student_depth:int|N
 @seed_option
 def adapt(model:str|None, out:str, rank:int, alpha:int, target_modules:tuple[str, ...], kind:str, merge:bool, **recipe:Any) -> None:
     "Teach a net a new kind of line with a LoRA adapter."
-    from mlops_course import compression as c
-    from mlops_course.training import Recipe, cer_of, draw_lines, load_recogniser, save_recogniser
+    from mlops_course.reader import compression as c
+    from mlops_course.reader.training import Recipe, cer_of, draw_lines
+    from mlops_course.reader.weights import load_recogniser, save_recogniser
     net,draw,plan = load_recogniser(model or own_recogniser()),c.draw_kinds(**{kind: 1.}),Recipe(**recipe)
     adapted,_ = c.adapt(net, plan, draw, rank, alpha, target_modules or c.PARTS, every=plan.steps)
     if merge: save_recogniser(c.merge(adapted), out, recipe=plan.model_dump(), base=c.weights_id(net), rank=rank, alpha=alpha)
@@ -400,8 +416,10 @@ def quantise(model:str|None, out:str, lines:int, data:str, dynamic:bool, seed:in
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from mlops_course import compression as c
-    from mlops_course.training import OnnxRecogniser, cer_of, draw_lines, export_onnx, load_recogniser
+    from mlops_course.reader import compression as c
+    from mlops_course.reader.recognition import OnnxRecogniser
+    from mlops_course.reader.training import cer_of, draw_lines
+    from mlops_course.reader.weights import export_onnx, load_recogniser
     net = load_recogniser(model or own_recogniser())
     with TemporaryDirectory() as tmp:
         whole = export_onnx(net, Path(tmp)/'whole.onnx')
@@ -425,7 +443,7 @@ def list_models(name:str) -> None:
     import json
 
     from mlops_course.registry import versions
-    from mlops_course.tracking import open_store
+    from mlops_course.store import open_store
     for version in versions(open_store(), name): click.echo(json.dumps(version))
 
 @models.command(epilog=example("mlops-course models show champion"))
@@ -437,7 +455,7 @@ def show(which:str, name:str) -> None:
     from tempfile import TemporaryDirectory
 
     from mlops_course.registry import fetch, find_version
-    from mlops_course.tracking import open_store
+    from mlops_course.store import open_store
     store = open_store()
     with TemporaryDirectory() as tmp: click.echo((fetch(store, find_version(store, which, name), Path(tmp))/'card.md').read_text(encoding='utf-8'))
 
@@ -451,9 +469,9 @@ def export_version(which:str, out:str, name:str) -> None:
     from shutil import copyfile
     from tempfile import TemporaryDirectory
 
+    from mlops_course.reader.weights import export_onnx, load_recogniser
     from mlops_course.registry import fetch, find_version
-    from mlops_course.tracking import open_store
-    from mlops_course.training import export_onnx, load_recogniser
+    from mlops_course.store import open_store
     store = open_store()
     version = find_version(store, which, name)
     with TemporaryDirectory() as tmp:
@@ -469,7 +487,7 @@ def history(name:str) -> None:
     import json
 
     from mlops_course.registry import history as steps
-    from mlops_course.tracking import open_store
+    from mlops_course.store import open_store
     for entry in steps(open_store(), name): click.echo(json.dumps(entry, ensure_ascii=False))
 
 @models.command(epilog=example("mlops-course models promote challenger --who ana --why 'Trained on v2'"))
@@ -480,10 +498,11 @@ def history(name:str) -> None:
 @click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on.  [default: gates.lines in params.yaml]")
 def promote(which:str, who:str, why:str, name:str, lines:int|None) -> None:
     "Let WHICH, an alias or a number, become champion if it passes every gate. Exit code 1 if it does not."
-    from mlops_course.project import load_settings
-    from mlops_course.registry import history, trial_lines
+    from mlops_course.base.settings import load_settings
+    from mlops_course.reader.trials import trial_lines
+    from mlops_course.registry import history
     from mlops_course.registry import promote as decide
-    from mlops_course.tracking import open_store
+    from mlops_course.store import open_store
     store,gates = open_store(),load_settings().params.gates
     decision = decide(store, trial_lines(lines or gates.lines, len(history(store, name)), gates.slices), who, why, which, name, gates)
     click.echo(decision)
@@ -496,7 +515,7 @@ def promote(which:str, who:str, why:str, name:str, lines:int|None) -> None:
 def rollback(who:str, why:str, name:str) -> None:
     "Bring back the champion before this one."
     from mlops_course.registry import roll_back
-    from mlops_course.tracking import open_store
+    from mlops_course.store import open_store
     click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")
 
 # %% ../../nbs/tools/cli.ipynb #04a34e8c
@@ -516,10 +535,11 @@ def serving_folder(folder:str|None) -> Any:
 @folder_option
 def serve(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
     "Serve the champion of the registry, or the shipped recogniser where there is none, until Ctrl+C."
-    from mlops_course.project import load_settings
-    from mlops_course.serving import create_app, server_options
-    from mlops_course.serving import serve as serve_app
-    from mlops_course.tools.house import be_quiet
+    from mlops_course.base.processes import be_quiet
+    from mlops_course.base.servers import serve as serve_app
+    from mlops_course.base.servers import server_options
+    from mlops_course.base.settings import load_settings
+    from mlops_course.serving import create_app
     be_quiet()
     limits = load_settings().services.api
     limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
@@ -527,8 +547,9 @@ def serve(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
     try: app = create_app(folder=serving_folder(folder), limits=limits)
     except BlockingIOError as e: raise Foreseen(str(e)) from e # another service has the folder
     if page:
-        from mlops_course.training import open_engine
-        from mlops_course.vision import add_page, open_vision
+        from mlops_course.reader.line_engines import open_engine
+        from mlops_course.reader.page import add_page
+        from mlops_course.reader.vision import open_vision
         add_page(app, {'Google Vision': open_vision(), 'RapidOCR': open_engine('rapidocr')})
     service = app.state.service
     if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
@@ -548,14 +569,14 @@ def keys() -> None:
 @folder_option
 def add(name:str, role:str, folder:str|None) -> None:
     "Make a key for NAME and print it. It is shown this once."
-    from mlops_course.serving import Keys
+    from mlops_course.keys import Keys
     click.echo(Keys(serving_folder(folder)/'keys.json').add(name, role))
 
 @keys.command('list', epilog=example("mlops-course keys list"))
 @folder_option
 def list_keys(folder:str|None) -> None:
     "One JSON line for each key: whose, which role, since when."
-    from mlops_course.serving import Keys
+    from mlops_course.keys import Keys
     for o in Keys(serving_folder(folder)/'keys.json'): tell(name=o.name, role=o.role, made=o.made)
 
 @keys.command(epilog=example("mlops-course keys revoke ana"))
@@ -563,7 +584,7 @@ def list_keys(folder:str|None) -> None:
 @folder_option
 def revoke(name:str, folder:str|None) -> None:
     "Let the key of NAME open nothing any more."
-    from mlops_course.serving import Keys
+    from mlops_course.keys import Keys
     Keys(serving_folder(folder)/'keys.json').revoke(name)
 
 @main.command(epilog=example("mlops-course audit"))
@@ -571,7 +592,7 @@ def revoke(name:str, folder:str|None) -> None:
 @folder_option
 def audit(receipts:tuple[str, ...], folder:str|None) -> None:
     "Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit). Exit code 1 if not."
-    from mlops_course.serving import verify_audit
+    from mlops_course.base.history import verify_audit
     path = serving_folder(folder)/'audit.jsonl'
     if not path.is_file(): raise Foreseen(f"There is no record in {path.parent}. A service keeps one there: mlops-course serve")
     wrong = verify_audit(path, receipts)
@@ -585,9 +606,9 @@ def services(folder:str|None) -> None:
     "Start the service, a probe, a monitor of drift, Prometheus and Alertmanager, print where they are and each alert, until Ctrl+C."
     from threading import Event
 
-    from mlops_course.drift import services as start
+    from mlops_course.base.processes import be_quiet
     from mlops_course.monitoring import installed
-    from mlops_course.tools.house import be_quiet
+    from mlops_course.reader.services import services as start
     be_quiet()
     end_as_by_ctrl_c()
     click.echo("Starting, which takes half a minute")
@@ -621,11 +642,13 @@ def tune(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, 
     from pathlib import Path
     from typing import Any
 
+    from mlops_course.reader.training import Recipe
+    from mlops_course.store import open_store
     from mlops_course.tools.house import runs_folder
-    from mlops_course.tracking import open_store
-    from mlops_course.training import Recipe
-    from mlops_course.tuning import KNOBS, Search, check_limits, open_tuning, spaces, table, winner
-    from mlops_course.tuning import tune as search_on
+    from mlops_course.tuning import KNOBS, Search, open_tuning, spaces, table
+    from mlops_course.tuning_results import winner
+    from mlops_course.tuning_workers import check_limits
+    from mlops_course.tuning_workers import tune as search_on
     path = Path(storage or runs_folder()/'tuning'/'search.db')
     check_limits(steps, trials, seconds)
     terms:dict[str, Any] = {k: v for k,v in dict(sampler=sampler, pruner=pruner, seed=seed).items() if v is not None}
@@ -649,7 +672,8 @@ def deliver_here(order:Any, approve:str) -> bool: # Is all done?
     from rich.console import Console
     from rich.live import Live
 
-    from mlops_course.flows import Board, FlowServer, as_flow
+    from mlops_course.pipelines import Board, as_flow
+    from mlops_course.prefect_server import FlowServer
     board,console = Board(),Console()
     live = Live(board, console=console, refresh_per_second=4)
     def run(approved_by):
@@ -691,28 +715,29 @@ def pipeline(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bo
 
     from pydantic import ValidationError
 
-    from mlops_course import flows
-    from mlops_course.project import fingerprint
-    from mlops_course.tools.house import be_quiet
+    from mlops_course import pipelines
+    from mlops_course import prefect_server as flows_prefect_server
+    from mlops_course.base.environment import fingerprint
+    from mlops_course.base.processes import be_quiet
     from mlops_course.tools.running import parse_value
     be_quiet()
     if wait and (steps or fields or approve or text != '{}'):
         raise Foreseen("--wait takes no steps, order or approval: the schedule orders what is usual, and an event says what it asks for. Leave them out")
     try:
         if not isinstance(given := json.loads(text), dict): raise Foreseen(f"The order is {text:.60}. One like {{\"data\": \"v2\"}} was expected")
-        order = flows.Order(**(given | {k: parse_value(v) for k,v in fields}))
+        order = pipelines.Order(**(given | {k: parse_value(v) for k,v in fields}))
     except json.JSONDecodeError as e: raise Foreseen(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
     except ValidationError as e:
         said = '; '.join(f"{o['loc'][0]}: {o['msg']}" for o in e.errors())
-        raise Foreseen(f"{said}. The fields of an order are {', '.join(flows.Order.model_fields)}") from e
+        raise Foreseen(f"{said}. The fields of an order are {', '.join(pipelines.Order.model_fields)}") from e
     if wait:
-        with flows.FlowServer() as server:
-            click.echo(f"Waiting for {flows.CRON!r} and for the event {flows.EVENT} at {server.url}. Ctrl+C ends it")
-            flows.serve_retraining()
+        with flows_prefect_server.FlowServer() as server:
+            click.echo(f"Waiting for {pipelines.CRON!r} and for the event {pipelines.EVENT} at {server.url}. Ctrl+C ends it")
+            pipelines.serve_retraining()
     elif steps:
         try:
-            for name in steps: tell(step=name, order=fingerprint(order), **flows.one_step(name, order, approve))
-        except flows.Refused as e:
+            for name in steps: tell(step=name, order=fingerprint(order), **pipelines.one_step(name, order, approve))
+        except pipelines.Refused as e:
             click.echo(f"Refused: {e}", err=True)
             sys.exit(1)
     else: sys.exit(not deliver_here(order, approve))

@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from platform import machine
 
-from .house import find_root
+from ..base.files import find_root
 
 # %% ../../nbs/tools/doctor.ipynb #3654b4af
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def check_feed(
     path = (folder or root/'data'/'feed')/FEED
     whole = path.is_file() and sha256(path.read_bytes()).hexdigest() == FEED_SHA256
     found = f'{FEED}: checksum agrees' if whole else f'{path} has another checksum' if path.exists() else f'{path} is not there'
-    fetch = f'{python_command(root)} -c "from mlops_course.data import fetch_feed; fetch_feed()"'
+    fetch = f'{python_command(root)} -c "from mlops_course.reader.feed import fetch_feed; fetch_feed()"'
     return Finding('Timetable feed', whole, True, found, f'Delete that file, then: {fetch}' if path.exists() else fetch)
 
 # %% ../../nbs/tools/doctor.ipynb #d8cd563a
@@ -190,12 +190,12 @@ def check_services(
     root:Path, # The project's folder
 ) -> Iterator[Finding]:
     "Can the settings be read, and are the ports in them free?"
-    if find_spec('mlops_course.project') is None: return # lesson 01 is not exported yet
+    if find_spec('mlops_course.base.environment') is None: return # lesson 01 is not exported yet
     try:
-        from mlops_course.project import load_settings
+        from mlops_course.base.settings import load_settings
         services = load_settings(root).services
     except ImportError as e:
-        yield Finding('Settings', False, True, f'mlops_course.project cannot be imported: {e}', 'Mend the packages first, then call the doctor again')
+        yield Finding('Settings', False, True, f'mlops_course.base.environment cannot be imported: {e}', 'Mend the packages first, then call the doctor again')
         return
     except (OSError, ValueError) as e:
         yield Finding('Settings', False, True, ' '.join(str(e).split()), 'Correct config.yaml, params.yaml or .env where the message says')

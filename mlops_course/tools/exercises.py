@@ -16,7 +16,7 @@ from pathlib import Path
 
 from IPython.utils.capture import capture_output
 
-from .house import find_root
+from ..base.files import find_root
 from .practice import Outcome, question_of
 from .progress import write_whole
 

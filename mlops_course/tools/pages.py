@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from ..base.files import source_hash
 from .house import Lesson
-from .running import lock_hash, source_hash
+from .running import lock_hash
 
 # %% ../../nbs/tools/pages.ipynb #5d901aa8
 def stamp_of(

@@ -16,7 +16,7 @@ from traceback import extract_tb
 
 from IPython.display import display
 
-from .house import find_root
+from ..base.files import find_root
 from .progress import record
 
 # %% ../../nbs/tools/practice.ipynb #2a15b0ee

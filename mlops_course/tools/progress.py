@@ -11,7 +11,8 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .house import find_root, runs_folder
+from ..base.files import find_root
+from .house import runs_folder
 
 # %% ../../nbs/tools/progress.ipynb #4fc5e1ba
 def write_whole(

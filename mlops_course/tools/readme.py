@@ -13,7 +13,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
-from .house import find_root
+from ..base.files import find_root
 from .progress import write_whole
 
 # %% ../../nbs/tools/readme.ipynb #f8886710

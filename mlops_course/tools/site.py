@@ -24,7 +24,8 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import mlops_course
-from .house import Lesson, find_root, lessons
+from ..base.files import find_root
+from .house import Lesson, lessons
 from .links import faults
 from .pages import definitions, head, is_verified, page, pictures, relink, stamp_line, stamp_of
 

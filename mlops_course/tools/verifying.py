@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from .house import Lesson, be_quiet
+from ..base.processes import be_quiet
+from .house import Lesson
 from .progress import write_whole
 from .running import ANSI, Job, live_view, run_jobs
 
