@@ -84,7 +84,7 @@ def main() -> None:
          (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
     once("export", [lock, *packaging, *notebooks], exported(notebooks), (program("nbdev_export"),))
     feed = "from mlops_course.reader.feed import fetch_feed; fetch_feed()"
-    once("feed", [lock, ROOT / "mlops_course" / "data.py"], [ROOT / "data" / "feed" / "cairns_gtfs.zip"], (PYTHON, "-c", feed))
+    once("feed", [lock, ROOT / "mlops_course" / "reader" / "feed.py"], [ROOT / "data" / "feed" / "cairns_gtfs.zip"], (PYTHON, "-c", feed))
     jupyter = "from mlops_course.tools.house import install_jupyter; install_jupyter()"
     share = VENV / "share" / "jupyter"
     once("jupyter", [lock, ROOT / "mlops_course" / "tools" / "house.py"],
