@@ -24,7 +24,7 @@ from mlops_course.reader.compression import (
     find_teacher,
     same_lines,
     save_adapter,
-    size_mb,
+    weights_mb,
 )
 from mlops_course.reader.net import Recogniser
 from mlops_course.reader.training import Recipe, cer_of, draw_lines, train
@@ -73,7 +73,7 @@ def adapters(teacher: Recogniser, folder: Path) -> list[dict]:
         seconds = process_time() - start
         (save_adapter if 'LoRA' in how else save_recogniser)(net, folder/'made')
         rows.append({'how': how, 'display': round(cer_of(net, new), 5), 'old fonts': round(cer_of(net, old), 5), 'cpu_s': round(seconds, 1),
-                     'mb': round(size_mb(folder/'made'/('adapter_model.safetensors' if 'LoRA' in how else 'weights.safetensors')), 4)})
+                     'mb': round(weights_mb(folder/'made'/('adapter_model.safetensors' if 'LoRA' in how else 'weights.safetensors')), 4)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

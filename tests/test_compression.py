@@ -25,10 +25,10 @@ from mlops_course.reader.compression import (
     quantise,
     same_lines,
     save_adapter,
-    size_mb,
     soften,
     teacher_loss,
     weights_id,
+    weights_mb,
 )
 from mlops_course.reader.net import Batch, Recogniser, ctc_loss
 from mlops_course.reader.recognition import Design, OnnxRecogniser, side_by_side
@@ -242,7 +242,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_eight_bits_take_less_and_say_nearly_the_same(whole, dynamic, lines, images, tmp_path):
     made = quantise(whole, tmp_path/"small.onnx", [] if dynamic else [o for o, _ in lines], dynamic)
-    assert size_mb(made) < .6*size_mb(whole)
+    assert weights_mb(made) < .6*weights_mb(whole)
     small, large = OnnxRecogniser(made), OnnxRecogniser(whole)
     assert small.design == large.design
     assert abs(small.log_probs(images) - large.log_probs(images)).max() < .1
@@ -268,8 +268,8 @@ def test_quantising_what_is_not_there_is_refused(tmp_path):
 
 def test_an_adapter_s_size_is_that_of_its_weights(adapted, tmp_path):
     save_adapter(adapted[1], tmp_path)
-    assert size_mb(tmp_path) == (tmp_path/"adapter_model.safetensors").stat().st_size/1e6
-    with pytest.raises(FileNotFoundError, match="weights were expected"): size_mb(tmp_path/"none")
+    assert weights_mb(tmp_path) == (tmp_path/"adapter_model.safetensors").stat().st_size/1e6
+    with pytest.raises(FileNotFoundError, match="weights were expected"): weights_mb(tmp_path/"none")
 
 
 def test_a_measure_is_an_error_rate_and_a_time(lines):
@@ -307,7 +307,7 @@ def test_the_command_distils_a_student_of_half_the_width(folder):
     assert load_recogniser(folder/"student").design == Design(width=16, depth=1)
     about = json.loads((folder/"student"/"recogniser.json").read_text(encoding="utf-8"))
     assert (about["temperature"], about["alpha"], about["teacher"]) == (3, 1, weights_id(tiny()))
-    assert said["mb"] == pytest.approx(size_mb(folder/"student"), abs=1e-4)
+    assert said["mb"] == pytest.approx(weights_mb(folder/"student"), abs=1e-4)
 
 
 @pytest.mark.slow

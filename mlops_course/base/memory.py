@@ -11,21 +11,22 @@ from threading import Event, Thread
 
 import psutil
 
+from .files import MB
+
 # %% ../../nbs/library/memory.ipynb #fce6b9c4
 def peak_mb() -> float:
     "The most memory that this process ever held, in MB."
     if sys.platform == 'win32':
-        import psutil
-        return psutil.Process().memory_info().peak_wset/1e6
+        return psutil.Process().memory_info().peak_wset/MB
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e6 if sys.platform == 'darwin' else 1e3) # bytes there, kilobytes here
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(MB if sys.platform == 'darwin' else MB/1000) # bytes there, kilobytes here
 
 # %% ../../nbs/library/memory.ipynb #6f3e9f7c
 class Peak:
     "The most memory that this process held during a `with` block."
     def __init__(self): self.mb,self.over,self.process = 0.,Event(),psutil.Process()
     def __repr__(self): return f"Peak({self.mb:.0f} MB)"
-    def look(self) -> None: self.mb = max(self.mb, self.process.memory_info().rss/2**20)
+    def look(self) -> None: self.mb = max(self.mb, self.process.memory_info().rss/MB)
     def watch(self) -> None:
         while not self.over.wait(.05): self.look()
     def __enter__(self) -> 'Peak':

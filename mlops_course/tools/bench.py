@@ -234,16 +234,16 @@ def compression_figures() -> Iterator[dict]:
         student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
         for name,net in (('teacher', teacher), ('student', student)):
             save_recogniser(net, folder/name)
-            yield dict(figure='variant', variant=name, mb=c.size_mb(folder/name), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.weights_mb(folder/name), **c.measure(net, test))
             whole = export_onnx(net, folder/f'{name}.onnx')
             static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
             for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
-                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.size_mb(path), **c.measure(OnnxRecogniser(path), test))
+                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.weights_mb(path), **c.measure(OnnxRecogniser(path), test))
         adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)
         merged = c.merge(adapted)
         save_recogniser(merged, folder/'merged')
         for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
-            yield dict(figure='variant', variant=name, mb=c.size_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.weights_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
 
 # %% ../../nbs/tools/bench.ipynb #d36e7e76
 def tuning_figures() -> Iterator[dict]:

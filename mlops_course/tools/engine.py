@@ -17,8 +17,8 @@ from time import monotonic
 from jupyter_core.utils import ensure_event_loop
 from papermill.engines import NBClientEngine, papermill_engines
 
+from ..base.files import write_whole
 from .practice import MIME, question_of
-from .progress import write_whole
 
 # %% ../../nbs/tools/engine.ipynb #fcbaebaa
 def outcomes(

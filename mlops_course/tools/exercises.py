@@ -16,9 +16,8 @@ from pathlib import Path
 
 from IPython.utils.capture import capture_output
 
-from ..base.files import find_root
+from ..base.files import find_root, write_whole
 from .practice import Outcome, question_of
-from .progress import write_whole
 
 # %% ../../nbs/tools/exercises.ipynb #89c20611
 STUB = 'raise NotImplementedError("Replace this line with your code, then run the check below")'

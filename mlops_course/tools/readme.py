@@ -13,8 +13,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
-from ..base.files import find_root
-from .progress import write_whole
+from ..base.files import find_root, write_whole
 
 # %% ../../nbs/tools/readme.ipynb #f8886710
 def from_top(

@@ -27,10 +27,9 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..base.files import find_root, source_hash
+from ..base.files import MB, find_root, source_hash, write_whole
 from ..base.processes import be_quiet
 from .house import Lesson, runs_folder
-from .progress import write_whole
 
 # %% ../../nbs/tools/running.ipynb #74a60294
 def family(
@@ -50,7 +49,7 @@ def memory_mb(
     for process in family(pid):
         try: total += process.memory_info().rss
         except (psutil.NoSuchProcess, psutil.AccessDenied): continue # ended between the two lines
-    return total/2**20
+    return total/MB
 
 def end(
     pid:int, # A process

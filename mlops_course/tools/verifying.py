@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from ..base.files import write_whole
 from ..base.processes import be_quiet
 from .house import Lesson
-from .progress import write_whole
 from .running import ANSI, Job, live_view, run_jobs
 
 # %% ../../nbs/tools/verifying.ipynb #67001536
