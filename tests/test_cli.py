@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import write_notebook
 
+from mlops_course.base.files import find_root
 from mlops_course.tools.cli import main
 from mlops_course.tools.running import end
 
