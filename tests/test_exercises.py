@@ -55,6 +55,17 @@ def test_no_two_wrong_answers_to_a_question_share_a_message(tmp_path):
     assert 'wrong answer 3 fits' not in said
 
 
+def test_a_rejected_right_answer_breaks_the_contract(tmp_path):
+    path = registry_with(['', '', ''], tmp_path/'11_registry.ipynb')
+    nb = nbformat.read(path, 4)
+    answer,wrong = (next(c for c in nb.cells if role in c.metadata.get('tags', [])) for role in ('answer', 'wrong'))
+    nb.cells += [code(c.source, answer.metadata.tags[0], 'right') for c in (answer, wrong)]
+    nbformat.write(nb, path)
+    said = '\n'.join(contract(path, seeds=(0,)))
+    assert "right answer 2 with seed 0: expected passed '', got failed" in said
+    assert 'right answer 1' not in said
+
+
 def test_exercises_are_what_the_solutions_make():
     assert stale_exercises() == []
 
