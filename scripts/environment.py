@@ -78,8 +78,10 @@ def main() -> None:
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input")
     install = (PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON)
     packaging, notebooks = [ROOT / "settings.ini", ROOT / "setup.py"], list((ROOT / "nbs").rglob("[!.]*.ipynb"))
+    # Environments of before hold the other OpenCV, which writes the same folder: removed first, or it would take files along.
+    twin = (PYTHON, "-m", "uv", "pip", "uninstall", "--quiet", "--python", PYTHON, "opencv-python")
     once("packages", [lock, overrides], [program("uv"), program("nbdev_export")],
-         (*pip, "install", "--quiet", uv), (*install, "-r", lock, "--overrides", overrides))
+         (*pip, "install", "--quiet", uv), twin, (*install, "-r", lock, "--overrides", overrides))
     once("library", [lock, *packaging], [program("mlops-course")],
          (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
     once("export", [lock, *packaging, *notebooks], exported(notebooks), (program("nbdev_export"),))

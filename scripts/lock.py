@@ -39,8 +39,7 @@ def without_cuda(lock: str) -> str:
 
 def lock_image() -> None:
     "Write the locks of the image: the versions of requirements.lock, and the hash of each file."
-    # The course has OpenCV with windows. A server has none, and the build without them is of the same version.
-    pins = LOCK.read_text(encoding="utf-8").replace("\nopencv-python==", "\nopencv-python-headless==")
+    pins = LOCK.read_text(encoding="utf-8")
     with TemporaryDirectory() as tmp:
         Path(tmp, "pins").write_text(pins, encoding="utf-8")
         for name, wanted in IMAGE.items():

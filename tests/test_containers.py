@@ -195,7 +195,6 @@ def test_the_linter_says_what_it_cannot_read(tmp_path):
 
 def test_the_image_locks_are_part_of_the_course_lock(root):
     course = pins(root / "requirements.lock")
-    course["opencv-python-headless"] = course.pop("opencv-python")
     for name in ("requirements.lock", "build.lock", "mlflow/requirements.lock"):
         own = pins(root / "deploy" / name)
         wrong = {k: (v, course.get(k)) for k, v in own.items() if course.get(k) != v and k not in ("dumb-init", "psycopg2-binary")} # for images alone
@@ -211,7 +210,7 @@ def test_the_image_lock_holds_what_its_packages_need_and_no_more(root):
     while wanted:
         name = wanted.pop()
         closed.add(name)
-        needs_of = requires("opencv-python" if name == "opencv-python-headless" else name) or []
+        needs_of = requires(name) or []
         wanted |= {canonicalize_name(o.name) for o in map(Requirement, needs_of) if not o.marker or o.marker.evaluate(WHERE)} - closed
     assert closed == set(pins(root / "deploy/requirements.lock")), "run: python scripts/lock.py"
 
