@@ -4,11 +4,13 @@
 #     bash scripts/debian.sh
 #
 # As root or with sudo that asks no password it installs what is missing. Otherwise it prints the command and fails.
-# Where everything is there it does nothing. The lessons run without any of these.
+# Where everything is there it does nothing. No lesson needs any of these: each names what takes a missing one's place, and
+# `mlops-course doctor` lists both. Only `dvc repro` needs the fonts and the words, and `make bare` podman and buildah.
 set -euo pipefail
 
 packages=(fonts-dejavu-core fonts-liberation tesseract-ocr tesseract-ocr-eng shellcheck git-lfs python3-venv)
-# What the broad training lines of lesson 07 are made of: words, and the fonts in data/broad/fonts.txt.
+# What the shipped recogniser's lines are made of (`dvc repro`): words, and the fonts in data/broad/fonts.txt.
+# Lesson 07 takes the few in data/words_and_fonts instead.
 packages+=(
     wamerican fonts-freefont-ttf fonts-croscore fonts-courier-prime fonts-anonymous-pro fonts-firacode fonts-jetbrains-mono
     fonts-league-mono fonts-inconsolata fonts-ocr-a fonts-ocr-b fonts-3270 fonts-monofur fonts-hermit fonts-monoid fonts-agave
@@ -16,14 +18,14 @@ packages+=(
     fonts-spleen fonts-ipafont-gothic fonts-b612 fonts-roboto-unhinted fonts-lato fonts-crosextra-carlito fonts-oxygen fonts-cantarell
     fonts-open-sans fonts-paratype fonts-play fonts-yanone-kaffeesatz fonts-bebas-neue xfonts-base xfonts-75dpi
 )
-# What lesson 15 builds and runs its image with.
+# What the image of lesson 15 is built, run and tested with, and what `make bare` runs the lessons in.
 packages+=(buildah podman runc netavark aardvark-dns iptables catatonit mmdebstrap)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     echo "This is not Debian or Ubuntu, so nothing is installed here. The tests use Chromium, the fonts DejaVu and Liberation, Tesseract with English, ShellCheck, podman, buildah, Prometheus and Alertmanager."
     case "$(uname -s)" in
-        Darwin) echo "With Homebrew: brew install tesseract shellcheck && brew install --cask chromium font-dejavu font-liberation" ;;
-        MINGW* | MSYS* | CYGWIN*) echo "With Chocolatey: choco install chromium tesseract shellcheck dejavufonts" ;;
+        Darwin) echo "With Homebrew: brew install tesseract shellcheck podman prometheus alertmanager && brew install --cask chromium font-dejavu font-liberation" ;;
+        MINGW* | MSYS* | CYGWIN*) echo "With Chocolatey: choco install chromium tesseract shellcheck dejavufonts. podman: winget install RedHat.Podman. Prometheus and Alertmanager: prometheus.io/download" ;;
         *) echo "Install them with your system's package manager." ;;
     esac
     exit 0

@@ -2,10 +2,11 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
 
 import cv2
@@ -280,6 +281,31 @@ def test_no_font_of_the_valid_and_test_splits_is_in_broad_lines():
     assert not [o for o in used if "dejavu" in o.lower() or "vera" in o.lower() or o.startswith("Hack")]
 
 
+def test_lines_of_lesson_07_need_nothing_of_this_machine(monkeypatch):
+    "Words and fonts come with the project and matplotlib; the full set is not looked at."
+    from mlops_course import training as t
+    monkeypatch.setattr(t, "DEBIAN_WORDS", Path("/nowhere/words"))
+    monkeypatch.setattr(t, "DEBIAN_FONTS", Path("/nowhere/fonts"))
+    for o in (t.faces, t.dictionary): o.cache_clear()
+    rng = np.random.default_rng(0)
+    lines = [t.draw_broad(rng, full=False) for _ in range(40)]
+    assert all(image.shape[0] == 32 and set(text) <= set(ALPHABET) and len(text) <= 28 for image, text in lines)
+    assert len({text for _, text in lines}) > 30
+    assert {o.path.name for o in t.own_faces()["mono"]} == {"CourierPrime.otf", "cmtt10.ttf"}
+    assert write_text(rng, "big") in t.dictionary()
+    with pytest.raises(FileNotFoundError, match=r"wamerican.*scripts/debian\.sh"): t.draw_broad(rng)
+    for o in (t.faces, t.dictionary): o.cache_clear()
+
+
+def test_own_words_and_fonts_are_those_that_their_page_lists():
+    folder = find_root() / "data" / "words_and_fonts"
+    listed = dict(re.findall(r"\| `([\w.-]+)` \| `([0-9a-f]{64})` \|", (folder / "README.md").read_text(encoding="utf-8")))
+    assert set(listed) == {"words.txt", "CourierPrime.otf", "spleen-8x16.pcf.gz"}
+    assert {o: sha256((folder / o).read_bytes()).hexdigest() for o in listed} == listed
+    licences = (folder / "LICENCES.txt").read_text(encoding="utf-8")
+    assert all(o in licences for o in ("Kevin Atkinson", "Quote-Unquote Apps", "Frederic Cambus"))
+
+
 def test_missing_fonts_name_their_packages(tmp_path):
     faces.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"fonts-courier-prime.*scripts/debian.sh"): faces(tmp_path)
@@ -287,7 +313,6 @@ def test_missing_fonts_name_their_packages(tmp_path):
 
 
 def test_grammar_calls_only_rules_that_it_has():
-    import re
     rules = load_grammar()
     called = {name for some in rules.values() for o in some for name in re.findall(r"\{(\w+)\}", o)}
     assert called <= set(rules)
