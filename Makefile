@@ -1,7 +1,7 @@
 # Every target does its own set-up; a second call does nothing twice. `make` alone lists them.
 # Without make: python scripts/environment.py, then the commands below by hand (Windows: .venv\Scripts\mlops-course …).
 .DEFAULT_GOAL := help
-.PHONY: help env debian lab course services check test docs exercises readme bench clean
+.PHONY: help env debian lab course bare services check test docs exercises readme bench clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python)
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 COURSE := $(BIN)/mlops-course
@@ -23,6 +23,9 @@ lab: env ## Open JupyterLab on the first page of the course
 course: env ## Run every lesson end to end and leave a report
 	@$(COURSE) run
 
+bare: env ## Run every lesson in a bare container (needs podman and buildah)
+	@$(BIN)/python scripts/bare.py
+
 services: env ## Start the service, its probe, Prometheus and Alertmanager, until Ctrl+C
 	@$(COURSE) services
 
@@ -39,7 +42,7 @@ test: debian env ## Everything that CI checks
 	@$(COURSE) exercises --check
 	@$(BIN)/nbdev_test --path nbs/tools --n_workers 2
 	@$(COURSE) verify
-	@$(COURSE) run -p seed 7 --out _course/other
+	@$(BIN)/python scripts/bare.py --or-here
 	@$(BIN)/pytest -q -n 2 -m "not slow"
 	@$(BIN)/pytest -q -n 2 --dist loadfile -m slow
 
@@ -58,4 +61,4 @@ bench: env ## Measure, one JSON line for each figure
 	@$(COURSE) bench
 
 clean: ## Remove what was made here, but not the environment, nor a learner's progress
-	@rm -rf _site _docs _proc _course/run _course/other .pytest_cache .ruff_cache .mypy_cache
+	@rm -rf _site _docs _proc _course/run _course/other _course/bare/out .pytest_cache .ruff_cache .mypy_cache
