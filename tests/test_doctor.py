@@ -260,3 +260,91 @@ def test_doctor_loads_no_heavy_package():
     code = "import sys; from mlops_course.tools.doctor import doctor; doctor(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("name", "gone"), [
+    ("Files", "data/words_and_fonts/words.txt"), ("Files", "data/recogniser/model.onnx"), ("Files", "data/pages/scan_book.png"),
+    ("Files", "params.yaml"), ("Files", "deploy/prometheus/rules.yml")])
+def test_each_file_that_a_lesson_reads_is_missed(root: Path, tmp_path: Path, name: str, gone: str):
+    clone = tmp_path / "a clone"
+    subprocess.run(["git", "clone", "--quiet", "--shared", root, clone], check=True)
+    assert clinic.check_clone(clone).ok
+    (clone / gone).unlink()
+    finding = clinic.check_clone(clone)
+    assert (finding.name, finding.ok, finding.needed) == (name, False, True)
+    assert gone in finding.found
+    subprocess.run(shlex.split(finding.remedy), check=True)
+    assert (clone / gone).exists()
+
+
+@pytest.mark.parametrize("gone", sorted(clinic.PROGRAMS))
+def test_each_program_of_a_package_is_missed(root: Path, tmp_path: Path, gone: str):
+    for o in clinic.PROGRAMS:
+        if o != gone: (tmp_path / o).symlink_to(Path(sys.executable).with_name(o))
+    finding = clinic.check_programs(root, tmp_path)
+    assert (finding.ok, finding.needed) == (False, True)
+    package, lessons = clinic.PROGRAMS[gone]
+    assert finding.found == f"not found: {gone} (lesson {lessons})"
+    assert finding.remedy.endswith(f"requirements.lock {package}")
+
+
+def test_programs_of_packages_are_brought_by_the_packages_named():
+    from importlib.metadata import files
+    for program, (package, _) in clinic.PROGRAMS.items():
+        assert any(Path(o).stem == program for o in files(package)), program
+
+
+def test_git_is_missed():
+    finding = clinic.check_git(lambda name: None)
+    assert (finding.name, finding.ok, finding.needed) == ("git", False, True)
+    assert "lessons 06" in finding.found
+
+
+@pytest.mark.parametrize(("module", "name"), [
+    ("check_programs", "Programs"), ("check_git", "git"), ("check_clone", "Files"), ("check_kernel", "Jupyter kernel"),
+    ("check_weights", "EasyOCR weights"), ("check_feed", "Timetable feed"), ("check_disk", "Disk"), ("check_memory", "Memory")])
+def test_each_thing_that_a_lesson_needs_makes_the_doctor_fail(monkeypatch, capsys, module: str, name: str):
+    real = getattr(clinic, module)
+    monkeypatch.setattr(clinic, module, lambda *words: replace(real(*words), ok=False, remedy="bring it back"))
+    findings = doctor()
+    assert [o.name for o in findings if o.needed and not o.ok] == [name]
+    assert report(findings) == 1
+    assert f"  {name}: " in capsys.readouterr().out
+
+
+def test_optional_programs_name_their_lesson_and_what_takes_their_place():
+    for tool in clinic.TOOLS:
+        finding = check_tool(tool, lambda name: None) if tool.name not in ("Chromium", "Tesseract") else None
+        assert finding is None or finding.ok is False
+        assert "lesson" in tool.lessons
+        assert tool.without
+    assert {o.name for o in clinic.TOOLS} >= {"Tesseract", "podman", "buildah", "Prometheus", "Alertmanager", "Chromium"}
+
+
+def test_docker_does_not_count_as_an_engine():
+    for name in ("podman", "buildah"):
+        tool = next(o for o in clinic.TOOLS if o.name == name)
+        assert not check_tool(tool, {"docker": "/usr/bin/docker"}.get).ok
+        assert check_tool(tool, {name: f"/usr/bin/{name}"}.get).ok
+
+
+@pytest.mark.parametrize("name", ["alertmanager", "prometheus-alertmanager"])
+def test_alertmanager_is_found_by_both_names_and_not_through_prometheus(name: str, monkeypatch: pytest.MonkeyPatch):
+    from mlops_course import monitoring
+    tools = {o.name: o for o in clinic.TOOLS}
+    there = {"prometheus": "/opt/prometheus", name: f"/opt/{name}"}
+    assert check_tool(tools["Alertmanager"], there.get).found == f"/opt/{name}"
+    assert not check_tool(tools["Alertmanager"], {"prometheus": "/opt/prometheus"}.get).ok
+    monkeypatch.setattr(monitoring.shutil, "which", there.get)
+    assert monitoring.installed() # lesson 18 takes the same ones
+    assert monitoring.program_path("prometheus-alertmanager") == f"/opt/{name}"
+
+
+@pytest.mark.parametrize(("name", "system", "command"), [
+    ("Prometheus", "darwin", "brew install prometheus"), ("Alertmanager", "darwin", "brew install alertmanager"),
+    ("Alertmanager", "linux", "apt-get install prometheus-alertmanager"), ("Alertmanager", "win32", "prometheus.io/download"),
+    ("podman", "darwin", "brew install podman"), ("podman", "win32", "winget install RedHat.Podman"),
+    ("Tesseract", "win32", "winget install UB-Mannheim.TesseractOCR"), ("Chromium", "linux", "apt-get install chromium")])
+def test_remedy_is_the_command_of_the_system(name: str, system: str, command: str):
+    tool = next(o for o in clinic.TOOLS if o.name == name)
+    assert command in clinic.remedy_for(tool, system, lambda program: program)
