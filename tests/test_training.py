@@ -283,7 +283,7 @@ def test_no_font_of_the_valid_and_test_splits_is_in_broad_lines():
 
 def test_lines_of_lesson_07_need_nothing_of_this_machine(monkeypatch):
     "Words and fonts come with the project and matplotlib; the full set is not looked at."
-    from mlops_course import training as t
+    from mlops_course.reader import broad as t
     monkeypatch.setattr(t, "DEBIAN_WORDS", Path("/nowhere/words"))
     monkeypatch.setattr(t, "DEBIAN_FONTS", Path("/nowhere/fonts"))
     for o in (t.faces, t.dictionary): o.cache_clear()

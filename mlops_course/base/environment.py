@@ -70,8 +70,10 @@ PACKAGES = ('numpy', 'scipy', 'scikit-learn', 'pandas', 'torch', 'onnxruntime', 
 
 def version_of(package:str) -> str|None:
     "The installed version of `package`, if there is one."
-    try: return version(package)
-    except PackageNotFoundError: return None
+    for name in (package, f'{package}-headless'): # OpenCV is installed without windows, and known by its short name
+        try: return version(name)
+        except PackageNotFoundError: continue
+    return None
 
 def git_state(
     root:Path, # A folder, under git or not

@@ -30,16 +30,16 @@ def unsolve(
     return MARK.sub(lambda m: m[1]+STUB, source)
 
 # %% ../../nbs/tools/exercises.ipynb #2a248048
-TEACHERS = {'hints', 'wrong'} # roles that stay in the solved notebook
+TEACHERS = {'hints', 'right', 'wrong'} # roles that stay in the solved notebook
 
 def role_of(cell:dict) -> str:
-    "What `cell` is to its question: task, answer, check, hints or wrong."
+    "What `cell` is to its question: task, answer, check, hints, right or wrong."
     return next((t for t in cell['metadata'].get('tags', []) if t in {'task', 'answer', 'check', *TEACHERS}), '')
 
 def exercise_of(
     solution:dict, # A solved notebook
 ) -> dict:         # The notebook for learners
-    "`solution` without its answers, hints, wrong answers and outputs."
+    "`solution` without its answers, hints, right and wrong answers, and outputs."
     def open_cell(cell):
         if cell['cell_type'] != 'code': return cell
         source,metadata = ''.join(cell['source']),cell['metadata']
@@ -121,7 +121,7 @@ def try_answer(
 
 def contract(
     path:Path,                        # A solved notebook
-    seeds:tuple[int, ...]=(0, 1, 7),  # The solution must pass for each
+    seeds:tuple[int, ...]=(0, 1, 7),  # The solution and each right answer must pass for all
 ) -> list[str]:                       # What is broken, a line each
     "Every promise of the exercise at `path` that does not hold."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
@@ -139,6 +139,9 @@ def contract(
         answer = of('answer')[0]
         expect(f"{question}: the stub", try_answer(cells, question, unsolve(answer), seeds[0]), 'open')
         for seed in seeds: expect(f"{question}: the solution with seed {seed}", try_answer(cells, question, answer, seed), 'passed')
+        for i,right in enumerate(of('right'), 1):
+            for seed in seeds:
+                expect(f"{question}: right answer {i} with seed {seed}", try_answer(cells, question, right, seed), 'passed')
         firsts = [wrong.splitlines()[0] for wrong in of('wrong')]
         bare = [i for i,first in enumerate(firsts, 1) if not re.match(r'# wrong: *\S', first)]
         if bare:
