@@ -83,15 +83,11 @@ def test_file_asked_for_is_there(name: str):
     assert (ROOT / name).exists()
 
 
-def test_the_package_is_flat():
-    assert {o.relative_to(ROOT / "mlops_course").parent.as_posix() for o in MODULES} == {".", "tools"}
-
-
 @pytest.mark.parametrize("lesson", LESSONS, ids=relative)
 def test_lesson_has_module_exercise_and_solution_of_its_name(lesson: Path):
     for folder in ("exercises", "solutions"): assert (ROOT / folder / lesson.name).is_file(), f"{folder}/{lesson.name} is not there"
     exported = {m[1] for o in cells(lesson, "code") if (m := re.search(r"^#\| *default_exp +(\S+)", source(o), re.M))}
-    for name in exported: assert (ROOT / "mlops_course" / f"{name}.py").is_file(), f"mlops_course/{name}.py is not exported"
+    for name in exported: assert (ROOT / "mlops_course" / f"{name.replace('.', '/')}.py").is_file(), f"the module {name} is not exported"
 
 
 def test_every_exercise_and_solution_belongs_to_a_lesson():
@@ -225,34 +221,178 @@ class TestNotebook:
         assert [o for o in sizes if o > 80_000] == [] # base64 of 60 KB
 
 
-# The staircase
+# The layers
 
-ORDER = {m[1]: int(lesson.name[:2]) for lesson in LESSONS for o in cells(lesson, "code") if (m := re.search(r"^#\| *default_exp +(\w+)$", source(o), re.M))}
+# From the lowest to the highest. A module may import from its own layer and from lower ones.
+LAYERS = {
+    "base": [
+        "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
+        "base.processes", "base.servers", "base.settings", "base.stats"],
+    "mlops": [
+        "absent", "batching", "cache", "containers", "contract", "dashboards", "dockerfiles", "drift",
+        "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",
+        "limits", "lineage", "load", "mlflow_server", "monitoring", "mutation", "performance", "pictures",
+        "pipelines", "prefect_server", "probe", "promql", "quality_report", "record", "registry", "release",
+        "router", "scoring", "serving", "slots", "splitting", "spool", "store", "testing", "tracking",
+        "training", "tuning", "tuning_results", "tuning_workers", "uploads", "validation", "verdicts",
+        "versioning", "watching", "workers", "workflows"],
+    "products": [
+        "reader.batch", "reader.boxes", "reader.breaker", "reader.broad", "reader.broad_text", "reader.budget",
+        "reader.capabilities", "reader.checks", "reader.compression", "reader.custom", "reader.datasets",
+        "reader.degradations", "reader.easyocr", "reader.engines", "reader.evaluation", "reader.features",
+        "reader.feed", "reader.folder", "reader.fonts", "reader.google", "reader.layout", "reader.line_engines",
+        "reader.lines", "reader.net", "reader.package", "reader.page", "reader.pages", "reader.plugin",
+        "reader.preparation", "reader.recognition", "reader.search", "reader.services", "reader.sources",
+        "reader.tracked", "reader.training", "reader.trials", "reader.vision", "reader.weights"],
+    "tools": [
+        "tools.bench", "tools.cli", "tools.doctor", "tools.engine", "tools.exercises", "tools.house",
+        "tools.links", "tools.pages", "tools.practice", "tools.progress", "tools.readme", "tools.running",
+        "tools.site", "tools.verifying"],
+}
+LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
+LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib
+BY_NAME = {".".join(o.relative_to(ROOT / "mlops_course").with_suffix("").parts).removesuffix("__init__").rstrip("."): o for o in MODULES}
+PACKAGES = {name for name, path in BY_NAME.items() if path.name == "__init__.py"}
 
 
-def course_modules(text: str, inside: bool) -> set[str]:
-    "The lessons' modules that `text` imports; relative imports count where it stands `inside` the package."
-    starts = ("mlops_course.", ".") if inside else ("mlops_course.",)
-    names = {o.removeprefix("mlops_course").lstrip(".").partition(".")[0] for o in imports(text) if o.startswith(starts)}
-    return names & ORDER.keys()
+def course_modules(text: str, inside: str | None = None) -> set[str]:
+    "The modules of the course that `text` imports, wherever in it; relative imports count if it is that of the module `inside`."
+    found = set()
+    for name in imports(text):
+        if name.startswith(".") and inside is not None:
+            rest = name.lstrip(".")
+            home = [*filter(None, inside.split("."))]
+            up = len(name) - len(rest) - (inside in PACKAGES)
+            name = ".".join(["mlops_course", *home[:len(home) - up], *filter(None, [rest])])
+        if name.startswith("mlops_course."): found.add(name.removeprefix("mlops_course."))
+    modules = BY_NAME.keys() - PACKAGES
+    # `from mlops_course.a import b` may mean the module a.b, or something in the module a, which is in `found` too.
+    return {o for o in found if o in modules or o.rpartition(".")[0] not in modules} - PACKAGES - {"__version__"}
 
 
-@pytest.mark.parametrize("name", sorted(ORDER, key=ORDER.__getitem__))
+@cache
+def used_by(name: str) -> set[str]:
+    "The modules of the course that the module `name` imports."
+    return course_modules(BY_NAME[name].read_text(encoding="utf-8"), name)
+
+
+def test_every_module_has_a_layer():
+    known = sorted(o for names in LAYERS.values() for o in names)
+    assert known == sorted(BY_NAME.keys() - PACKAGES), "write a new module into LAYERS, and remove one that is gone"
+
+
+@pytest.mark.parametrize(("text", "inside", "expected"), [
+    ("from mlops_course.base.files import find_root", None, {"base.files"}),
+    ("import mlops_course.base.files as f\nfrom mlops_course import pipelines, __version__", None, {"base.files", "pipelines"}),
+    ("def f():\n    from ..gates import check_gates\n    from . import net", "reader.training", {"gates", "reader.net"}),
+    ("from .net import Batch", "reader", {"reader.net"}),
+    ("from .base import files", "", {"base.files"}),
+    ("from mlops_course.reader import nothing", None, {"reader.nothing"})])
+def test_imports_are_seen_in_every_form(text: str, inside: str | None, expected: set[str]):
+    assert course_modules(text, inside) == expected
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME.keys() - PACKAGES))
+def test_module_imports_nothing_unknown_and_nothing_above_it(name: str):
+    used = used_by(name)
+    assert sorted(used - LAYER.keys()) == [], "LAYERS does not name these"
+    assert sorted(o for o in used if LAYER[o] > LAYER[name]) == []
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_package_imports_nothing_by_itself(name: str):
+    assert used_by(name) == set()
+
+
+def test_only_listed_modules_find_others_by_name():
+    lazy = re.compile(r"(?:import_module|__import__)\(\s*f?[\"'](?:\.|mlops_course)")
+    assert {name for name, path in BY_NAME.items() if lazy.search(path.read_text(encoding="utf-8"))} == LAZY
+
+
+def test_imports_have_no_circle():
+    left = {name: used_by(name) & BY_NAME.keys() for name in BY_NAME}
+    while done := [name for name, used in left.items() if not used & left.keys()]: # a circle has no such end
+        for name in done: del left[name]
+    while done := [name for name in left if not any(name in used for used in left.values())]: # these lead to a circle
+        for name in done: del left[name]
+    assert {name: sorted(used & left.keys()) for name, used in left.items()} == {}
+
+
+def public_names(path: Path) -> set[str]:
+    "The functions, classes and constants that a module defines for others. What it imports does not count."
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef): names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names |= {o.id for target in targets for o in ast.walk(target) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
+    return {o for o in names if not o.startswith("_")}
+
+
+def test_no_public_name_stands_in_two_modules():
+    homes: dict[str, list[str]] = {}
+    for name in sorted(BY_NAME):
+        if re.match(r"tools\.cli(_|$)", name): continue # a command may have the name of the function that it calls
+        for word in public_names(BY_NAME[name]): homes.setdefault(word, []).append(name)
+    assert {word: names for word, names in sorted(homes.items()) if len(names) > 1} == {}
+
+
+def test_module_has_at_most_300_lines():
+    counts = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in BY_NAME.items()}
+    assert {name: n for name, n in counts.items() if n > 300} == {}, "look for the second topic in these"
+
+
+def test_line_has_at_most_120_characters():
+    lines = {name: path.read_text(encoding="utf-8").splitlines() for name, path in BY_NAME.items()}
+    assert [f"{name}, line {i}: {len(o)}" for name, some in lines.items() for i, o in enumerate(some, 1) if len(o) > 120] == []
+
+
+LIBRARY = sorted((ROOT / "nbs" / "library").glob("[!.]*.ipynb"))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_page_of_the_library_opens_with_what_it_is_for(path: Path):
+    title, question, purpose, *_ = [o.strip() for o in source(cells(path)[0]).split("\n\n")]
+    assert re.match(r"# \S", title)
+    assert re.fullmatch(r"> .+\?", question)
+    assert len(purpose.split()) > 4
+
+
+# The order of the lessons
+
+def number(path: Path) -> int:
+    "The number of a lesson or an exercise."
+    return int(path.name[:2])
+
+
+WRITER = {m[1]: number(path) for path in LESSONS for o in cells(path, "code") if (m := re.search(r"^#\| *default_exp +(\S+)", source(o), re.M))}
+
+
+def used_in(path: Path, visible: bool = False) -> set[str]:
+    "The modules of the course that a notebook imports, or only those that its `visible` cells import."
+    shown = [source(o) for o in cells(path, "code") if not (visible and re.match(r"#\| *hide\b", source(o)))]
+    return set().union(*(course_modules(python(o)) for o in shown))
+
+
+@cache
+def first_lesson() -> dict[str, int]:
+    "The number of the lesson that teaches each module first: the one that writes it, else the first that imports from it in a visible cell."
+    return {name: number(path) for path in reversed(LESSONS) for name in used_in(path, visible=True)} | WRITER
+
+
+@pytest.mark.parametrize("name", sorted(WRITER, key=WRITER.__getitem__))
 def test_module_imports_only_earlier_lessons(name: str):
-    text = (ROOT / "mlops_course" / f"{name}.py").read_text(encoding="utf-8")
-    assert [o for o in course_modules(text, inside=True) if ORDER[o] >= ORDER[name]] == []
+    assert [o for o in used_by(name) if WRITER.get(o, 0) >= WRITER[name]] == []
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=relative)
-def test_lesson_imports_only_earlier_lessons(path: Path):
-    used = set().union(*(course_modules(python(source(o)), inside=False) for o in cells(path, "code")))
-    assert [o for o in used if ORDER[o] >= int(path.name[:2])] == []
+def test_lesson_imports_only_what_is_taught_by_then(path: Path):
+    own = {name for name, writer in WRITER.items() if writer == number(path)}
+    assert [o for o in used_in(path) if o in own or first_lesson().get(o, 0) > number(path)] == []
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=relative)
 def test_exercise_needs_no_later_lesson(path: Path):
-    used = set().union(*(course_modules(python(source(o)), inside=False) for o in cells(path, "code")))
-    assert [o for o in used if ORDER[o] > int(path.name[:2])] == []
+    assert [o for o in used_in(path) if first_lesson().get(o, 0) > number(path)] == []
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=relative)
