@@ -245,9 +245,10 @@ LAYERS = {
         "reader.preparation", "reader.recognition", "reader.search", "reader.services", "reader.sources",
         "reader.tracked", "reader.training", "reader.trials", "reader.vision", "reader.weights"],
     "tools": [
-        "tools.bench", "tools.cli", "tools.doctor", "tools.engine", "tools.exercises", "tools.house",
-        "tools.links", "tools.pages", "tools.practice", "tools.progress", "tools.readme", "tools.running",
-        "tools.site", "tools.verifying"],
+        "tools.bench", "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models",
+        "tools.cli_serving", "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises",
+        "tools.house", "tools.links", "tools.pages", "tools.practice", "tools.progress", "tools.readme",
+        "tools.running", "tools.site", "tools.verifying"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
 LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib
