@@ -52,10 +52,12 @@ docs: env ## Build the site into _site/
 exercises: env ## Make exercises/ from solutions/
 	@$(COURSE) exercises
 
-readme: env ## Run nbs/index.ipynb and make README.md from it
-	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
+readme: env ## Make README.md from nbs/index.ipynb, and the table of modules
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb nbs/library/index.ipynb
 	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/library/index.ipynb
 	@$(BIN)/python -c "from mlops_course.tools.readme import write_readme; write_readme()"
+	@$(BIN)/python -c "from mlops_course.tools.modules import write_table; write_table()"
 
 bench: env ## Measure, one JSON line for each figure
 	@$(COURSE) bench

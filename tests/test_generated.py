@@ -1,6 +1,7 @@
 "Files that are made from others are current, and nobody edited them."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlops_course.tools.house import lessons
+from mlops_course.tools.modules import module_table, with_table
 from mlops_course.tools.readme import readme
 
 BIN = Path(sys.executable).parent
@@ -36,6 +38,26 @@ def test_the_index_lists_every_lesson_as_it_is_now(root):
     listed, = (''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {}))
     wanted = [f'{o.number}. [{o.title}]({o.name}.ipynb): {o.question} ' for o in lessons()]
     assert [line.partition('([exercise]')[0] for line in listed.splitlines()] == wanted, 'a lesson is new or has another title: make readme'
+
+
+def test_the_table_of_modules_is_made_from_the_notebooks(root):
+    text = (root/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    assert text == with_table(text), 'a notebook, a module or an import is new: make readme'
+    cells = json.loads((root/'nbs'/'library'/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    shown, = (''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {}))
+    assert shown == module_table('nbs/library'), 'a notebook, a module or an import is new: make readme'
+
+
+def test_the_table_of_modules_has_one_row_for_each_module(root):
+    kept = {p.relative_to(root/'mlops_course').with_suffix('').as_posix().replace('/', '.') for p in (root/'mlops_course').rglob('[!_]*.py')}
+    rows = re.findall(r'^\| `([\w.]+)` \|', module_table(), re.M)
+    assert sorted(rows) == sorted(kept)
+
+
+def test_every_link_in_the_table_of_modules_leads_to_a_notebook(root):
+    for folder in ('', 'nbs/library'):
+        links = re.findall(r'\]\(([^)]+)\)', module_table(folder))
+        assert [o for o in links if not (root/folder/o).is_file()] == []
 
 
 @pytest.mark.parametrize('folder', ['nbs', 'solutions', 'exercises'])
