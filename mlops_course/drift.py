@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .reader.features import FEATURES
-
 # %% ../nbs/19_drift.ipynb #d68c2116
 def psi(
     reference:Any, # Numbers
@@ -46,17 +44,16 @@ def margin(
     return sqrt(-log(alpha/2)/2*(n + m)/(n*m))
 
 def moved(
-    reference:pd.DataFrame, # One row a line, with columns of FEATURES
-    current:pd.DataFrame,
+    reference:pd.DataFrame, # One row a line, one column a feature
+    current:pd.DataFrame,   # With the same columns; others are ignored
     alpha:float=.01,        # How often any feature may show more than 0, if nothing has changed
 ) -> dict[str, float]:      # Feature -> share of the lines that must be others than before; 0 where it may be chance
     "How far each feature has moved, at least."
-    names = [o for o in FEATURES if o in reference]
-    if missing := [o for o in names if o not in current] or ([] if names else list(FEATURES)):
-        raise ValueError(f"There is no column {', '.join(missing)}. Both samples need the same features: measure both with one Sensor")
+    if missing := [o for o in reference if o not in current]:
+        raise ValueError(f"There is no column {', '.join(missing)}. Both samples need the same features: measure both in the same way")
     if reference.empty or current.empty: raise ValueError(f"{len(reference)} and {len(current)} lines came to be compared. Give some of both, better 100")
-    chance = margin(len(reference), len(current), alpha/len(names))
-    return {o: max(0., distance(reference[o], current[o]) - chance) for o in names}
+    chance = margin(len(reference), len(current), alpha/reference.shape[1])
+    return {o: max(0., distance(reference[o], current[o]) - chance) for o in reference}
 
 # %% ../nbs/19_drift.ipynb #9bf0bd83
 def mmd(
@@ -100,7 +97,7 @@ def report(
     from evidently.presets import DataDriftPreset
 
     from mlops_course.base.files import save_atomically
-    names = [o for o in FEATURES if o in reference]
+    names = list(reference)
     made = Report([DataDriftPreset(columns=names, num_method='ks', num_threshold=alpha/len(names))]).run(current[names], reference[names])
     save_atomically(Path(path), lambda to: made.save_html(str(to)))
     found = {o['config']['column']: o['value'] for o in made.dict()['metrics'] if 'column' in o['config']}

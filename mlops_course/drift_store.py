@@ -8,7 +8,7 @@ __all__ = ['TABLES', 'Memory', 'Monitor', 'Labels', 'Exported', 'registry_of', '
 # %% ../nbs/library/drift_store.ipynb #70bb64ae
 import sqlite3
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from math import inf, isfinite
 from pathlib import Path
@@ -24,13 +24,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from .base.logs import get_logger
 from .drift import moved
-from .reader.features import FEATURES
 
 # %% ../nbs/library/drift_store.ipynb #420b0873
-TABLES = f"""PRAGMA journal_mode = WAL;
-CREATE TABLE IF NOT EXISTS image (id INTEGER PRIMARY KEY, at REAL, sha256 TEXT, model TEXT, text TEXT, {' REAL, '.join(FEATURES)} REAL);
+TABLES = """PRAGMA journal_mode = WAL;
+CREATE TABLE IF NOT EXISTS image (id INTEGER PRIMARY KEY, at REAL, sha256 TEXT, model TEXT, text TEXT);
 CREATE INDEX IF NOT EXISTS by_sha256 ON image (sha256);
-CREATE TABLE IF NOT EXISTS reference ({' REAL, '.join(FEATURES)} REAL);
 CREATE TABLE IF NOT EXISTS truth (sha256 TEXT PRIMARY KEY, at REAL, text TEXT);
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value REAL);"""
 
@@ -53,15 +51,25 @@ class Memory:
 
 # %% ../nbs/library/drift_store.ipynb #8cf7fd3c
 class Monitor(Memory):
-    "Images as they were measured, and how far they have moved from a reference."
+    "What was measured, one row an image or another input, and how far it has moved from a reference."
     def __init__(self,
-        path:str|Path,    # Of the file
-        window:int=200,   # Images that are compared with the reference
-        alpha:float=.01,  # As in `moved`
-        every_s:float=.5, # Between writes; so much a process that is killed may lose
-        keep:int=100_000, # Images; older ones go
+        path:str|Path,          # Of the file
+        features:Sequence[str], # Names of what is measured; those that a file begins with stay
+        window:int=200,         # Rows that are compared with the reference
+        alpha:float=.01,        # As in `moved`
+        every_s:float=.5,       # Between writes; so much a process that is killed may lose
+        keep:int=100_000,       # Rows; older ones go
     ):
         super().__init__(path)
+        self.features = list(features)
+        columns = ['"' + o.replace('"', '""') + '" REAL' for o in self.features]
+        with FileLock(f'{self.path}.lock'), self.opened() as db:
+            has = [name for _,name,*_ in db.execute('PRAGMA table_info(image)')][5:] # id, at, sha256, model and text are in every file
+            if has and has != self.features:
+                raise ValueError(f"{self.path.name} holds {', '.join(has)}, and {', '.join(self.features)} came. Give other features a file of their own")
+            db.execute('BEGIN IMMEDIATE') # all columns, or none
+            for o in columns[len(has):]: db.execute(f'ALTER TABLE image ADD COLUMN {o}')
+            db.execute(f"CREATE TABLE IF NOT EXISTS reference ({', '.join(columns)})")
         self.window,self.alpha,self.every_s,self.keep = window,alpha,every_s,keep
         self.waiting:deque[tuple] = deque(maxlen=keep)
         self.alone,self.over = Lock(),Event()
@@ -71,15 +79,15 @@ class Monitor(Memory):
     def __exit__(self, *_) -> None: self.close()
 
     def track(self,
-        values:Mapping[str, float], # Of each of FEATURES
+        values:Mapping[str, float], # Of each feature
         sha256:str='',              # Of the image, as the service answers it; labels find it by this
         model:str='',
-        text:str='',                # What was read
+        text:str='',                # What was answered
         at:float|None=None,         # Seconds since 1970; now if none
     ) -> None:
-        "Take down one image. Within `every_s` it is in the file."
-        row = [float(values[o]) for o in FEATURES]
-        if not isfinite(sum(row)): raise ValueError(f"{dict(values)} holds something that is no number. Measure the image again, or leave it out")
+        "Take down one row. Within `every_s` it is in the file."
+        row = [float(values[o]) for o in self.features]
+        if not isfinite(sum(row)): raise ValueError(f"{dict(values)} holds something that is no number. Measure it again, or leave it out")
         self.waiting.append((time() if at is None else at, sha256, model, text, *row))
 
     def flush(self) -> int: # How many
@@ -102,16 +110,16 @@ class Monitor(Memory):
             try: self.flush()
             except sqlite3.Error as e: get_logger('drift').error('nothing could be written', error=str(e), waiting=len(self.waiting))
 
-    def refer(self, reference:pd.DataFrame) -> None: # One row a line, with columns of FEATURES
-        "Compare with `reference` from now on, and with images from now on."
-        if len(reference) < 100 or not np.isfinite(reference.reindex(columns=FEATURES).to_numpy(float)).all():
-            raise ValueError(f"The reference has {len(reference)} lines with {', '.join(o for o in FEATURES if o in reference) or 'no feature'}. "
-                             f"Expected are 100 or more with {', '.join(FEATURES)}: measure lines from a time when all was well")
+    def refer(self, reference:pd.DataFrame) -> None: # One row a line, with a column for each feature
+        "Compare with `reference` from now on, and only rows from now on."
+        if len(reference) < 100 or not np.isfinite(reference.reindex(columns=self.features).to_numpy(float)).all():
+            raise ValueError(f"The reference has {len(reference)} lines with {', '.join(o for o in self.features if o in reference) or 'no feature'}. "
+                             f"Expected are 100 or more with {', '.join(self.features)}: measure lines from a time when all was well")
         self.flush()
         with self.opened() as db:
             db.execute('DELETE FROM reference')
-            places = ', '.join('?'*len(FEATURES))
-            db.executemany(f'INSERT INTO reference VALUES ({places})', reference[list(FEATURES)].astype(float).values.tolist()) # noqa: S608 (question marks only)
+            places = ', '.join('?'*len(self.features))
+            db.executemany(f'INSERT INTO reference VALUES ({places})', reference[self.features].astype(float).values.tolist()) # noqa: S608 (question marks only)
             db.execute("REPLACE INTO state VALUES ('window after', (SELECT coalesce(max(id), 0) FROM image))")
 
     def reference(self) -> pd.DataFrame: # Empty until `refer` was called
@@ -119,7 +127,7 @@ class Monitor(Memory):
         with self.opened() as db: return pd.read_sql('SELECT * FROM reference', db)
 
     def current(self, n:int=0) -> pd.DataFrame: # Oldest first
-        "The last `n` images since there is this reference; as many as the window has if 0."
+        "The last `n` rows since there is this reference; as many as the window has if 0."
         with self.opened() as db:
             return pd.read_sql("""SELECT * FROM (SELECT * FROM image WHERE id > coalesce((SELECT value FROM state WHERE name = 'window after'), 0)
                 ORDER BY id DESC LIMIT ?) ORDER BY id""", db, params=(n or self.window,))
@@ -157,20 +165,23 @@ class Labels(Memory):
 # %% ../nbs/library/drift_store.ipynb #082e812c
 class Exported:
     "The metrics of a monitor, computed when they are asked for."
-    def __init__(self, monitor:Monitor): self.monitor = monitor
+    def __init__(self, monitor:Monitor, prefix:str): self.monitor,self.prefix = monitor,prefix
     def __repr__(self): return f"Exported({self.monitor})"
     def collect(self) -> Iterator[Any]:
-        drift = GaugeMetricFamily('ocr_drift', 'Share of the last images that must be others, at least', labels=['feature'])
+        drift = GaugeMetricFamily(f'{self.prefix}_drift', 'Share of the last rows that must be others, at least', labels=['feature'])
         for k,v in self.monitor.judge().items(): drift.add_metric([k], v)
         yield drift
         with self.monitor.opened() as db: n = db.execute('SELECT coalesce(max(id), 0) FROM image').fetchone()[0]
-        yield CounterMetricFamily('ocr_tracked', 'Images that were measured', value=n)
+        yield CounterMetricFamily(f'{self.prefix}_tracked', 'Rows that were measured', value=n)
 
 # %% ../nbs/library/drift_store.ipynb #63a9bece
-def registry_of(monitor:Monitor) -> CollectorRegistry: # For `make_asgi_app`
+def registry_of(
+    monitor:Monitor,
+    prefix:str,       # Of the names of the metrics
+) -> CollectorRegistry: # For `make_asgi_app`
     "What Prometheus may ask `monitor`."
     registry = CollectorRegistry()
-    registry.register(Exported(monitor))
+    registry.register(Exported(monitor, prefix))
     return registry
 
 # %% ../nbs/library/drift_store.ipynb #4abe34c9

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,7 +68,7 @@ def sensor(champion, lines):
 
 @pytest.fixture
 def monitor(tmp_path):
-    with Monitor(tmp_path/'drift.db', window=50, every_s=60) as found:
+    with Monitor(tmp_path/'drift.db', FEATURES, window=50, every_s=60) as found:
         yield found
 
 
@@ -168,7 +168,7 @@ def test_moved_is_a_lower_bound_on_the_share_that_changed():
 
 def test_moved_names_the_column_that_is_missing():
     with pytest.raises(ValueError, match='no column noise'): moved(sample(9, 0), sample(9, 1).drop(columns='noise'))
-    with pytest.raises(ValueError, match='no column size, contrast'): moved(pd.DataFrame({'a': [1]}), sample(9, 1))
+    with pytest.raises(ValueError, match='no column a, b'): moved(pd.DataFrame({'a': [1], 'b': [1]}), sample(9, 1))
 
 
 def test_moved_refuses_empty_samples():
@@ -222,18 +222,48 @@ def test_looks_ask_for_a_stream_as_long_as_the_window():
 
 def test_monitor_goes_on_after_a_restart(tmp_path):
     reference, rows = sample(200, 0), sample(60, 1, shift=3).to_dict('records')
-    with Monitor(tmp_path/'a.db', window=60) as monitor:
+    with Monitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
         monitor.refer(reference)
         for o in rows[:30]: monitor.track(o)
-    with Monitor(tmp_path/'a.db', window=60) as monitor:
+    with Monitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
         assert monitor.judge() == {} # too few, whatever they say
         for o in rows[30:]: monitor.track(o)
-    with Monitor(tmp_path/'a.db', window=60) as monitor:
+    with Monitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
         assert monitor.judge() == moved(reference, pd.DataFrame(rows))
 
 
+def test_monitor_takes_any_names_and_keeps_them(tmp_path):
+    names = ['sepal length (cm)', 'a "quoted" one']
+    with Monitor(tmp_path/'a.db', names, window=20) as monitor:
+        monitor.refer(pd.DataFrame(np.random.default_rng(0).normal(size=(100, 2)), columns=names))
+        for i in range(20): monitor.track({names[0]: 9. + i, names[1]: 0.})
+        monitor.flush()
+        assert list(monitor.judge()) == names
+    with pytest.raises(ValueError, match=r'holds sepal length .*, and width came'): Monitor(tmp_path/'a.db', ['width'])
+
+
+def test_monitor_goes_on_with_a_file_of_before(tmp_path):
+    columns = ' REAL, '.join(FEATURES)
+    with closing(sqlite3.connect(tmp_path/'a.db')) as db: # as it began when `drift` held the names
+        db.executescript(f"""CREATE TABLE image (id INTEGER PRIMARY KEY, at REAL, sha256 TEXT, model TEXT, text TEXT, {columns} REAL);
+            CREATE TABLE reference ({columns} REAL);""")
+        with db: db.execute(f"INSERT INTO image VALUES (NULL, 1, 'sha', 'reader/1', 'Airport'{', 2'*len(FEATURES)})") # noqa: S608 (numbers only)
+    with Monitor(tmp_path/'a.db', FEATURES) as monitor:
+        monitor.track(ROW, 'other', text='Harbour')
+        monitor.flush()
+        assert monitor.current()[['text', 'noise']].to_numpy().tolist() == [['Airport', 2.], ['Harbour', 1.]]
+
+
+def test_labels_may_come_before_the_monitor(tmp_path):
+    labels = Labels(tmp_path/'a.db')
+    labels.add({'sha': 'Airport'})
+    assert labels.joined().empty
+    with Monitor(tmp_path/'a.db', FEATURES) as monitor: monitor.track(ROW, 'sha', text='Airp0rt')
+    assert labels.joined()[['pred', 'truth']].to_numpy().tolist() == [['Airp0rt', 'Airport']]
+
+
 def test_monitor_that_is_killed_loses_no_more_than_its_last_moment(tmp_path):
-    code = ("import sys, time; from mlops_course.drift import FEATURES, Monitor; m = Monitor(sys.argv[1], every_s=.05); row = dict.fromkeys(FEATURES, 1.)\n"
+    code = ("import sys, time; from mlops_course.drift_store import Monitor; m = Monitor(sys.argv[1], ['a', 'b'], every_s=.05); row = dict.fromkeys('ab', 1.)\n"
             "for i in range(300): m.track(row)\n"
             "while m.waiting: time.sleep(.01)\n"
             "m.flush(); print('written', flush=True)\n" # flush waits for a write that is under way
@@ -248,7 +278,7 @@ def test_monitor_that_is_killed_loses_no_more_than_its_last_moment(tmp_path):
 
 def test_monitors_write_to_one_file_at_once(tmp_path):
     def write(name):
-        with Monitor(tmp_path/'a.db', every_s=.005) as monitor:
+        with Monitor(tmp_path/'a.db', FEATURES, every_s=.005) as monitor:
             for _ in range(500):
                 monitor.track(ROW, model=name)
                 if not monitor.waiting: time.sleep(0)
@@ -292,7 +322,7 @@ def test_monitor_keeps_what_the_file_does_not_take(monitor):
 
 
 def test_monitor_writes_by_itself_and_survives_a_failure(tmp_path):
-    with Monitor(tmp_path/'a.db', every_s=.01) as monitor:
+    with Monitor(tmp_path/'a.db', FEATURES, every_s=.01) as monitor:
         with monitor.opened() as db: db.execute('ALTER TABLE image RENAME TO elsewhere')
         monitor.track(ROW)
         time.sleep(.1)
@@ -304,7 +334,7 @@ def test_monitor_writes_by_itself_and_survives_a_failure(tmp_path):
 
 
 def test_monitor_forgets_the_oldest(tmp_path):
-    with Monitor(tmp_path/'a.db', keep=10) as monitor:
+    with Monitor(tmp_path/'a.db', FEATURES, keep=10) as monitor:
         for i in range(3):
             for _ in range(8): monitor.track(ROW, model=str(i))
             monitor.flush()
@@ -363,7 +393,7 @@ def test_labels_refuse_blanks(tmp_path):
 # From the service to the alert
 
 def test_registry_of_a_monitor_has_its_drift_and_how_many_came(monitor):
-    def said(): return generate_latest(registry_of(monitor)).decode()
+    def said(): return generate_latest(registry_of(monitor, 'ocr')).decode()
     assert 'ocr_drift{' not in said()
     assert 'ocr_tracked_total 0.0' in said()
     monitor.refer(sample(200, 0))
@@ -477,7 +507,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
     monkeypatch.setenv('MLOPS_COURSE_PARAMS__GATES__P95_MS', '1000000') # on a busy machine
     monkeypatch.delenv('PRODUCTION_URL', raising=False)
     order = Order(data='v2', steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))
-    with FlowServer(tmp_path/'prefect') as server, Monitor(tmp_path/'drift.db') as monitor, ExitStack() as stack:
+    with FlowServer(tmp_path/'prefect') as server, Monitor(tmp_path/'drift.db', FEATURES) as monitor, ExitStack() as stack:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.sorting import FlowRunSort
         client = stack.enter_context(get_client(sync_client=True))
@@ -486,7 +516,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
         until(lambda: client.read_automations_by_name(RULE), 60)
         retraining = Retraining(Claims(monitor.path), order)
         hook = stack.enter_context(on_free_port(Hook(retraining), lifespan='off'))
-        target = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
+        target = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))
         stack.enter_context(watching({'drift': target}, hook, 1000, .3))
         monitor.refer(sample(200, 0))
         for o in sample(monitor.window, 1, 3.).to_dict('records'): monitor.track(o)

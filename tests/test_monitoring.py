@@ -392,12 +392,12 @@ def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lin
     hook = Hook()
     with ExitStack() as stack:
         hook_url = stack.enter_context(on_free_port(hook, lifespan='off'))
-        monitor = stack.enter_context(Monitor(tmp_path/'drift.db', window=50))
+        monitor = stack.enter_context(Monitor(tmp_path/'drift.db', FEATURES, window=50))
         rows = pd.DataFrame(np.random.default_rng(0).normal(size=(150, len(FEATURES))), columns=FEATURES)
         monitor.refer(rows[:100])
         for o in rows[100:].to_dict('records'): monitor.track(o)
         targets = {'reader': url, 'probe': stack.enter_context(probing(Probe(url, key, lines[:4]), .3)),
-                   'drift': stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))}
+                   'drift': stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))}
         watch = stack.enter_context(watching(targets, hook_url, 200, .3, embedded))
         def wait(true):
             until = time.monotonic() + 30
@@ -483,8 +483,8 @@ def test_grafana_finds_its_way_through_the_dashboard():
 
 
 def test_rules_and_panels_ask_for_what_is_exported(lines, tmp_path):
-    with Monitor(tmp_path/'drift.db') as monitor:
-        registries = Meters().registry, Probe('', '', lines).registry, registry_of(monitor)
+    with Monitor(tmp_path/'drift.db', FEATURES) as monitor:
+        registries = Meters().registry, Probe('', '', lines).registry, registry_of(monitor, 'ocr')
         exported = {s.name for registry in registries for o in registry.collect() for s in (o, *o.samples)}
     exported |= {o['record'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
     asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}

@@ -23,7 +23,7 @@ from prometheus_client import make_asgi_app
 from ..base.logs import get_logger
 from ..base.settings import load_settings
 from ..drift_store import Claims, Monitor, registry_of
-from .features import Sensor
+from .features import FEATURES, Sensor
 
 # %% ../../nbs/library/services.ipynb #a8adf76c
 class Tracker:
@@ -99,7 +99,7 @@ def tracking(
     calm = [image for image,_ in trial_lines(lines, 0, ('render',))['render']]
     known,rest = calm[:lines//3],calm[lines//3:]
     sensor = Sensor(load_recogniser(load_settings().paths.data/'recogniser'), known)
-    with Monitor(path) as monitor:
+    with Monitor(path, FEATURES) as monitor:
         if monitor.reference().empty: # as the model that serves reads them
             read = read_together(service.model.engine, rest, line=True)
             monitor.refer(pd.DataFrame([sensor(image, (o.text, certainty(o))).values for image,o in zip(rest, read)]))
@@ -128,7 +128,7 @@ def services(
         reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(Hook(tell), lifespan='off'))
         probe = Probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
         monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.files))
-        drift = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor)), lifespan='off'))
+        drift = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))
         targets = {'reader': reader, 'probe': stack.enter_context(probing(probe, every_s)), 'drift': drift}
         watch = stack.enter_context(watching(targets, hook, every_s=every_s))
         yield {**targets, **({'prometheus': watch.url, 'alertmanager': watch.alertmanager} if isinstance(watch, Prometheus) else {})}
