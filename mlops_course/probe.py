@@ -7,51 +7,45 @@ __all__ = ['Probe', 'probing']
 
 # %% ../nbs/library/probe.ipynb #eaa1900e
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
+from typing import Any
 
-import cv2
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_asgi_app
 
 from .base.servers import on_free_port
-from .scoring import rate, score
 
 # %% ../nbs/library/probe.ipynb #9a69ae4d
 class Probe:
-    "Reads labelled lines through the service, and exports how well that went."
+    "Asks a service what is known already, and exports how well it answers."
     def __init__(self,
-        url:str,                                   # Of the service
-        key:str,
-        lines:Sequence[tuple[np.ndarray, str]],    # Images, and what stands on each
+        ask:Callable[[Sequence[Any]], Sequence[tuple[str, Any]]],        # Questions -> the model that answered, and its answer, of each
+        known:Sequence[tuple[Any, Any]],                                 # Questions, and the true answer to each
+        score:Callable[[Sequence[Any], Sequence[Any]], dict[str, float]], # Answers and truths -> measures
+        prefix:str,                                                      # Of the names of the metrics
     ):
-        if not lines: raise ValueError("No lines came, and a probe needs some whose text is known. Draw some with trial_lines")
-        self.url,self.truths = url,{str(i): truth for i,(_,truth) in enumerate(lines)}
-        self.files = [cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes() for image,_ in lines]
-        self.headers,self.registry = {'Authorization': f'Bearer {key}'},CollectorRegistry()
-        self.accuracy = Gauge('ocr_model_accuracy', "Of the probe's lines: 1 - CER (characters), and the share without a mistake (exact)",
-                              ['model', 'measure'], registry=self.registry)
-        self.failures = Counter('ocr_probe_failures_total', 'Rounds in which a line was not answered', registry=self.registry)
-    def __repr__(self): return f"Probe({len(self.files)} lines to {self.url})"
+        if not known: raise ValueError("No questions came, and a probe needs some whose answers are known. Take them from data that no model was trained on")
+        self.ask,self.score = ask,score
+        self.questions,self.truths = [o for o,_ in known],[o for _,o in known]
+        self.registry = CollectorRegistry()
+        self.accuracy = Gauge(f'{prefix}_model_accuracy', "How well the probe's questions were answered", ['model', 'measure'], registry=self.registry)
+        self.failures = Counter(f'{prefix}_probe_failures_total', 'Rounds in which a question was not answered', registry=self.registry)
+    def __repr__(self): return f"Probe({len(self.questions)} questions)"
 
-    def round(self) -> dict[str, dict[str, float]]: # Model -> characters and exact; empty if a line was not answered
-        "Send all lines once."
+    def round(self) -> dict[str, dict[str, float]]: # Model -> measures; empty if a question was not answered
+        "Ask all questions once."
         import httpx
-        texts:dict[str, dict[str, str]] = defaultdict(dict) # of each model: a swap may come between
+        pairs:dict[str, list[tuple[Any, Any]]] = defaultdict(list) # of each model: a swap may come between
         try:
-            with httpx.Client(headers=self.headers, timeout=30, trust_env=False) as client:
-                for item,file in zip(self.truths, self.files):
-                    answer = client.post(f'{self.url}/v1/read', params={'line': True}, files={'file': file}).raise_for_status().json()
-                    texts[answer['model']][item] = answer['text']
-        except httpx.HTTPError:
+            for (model,answer),truth in zip(self.ask(self.questions), self.truths, strict=True): pairs[model].append((answer, truth))
+        except (httpx.HTTPError, OSError):
             self.failures.inc()
-            texts.clear()
-        scored = {model: score(read, {k: self.truths[k] for k in read}) for model,read in texts.items()}
-        found = {model: {'characters': 1 - rate(o), 'exact': rate(o, 'exact')} for model,o in scored.items()}
+            pairs.clear()
+        found = {model: self.score([o for o,_ in both], [o for _,o in both]) for model,both in pairs.items()}
         self.accuracy.clear()
-        for model,o in found.items():
-            for measure,value in o.items(): self.accuracy.labels(model, measure).set(value)
+        for model,measures in found.items():
+            for measure,value in measures.items(): self.accuracy.labels(model, measure).set(value)
         return found
 
 # %% ../nbs/library/probe.ipynb #625f74ec

@@ -18,15 +18,16 @@ from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 from mlops_course import monitoring
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import Api
-from mlops_course.dashboards import PANELS, curves_of, dashboard, legend_of
+from mlops_course.dashboards import curves_of, dashboard, legend_of
 from mlops_course.drift_store import Monitor, registry_of
 from mlops_course.durations import seconds_of, shortened
 from mlops_course.keys import Keys
 from mlops_course.monitoring import Hook, installed, program, read_deploy, watching
-from mlops_course.probe import Probe, probing
+from mlops_course.probe import probing
 from mlops_course.promql import Samples, evaluate, grown, labelled, quantile
 from mlops_course.reader.custom import load_custom
 from mlops_course.reader.features import FEATURES
+from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.trials import trial_lines
 from mlops_course.serving import Meters, create_app, ready
@@ -64,7 +65,7 @@ def slipped(engine):
 
 def test_a_probe_measures_what_the_service_cannot_know(live, engine, lines):
     shelf, client, url, key = live
-    probe = Probe(url, key, lines)
+    probe = line_probe(url, key, lines)
     assert probe.round()['reader/1']['characters'] > .95
     shelf.engine, shelf.version = slipped(engine), 'reader/2'
     client.post('/v1/models/reload').raise_for_status()
@@ -76,7 +77,7 @@ def test_a_probe_measures_what_the_service_cannot_know(live, engine, lines):
 
 def test_a_model_that_is_gone_leaves_the_gauge(live, engine, lines):
     shelf, client, url, key = live
-    probe = Probe(url, key, lines)
+    probe = line_probe(url, key, lines)
     probe.round()
     shelf.version = 'reader/2'
     client.post('/v1/models/reload').raise_for_status()
@@ -87,9 +88,9 @@ def test_a_model_that_is_gone_leaves_the_gauge(live, engine, lines):
 
 def test_a_probe_that_gets_no_answer_shows_nothing_rather_than_yesterday(live, lines):
     _, _, url, key = live
-    probe = Probe(url, key, lines)
+    probe = line_probe(url, key, lines)
     probe.round()
-    probe.headers = {'Authorization': 'Bearer nobody'}
+    probe.ask = ask_lines(url, 'nobody')
     assert probe.round() == {}
     assert probe.registry.get_sample_value('ocr_model_accuracy', {'model': 'reader/1', 'measure': 'exact'}) is None
     assert probe.registry.get_sample_value('ocr_probe_failures_total') == 1
@@ -97,8 +98,8 @@ def test_a_probe_that_gets_no_answer_shows_nothing_rather_than_yesterday(live, l
 
 def test_accuracy_counts_characters_and_not_lines(live, lines, monkeypatch):
     _, _, url, key = live
-    probe = Probe(url, key, lines[:2])
-    probe.truths |= {'0': 'x'*30} # the first is wrong in every character
+    probe = line_probe(url, key, lines[:2])
+    probe.truths[0] = 'x'*30 # the first is wrong in every character
     found = probe.round()['reader/1']
     assert found['exact'] == .5
     assert found['characters'] < 1 - 25/(30 + len(lines[1][1]))
@@ -106,7 +107,7 @@ def test_accuracy_counts_characters_and_not_lines(live, lines, monkeypatch):
 
 def test_a_probe_exports_for_prometheus(live, lines):
     _, _, url, key = live
-    with probing(Probe(url, key, lines[:2]), every_s=.1) as address:
+    with probing(line_probe(url, key, lines[:2]), every_s=.1) as address:
         until = time.monotonic() + 20
         while 'ocr_model_accuracy{' not in (text := httpx.get(f'{address}/metrics', follow_redirects=True, trust_env=False).text):
             assert time.monotonic() < until
@@ -116,7 +117,7 @@ def test_a_probe_exports_for_prometheus(live, lines):
 
 
 def test_a_probe_without_lines_is_refused():
-    with pytest.raises(ValueError, match='trial_lines'): Probe('http://127.0.0.1:1', 'key', [])
+    with pytest.raises(ValueError, match='trial_lines'): line_probe('http://127.0.0.1:1', 'key', [])
 
 
 # PromQL
@@ -396,7 +397,7 @@ def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lin
         rows = pd.DataFrame(np.random.default_rng(0).normal(size=(150, len(FEATURES))), columns=FEATURES)
         monitor.refer(rows[:100])
         for o in rows[100:].to_dict('records'): monitor.track(o)
-        targets = {'reader': url, 'probe': stack.enter_context(probing(Probe(url, key, lines[:4]), .3)),
+        targets = {'reader': url, 'probe': stack.enter_context(probing(line_probe(url, key, lines[:4]), .3)),
                    'drift': stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))}
         watch = stack.enter_context(watching(targets, hook_url, 200, .3, embedded))
         def wait(true):
@@ -464,14 +465,15 @@ def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
 
 def test_the_dashboard_is_made_from_the_panels(root):
     path = 'deploy/grafana/dashboards/reader.json'
-    rewrite = f"Write it anew: python -c \"from mlops_course.dashboards import dashboard; open('{path}', 'w').write(dashboard())\""
-    assert (root/path).read_text(encoding='utf-8') == dashboard(), rewrite
+    rewrite = (f"Write it anew: python -c \"from mlops_course.dashboards import dashboard; from mlops_course.reader.metrics import PANELS; "
+               f"open('{path}', 'w').write(dashboard(PANELS, 'Reader'))\"")
+    assert (root/path).read_text(encoding='utf-8') == dashboard(PANELS, 'Reader'), rewrite
 
 
 def test_grafana_finds_its_way_through_the_dashboard():
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
-    board = json.loads(dashboard())
+    board = json.loads(dashboard(PANELS, 'Reader'))
     assert json.loads(JSONEncoder().encode(Dashboard.from_json(board))) == board # Grafana's own types read what they wrote
     assert [o['title'] for o in board['panels']] == [o.title for o in PANELS]
     places = [tuple(o['gridPos'][k] for k in 'xywh') for o in board['panels']]
@@ -484,7 +486,7 @@ def test_grafana_finds_its_way_through_the_dashboard():
 
 def test_rules_and_panels_ask_for_what_is_exported(lines, tmp_path):
     with Monitor(tmp_path/'drift.db', FEATURES) as monitor:
-        registries = Meters().registry, Probe('', '', lines).registry, registry_of(monitor, 'ocr')
+        registries = Meters().registry, line_probe('', '', lines).registry, registry_of(monitor, 'ocr')
         exported = {s.name for registry in registries for o in registry.collect() for s in (o, *o.samples)}
     exported |= {o['record'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
     asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}

@@ -118,7 +118,8 @@ def services(
     from mlops_course.base.servers import on_free_port
     from mlops_course.keys import Keys
     from mlops_course.monitoring import Hook, Prometheus, watching
-    from mlops_course.probe import Probe, probing
+    from mlops_course.probe import probing
+    from mlops_course.reader.metrics import line_probe
     from mlops_course.reader.trials import trial_lines
     from mlops_course.serving import create_app
     keys = Keys(Path(folder)/'keys.json')
@@ -126,8 +127,8 @@ def services(
         app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way
         if any(o.name == 'probe' for o in keys): keys.revoke('probe') # not before the folder is ours: another's probe may need it
         reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(Hook(tell), lifespan='off'))
-        probe = Probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
-        monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.files))
+        probe = line_probe(reader, keys.add('probe'), trial_lines(lines, 0, ('render',))['render'])
+        monitor = stack.enter_context(tracking(app.state.service, Path(folder)/'drift.db', probe.questions))
         drift = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))
         targets = {'reader': reader, 'probe': stack.enter_context(probing(probe, every_s)), 'drift': drift}
         watch = stack.enter_context(watching(targets, hook, every_s=every_s))
