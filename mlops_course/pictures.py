@@ -80,8 +80,7 @@ class Cutoffs:
     min_contrast: float = 30                   # Greys between paper and ink
     near_bits: int = 40                        # Of 256: two hashes this close may belong to copies
     near_pixels: float = .33                   # Of the range from paper to ink: copies differ less, everywhere
-    shape: tuple[float, float] = (.7, 1.4)     # Width of the picture in widths of its text
-    light_kinds: tuple[str, ...] = ('display',) # Kinds with light ink
+    light_kinds: tuple[str, ...]|None = None   # Kinds with light ink; None: any may have it
 
 # %% ../nbs/library/pictures.ipynb #683cdb5c
 def distances(

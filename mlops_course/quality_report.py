@@ -18,7 +18,7 @@ import pandas as pd
 from .base.environment import fingerprint
 from .base.files import write_whole
 from .pictures import grey
-from .validation import CHECKS, Checked, Finding, as_table
+from .validation import Checked, Finding, as_table
 
 # %% ../nbs/library/quality_report.ipynb #25c14b5c
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733;background:#fff}
@@ -51,21 +51,22 @@ def table_html(frame:pd.DataFrame) -> str:
 # %% ../nbs/library/quality_report.ipynb #6252685e
 def finding_html(checked:Checked, finding:Finding) -> str:
     "One finding with its picture, and the other picture it is about."
-    text = checked.frame['text'].iloc[finding.row]
+    label = str(checked.frame[checked.label].iloc[finding.row]) if checked.label in checked.frame else ''
     seen = [picture_html(checked.folder/o, f'picture of row {finding.row}') for o in (finding.file, finding.other) if o] if finding.check != 'path' else []
     return (f"<figure>{''.join(seen)}<figcaption>row {finding.row}, <code>{escape(finding.file)}</code>, labelled "
-            f"<code>{escape(text) or '(nothing)'}</code><br>{escape(finding.reason)}</figcaption></figure>")
+            f"<code>{escape(label) or '(nothing)'}</code><br>{escape(finding.reason)}</figcaption></figure>")
 
 # %% ../nbs/library/quality_report.ipynb #611b0476
 def quality_report(
-    checked:Checked,  # From `check_folder`
+    checked:Checked,  # From `check_dataset`
     path:str|Path,    # Where to write the report
     worst:int=4,      # Pictures for each check, the worst first
 ) -> Path:
     "One HTML file: what was checked, what was found, and the worst cases in pictures."
     found,frame = as_table(checked.findings),checked.frame
     named = frame.index.isin(checked.rejected)
-    counts = pd.DataFrame([(name, what, int((found['check'] == name).sum())) for name,what in CHECKS.items()], columns=['check', 'looks for', 'findings'])
+    counts = pd.DataFrame([(name, what, int((found['check'] == name).sum())) for name,what in checked.checks.items()],
+                          columns=['check', 'looks for', 'findings'])
     by = [o for o in ('kind', 'split') if o in frame]
     slices = frame.assign(rows=1, rejected=named.astype(int)).groupby(by or (lambda _: 'all'))[['rows', 'rejected']].sum().reset_index()
     cases = [f"<h2>{name}</h2><p>{escape(what)}; {n} found{f', the worst {worst} shown' if n > worst else ''}</p>"

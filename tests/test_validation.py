@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
 from PIL import Image
 
@@ -15,12 +16,12 @@ from mlops_course.base.files import write_whole
 from mlops_course.lineage import lineage, outdated
 from mlops_course.pictures import Copy, Cutoffs, copies, distances, grey, light_ink, measure, pixel_difference
 from mlops_course.quality_report import quality_report
-from mlops_course.reader.checks import check_folder, check_leaks, check_table, expected_shape, label_schema
+from mlops_course.reader.checks import GROUPS, LINE_CHECKS, UNGROUPED, LineCutoffs, check_folder, expected_shape, label_schema
 from mlops_course.reader.datasets import make_version, read_labels
 from mlops_course.reader.degradations import degrade
 from mlops_course.reader.feed import load_feed
 from mlops_course.reader.fonts import FONTS, render_line
-from mlops_course.validation import CHECKS, Checked, Finding, as_table, check_images, sort_out
+from mlops_course.validation import CHECKS, Checked, Finding, as_table, check_dataset, check_images, check_leaks, check_table, sort_out
 
 ROWS = 240
 
@@ -224,21 +225,21 @@ def test_rows_that_differ_in_one_digit_are_no_copies():
 def test_a_value_that_breaks_the_schema_is_named(clean, column, value, check):
     frame = read_labels(clean / "labels.csv")
     frame.at[5, column] = value
-    assert {(o.row, o.check) for o in check_table(frame)} == {(5, check)}
+    assert {(o.row, o.check) for o in check_table(frame, label_schema())} == {(5, check)}
 
 
 def test_a_file_listed_twice_is_named_in_both_rows(clean):
     frame = read_labels(clean / "labels.csv")
     frame.at[5, "file"] = frame.at[9, "file"]
-    assert {(o.row, o.check) for o in check_table(frame)} == {(5, "twice"), (9, "twice")}
+    assert {(o.row, o.check) for o in check_table(frame, label_schema())} == {(5, "twice"), (9, "twice")}
 
 
 def test_a_table_without_a_column_is_refused(clean):
     frame = read_labels(clean / "labels.csv")
     with pytest.raises(ValueError, match="no column route, split"):
-        check_table(frame.drop(columns=["split", "route"]))
+        check_table(frame.drop(columns=["split", "route"]), label_schema())
     with pytest.raises(ValueError, match="read_labels"):
-        check_table(frame.assign(route=110))
+        check_table(frame.assign(route=110), label_schema())
 
 
 def test_the_label_na_is_a_text(copy):
@@ -260,8 +261,26 @@ def test_an_own_folder_with_two_columns_can_be_checked(copy):
     frame = read_labels(copy / "labels.csv")[["file", "text"]]
     frame.at[3, "text"] = ""
     save(copy, frame)
-    found = check_folder(copy, Cutoffs(shape=(.3, 3)), label_schema().select_columns(["file", "text"]))
+    found = check_folder(copy, LineCutoffs(shape=(.3, 3)), label_schema().select_columns(["file", "text"]))
     assert {(o.row, o.check) for o in found.findings} == {(3, "empty")}
+
+
+def test_other_images_are_checked_with_their_own_columns(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(5): cv2.imwrite(str(tmp_path / f"{i}.png"), cv2.resize(rng.integers(0, 256, (8, 8), np.uint8), (64, 64)))
+    shutil.copy(tmp_path / "0.png", tmp_path / "5.png")
+    frame = pd.DataFrame({"file": [f"{i}.png" for i in range(6)], "finding": ["none"] * 4 + ["covid", "covid"],
+                          "patient": list("aabbba"), "split": ["train"] * 4 + ["test", "train"]})
+    schema = pa.DataFrameSchema({"finding": pa.Column(str, pa.Check.isin(["none", "covid"], error="value: none or covid was expected"))})
+    def late(frame, measured, cutoffs): return [Finding(3, "3.png", "late", "made last")]
+    checked = check_dataset(tmp_path, frame, schema, Cutoffs(), ["patient"], more=late, checks=CHECKS | {"late": "made last"}, label="finding")
+    assert {(o.row, o.check) for o in checked.findings} == {(0, "duplicate"), (5, "duplicate"), (4, "leak"), (3, "late")}
+    assert any("whose finding is 'covid'" in o.reason for o in checked.findings)
+    frame.to_csv(tmp_path / "labels.csv", index=False)
+    html = quality_report(checked, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<td>late</td>" in html
+    assert "labelled <code>covid</code>" in html
+    assert "alphabet" not in html
 
 
 # --- small parts
@@ -300,8 +319,8 @@ def test_copies_with_different_texts_are_both_named():
 
 def test_rows_without_a_route_are_no_group():
     frame = pd.DataFrame({"file": list("abc"), "split": ["train", "test", "test"], "route": "-", "font": "segments"})
-    assert check_leaks(frame) == []
-    assert [o.row for o in check_leaks(frame.assign(route="110"))] == [0]
+    assert check_leaks(frame, GROUPS, shared=UNGROUPED) == []
+    assert [o.row for o in check_leaks(frame.assign(route="110"), GROUPS, shared=UNGROUPED)] == [0]
 
 
 @pytest.mark.parametrize("dark_paper", [False, True])
@@ -393,7 +412,7 @@ def test_the_report_holds_its_pictures_and_asks_for_nothing(copy, tmp_path):
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<script", re.sub(r"base64,[^\"]*", "", html))
     assert "&lt;script&gt;" in html
     assert "default-src 'none'" in html
-    assert all(f"<td>{o}</td>" in html for o in CHECKS)
+    assert all(f"<td>{o}</td>" in html for o in LINE_CHECKS)
     assert html.count("alt=") == len(sources)
 
 
