@@ -13,18 +13,11 @@ from PIL import Image
 from mlops_course.base.images import load_image
 from mlops_course.base.settings import Gates, Limits, load_settings
 from mlops_course.base.stats import share_of
+from mlops_course.behaviour import Capability, failure_rates, try_capabilities
 from mlops_course.contract import awkward_images, contract_failures, upload_field
 from mlops_course.mutation import mutants, try_mutants
 from mlops_course.reader import capabilities
-from mlops_course.reader.capabilities import (
-    CAPABILITIES,
-    Capability,
-    clear_line,
-    draw_failures,
-    failure_rates,
-    model_gates,
-    try_capabilities,
-)
+from mlops_course.reader.capabilities import CAPABILITIES, clear_line, draw_failures, model_gates
 from mlops_course.scoring import score
 from mlops_course.testing import cover, find_flaky, run_tests
 
@@ -128,7 +121,7 @@ def test_half_a_line_may_end_in_half_a_letter():
 
 
 def test_a_reader_that_reads_nothing_fails_where_it_must():
-    rates = failure_rates(try_capabilities(always(''), cases=4))
+    rates = failure_rates(try_capabilities(always(''), CAPABILITIES, cases=4))
     assert (rates[rates['kind'] == 'minimum']['rate'] == rates[rates['kind'] == 'minimum'].index.map(lambda o: float(o != 'blank paper'))).all()
     assert (rates[rates['kind'] == 'invariance']['rate'] == 0).all()
     assert (rates[rates['kind'] == 'direction']['rate'] == 1).all()
