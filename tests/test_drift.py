@@ -30,11 +30,12 @@ from mlops_course.drift import distance, looks, margin, mmd, moved, psi, report
 from mlops_course.drift_store import Claims, Labels, Memory, Monitor, registry_of
 from mlops_course.keys import Keys
 from mlops_course.monitoring import PROGRAMS, Hook, Note, watching
-from mlops_course.pipelines import RULE, Order
+from mlops_course.pipelines import RULE
 from mlops_course.prefect_server import FlowServer
 from mlops_course.reader.custom import Custom, load_custom
 from mlops_course.reader.features import FEATURES, Sensor, look, slope
 from mlops_course.reader.services import Retraining, Tracker, services
+from mlops_course.reader.steps import Order
 from mlops_course.reader.trials import trial_lines
 from mlops_course.reader.weights import load_recogniser
 from mlops_course.registry import history
@@ -511,8 +512,9 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.sorting import FlowRunSort
         client = stack.enter_context(get_client(sync_client=True))
-        stack.enter_context(Process([sys.executable, '-c', 'from mlops_course.pipelines import serve_retraining; serve_retraining()'],
-                                    f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
+        code = 'from mlops_course.pipelines import serve_retraining; from mlops_course.reader.steps import Order; ' \
+               'serve_retraining("mlops_course.reader.steps.deliver", Order())'
+        stack.enter_context(Process([sys.executable, '-c', code], f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
         until(lambda: client.read_automations_by_name(RULE), 60)
         retraining = Retraining(Claims(monitor.path), order)
         hook = stack.enter_context(on_free_port(Hook(retraining), lifespan='off'))

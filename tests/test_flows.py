@@ -21,13 +21,15 @@ import yaml
 from click.testing import CliRunner
 from filelock import FileLock
 
-from mlops_course import pipelines, workflows
+from mlops_course import pipelines, prefect_server, workflows
 from mlops_course.base import processes
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.processes import Process, came_up, free_port
 from mlops_course.base.settings import Params
-from mlops_course.pipelines import Board, Order, Refused, Step, as_flow, key_of, one_step, production, smoke, swap
+from mlops_course.pipelines import Board, Refused, Step, code_files, folder_of, journal, times_done
 from mlops_course.prefect_server import FlowServer
+from mlops_course.reader import steps
+from mlops_course.reader.steps import Order, production, smoke, swap
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
 TINY = Order(start='', steps=2, lines=2)
@@ -40,6 +42,21 @@ def runs(tmp_path, monkeypatch):
     for name,value in {'P95_MS': '1000000', 'LINES': '2'}.items(): monkeypatch.setenv(f'MLOPS_COURSE_PARAMS__GATES__{name}', value)
     monkeypatch.delenv('PRODUCTION_URL', raising=False)
     return tmp_path
+
+
+def key_of(name, order, done):
+    "The key of one of the reader's steps."
+    return pipelines.key_of(steps.STEPS, name, order, done)
+
+
+def one_step(name, order, approved_by=''):
+    "One of the reader's steps."
+    return pipelines.one_step(steps.STEPS, name, order, approved_by)
+
+
+def as_flow(report=None):
+    "The reader's flow."
+    return pipelines.as_flow(steps.STEPS, Order, report)
 
 
 # An order, and what is known about steps
@@ -64,28 +81,28 @@ def test_equal_orders_are_one_delivery():
 
 def test_every_step_comes_after_what_it_needs():
     seen = {'approval'}
-    for name,step in pipelines.STEPS.items():
+    for name,step in steps.STEPS.items():
         assert {*step.needs, *step.after} <= seen, name
         seen.add(name)
 
 
 def test_every_step_names_fields_and_files_that_exist(root):
-    for name,step in pipelines.STEPS.items():
+    for name,step in steps.STEPS.items():
         assert set(step.uses) <= set(Order.model_fields), name
         assert set(step.params) <= set(Params.model_fields), name
         for pattern in step.code: assert any(root.glob(pattern)), f'{name}: {pattern}'
 
 
 def test_release_is_alone_and_never_kept():
-    assert pipelines.STEPS['release'].alone
-    assert not pipelines.STEPS['release'].keep
+    assert steps.STEPS['release'].alone
+    assert not steps.STEPS['release'].keep
 
 
-@pytest.mark.parametrize(('change', 'steps'), [({'rate': .5}, {'train'}), ({'lines': 7}, {'validate'}), ({'checks': ('ruff',)}, {'quality'}),
+@pytest.mark.parametrize(('change', 'changed'), [({'rate': .5}, {'train'}), ({'lines': 7}, {'validate'}), ({'checks': ('ruff',)}, {'quality'}),
                                                ({'data': 'v2'}, {'data', 'train', 'validate'})])
-def test_key_changes_with_the_fields_that_a_step_uses(change, steps):
+def test_key_changes_with_the_fields_that_a_step_uses(change, changed):
     other = Order(**change)
-    assert {o for o in pipelines.STEPS if key_of(o, other, GIVEN) != key_of(o, Order(), GIVEN)} == steps
+    assert {o for o in steps.STEPS if key_of(o, other, GIVEN) != key_of(o, Order(), GIVEN)} == changed
 
 
 def test_key_changes_with_what_a_step_is_given():
@@ -93,24 +110,25 @@ def test_key_changes_with_what_a_step_is_given():
     assert key_of('train', Order(), GIVEN) == key_of('train', Order(), GIVEN | {'register': {'version': 2}})
 
 
-def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatch):
+def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatch, root):
     monkeypatch.setattr(pipelines, 'find_root', lambda: tmp_path)
-    for o in ('mlops_course', 'notes'): (tmp_path/o).mkdir()
-    (tmp_path/'mlops_course'/'data.py').write_text('a = 1')
+    shutil.copytree(root/'mlops_course', tmp_path/'mlops_course', ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path/'notes').mkdir()
     before = key_of('data', Order(), GIVEN)
     (tmp_path/'notes'/'idea.txt').write_text('something else')
+    (tmp_path/'mlops_course'/'serving.py').write_text('a = 1') # which no step on data needs
     assert key_of('data', Order(), GIVEN) == before
-    (tmp_path/'mlops_course'/'data.py').write_text('a = 2')
+    with (tmp_path/'mlops_course'/'reader'/'degradations.py').open('a') as file: file.write('a = 2')
     assert key_of('data', Order(), GIVEN) != before
 
 
-@pytest.mark.parametrize(('variable', 'value', 'steps'), [
+@pytest.mark.parametrize(('variable', 'value', 'changed'), [
     ('MLOPS_COURSE_PARAMS__TESTING__CER', '1e-9', {'tests', 'validate'}), ('MLOPS_COURSE_PARAMS__GATES__P95_MS', '1', {'tests', 'validate'}),
     ('MLFLOW_TRACKING_URI', 'http://elsewhere:5000', {'train', 'stage'})])
-def test_key_changes_with_the_settings_that_a_step_reads(monkeypatch, variable, value, steps):
-    before = {o: key_of(o, Order(), GIVEN) for o in pipelines.STEPS}
+def test_key_changes_with_the_settings_that_a_step_reads(monkeypatch, variable, value, changed):
+    before = {o: key_of(o, Order(), GIVEN) for o in steps.STEPS}
     monkeypatch.setenv(variable, value)
-    assert {o for o in pipelines.STEPS if key_of(o, Order(), GIVEN) != before[o]} == steps
+    assert {o for o in steps.STEPS if key_of(o, Order(), GIVEN) != before[o]} == changed
 
 
 def test_key_does_not_change_with_the_password_of_the_store(monkeypatch):
@@ -123,7 +141,9 @@ def test_key_does_not_change_with_the_password_of_the_store(monkeypatch):
 
 def files_of(name, root):
     "What the key of a step looks at."
-    return {o.relative_to(root).as_posix() for pattern in pipelines.STEPS[name].code for o in root.glob(pattern)}
+    step = steps.STEPS[name]
+    found = {o for pattern in step.code for o in root.glob(pattern)} | set(code_files(step.does, root) if step.imports else ())
+    return {o.relative_to(root).as_posix() for o in found}
 
 
 def test_quality_looks_at_all_that_ruff_does(root):
@@ -134,49 +154,56 @@ def test_quality_looks_at_all_that_ruff_does(root):
 
 @pytest.mark.parametrize('name', ['data', 'train', 'validate'])
 def test_code_of_a_step_names_the_modules_that_it_imports(root, name):
-    text = inspect.getsource(pipelines.STEPS[name].does) + inspect.getsource(pipelines.judged)*(name == 'validate')
-    used = {f'mlops_course/{o}.py' for o in re.findall(r'from mlops_course\.(\w+) import', text)}
-    assert used | {'mlops_course/pipelines.py'} <= files_of(name, root)
+    text = inspect.getsource(steps.STEPS[name].does) + inspect.getsource(steps.judged)*(name == 'validate')
+    used = {f'mlops_course/{o.replace(".", "/")}.py' for o in re.findall(r'from mlops_course\.([\w.]+) import', text)}
+    assert len(used) > 1
+    assert used | {'mlops_course/pipelines.py', 'mlops_course/reader/steps.py'} <= files_of(name, root)
+
+
+def test_code_of_a_step_names_what_its_imports_import(root):
+    found = files_of('train', root)
+    assert {f'mlops_course/{o}.py' for o in ('versioning', 'base/files', 'base/environment', 'base/settings', 'reader/degradations')} <= found
+    assert not {f'mlops_course/{o}.py' for o in ('serving', 'registry', 'validation', 'tools/cli')} & found
 
 
 # Steps
 
 def test_quality_says_what_is_wrong(monkeypatch):
-    monkeypatch.setitem(pipelines.CHECKS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
-    with pytest.raises(Refused, match='ruff is not content: line 3 is bad'): pipelines.quality(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(steps.CHECKS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
+    with pytest.raises(Refused, match='ruff is not content: line 3 is bad'): steps.quality(Order(checks=('ruff',)), {})
 
 
 def test_quality_names_a_missing_program(monkeypatch):
-    monkeypatch.setitem(pipelines.CHECKS, 'ruff', ('no-such-program',))
-    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): pipelines.quality(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(steps.CHECKS, 'ruff', ('no-such-program',))
+    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): steps.quality(Order(checks=('ruff',)), {})
 
 
 def test_failed_tests_are_named(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('def test_good(): pass\ndef test_bad(): assert 1 == 2\n')
-    with pytest.raises(Refused, match='1 tests failed: test_bad'): pipelines.tests(Order(tests=(str(path),)), {})
+    with pytest.raises(Refused, match='1 tests failed: test_bad'): steps.tests(Order(tests=(str(path),)), {})
 
 
 def test_passed_tests_of_a_folder_are_counted(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_skipped(): pass\n')
-    assert pipelines.tests(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
+    assert steps.tests(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
 
 
 def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
     from mlops_course.reader import checks
     found = SimpleNamespace(frame=[0]*40, rejected={1, 2, 3}, findings=[SimpleNamespace(reason='no ink')])
     monkeypatch.setattr(checks, 'check_folder', lambda folder: found)
-    with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): pipelines.data(Order(), {})
+    with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): steps.data(Order(), {})
 
 
 @pytest.mark.slow
 def test_training_that_is_done_is_not_done_again(runs, monkeypatch):
-    first = pipelines.train(TINY, GIVEN)
-    assert pipelines.train(TINY, GIVEN) == first
-    assert pipelines.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
-    monkeypatch.setitem(pipelines.STEPS, 'train', pipelines.STEPS['train']._replace(code=('setup.py',)))
-    assert pipelines.train(TINY, GIVEN)['run'] != first['run'] # other code too
+    first = steps.train(TINY, GIVEN)
+    assert steps.train(TINY, GIVEN) == first
+    assert steps.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
+    monkeypatch.setitem(steps.STEPS, 'train', steps.STEPS['train']._replace(code=('setup.py',)))
+    assert steps.train(TINY, GIVEN)['run'] != first['run'] # other code too
 
 
 @pytest.mark.slow
@@ -192,9 +219,9 @@ def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
         return real(recipe, report, **more)
     real = tracked.train
     monkeypatch.setattr(tracked, 'train', cut_off)
-    with pytest.raises(KeyboardInterrupt): pipelines.train(order, GIVEN)
+    with pytest.raises(KeyboardInterrupt): steps.train(order, GIVEN)
     monkeypatch.setattr(tracked, 'train', real)
-    pipelines.train(order, GIVEN)
+    steps.train(order, GIVEN)
     found = tracking.runs(open_store())
     assert len(found) == 1
     assert found[0]['status'] == 'FINISHED'
@@ -202,14 +229,14 @@ def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
 
 
 def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
-    with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): pipelines.validate(TINY, {'train': pipelines.train(TINY, GIVEN)})
+    with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): steps.validate(TINY, {'train': steps.train(TINY, GIVEN)})
 
 
 @pytest.mark.slow
 def test_registering_twice_makes_one_version(runs):
-    done = {'train': pipelines.train(TINY, GIVEN)}
-    assert pipelines.register(TINY, done) == {'version': 1}
-    assert pipelines.register(TINY, done) == {'version': 1}
+    done = {'train': steps.train(TINY, GIVEN)}
+    assert steps.register(TINY, done) == {'version': 1}
+    assert steps.register(TINY, done) == {'version': 1}
 
 
 @contextmanager
@@ -221,11 +248,11 @@ def well(version):
 @pytest.fixture
 def two_versions(runs, monkeypatch):
     "A champion that reads nothing, and the shipped recogniser as its challenger."
-    monkeypatch.setattr(pipelines, 'production', well)
-    monkeypatch.setattr(pipelines, 'smoke', lambda client, version, order: {'reads': 0})
+    monkeypatch.setattr(steps, 'production', well)
+    monkeypatch.setattr(steps, 'smoke', lambda client, version, order: {'reads': 0})
     orders = [TINY.model_copy(update={'lines': 24}), TINY.model_copy(update={'start': 'recogniser', 'lines': 24})]
-    done = [{**GIVEN, 'register': pipelines.register(o, {'train': pipelines.train(o, GIVEN)})} for o in orders]
-    assert pipelines.release(orders[0], done[0])['champion'] == 1
+    done = [{**GIVEN, 'register': steps.register(o, {'train': steps.train(o, GIVEN)})} for o in orders]
+    assert steps.release(orders[0], done[0])['champion'] == 1
     return orders,done
 
 
@@ -240,18 +267,18 @@ def champion():
 @pytest.mark.slow
 def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
     (_,order),(_,done) = two_versions
-    assert pipelines.release(order, done)['champion'] == 2
+    assert steps.release(order, done)['champion'] == 2
     version,last = champion()
     assert (version, last['who'], last['what']) == (2, 'Ana', 'promoted')
-    assert pipelines.release(order, done)['champion'] == 2
+    assert steps.release(order, done)['champion'] == 2
     assert champion()[1]['n'] == last['n']
 
 
 @pytest.mark.slow
 def test_release_that_the_gates_refuse_changes_nothing(two_versions):
     (old,order),(before,done) = two_versions
-    pipelines.release(order, done)
-    with pytest.raises(Refused, match='Version 1 stays a challenger'): pipelines.release(old, before)
+    steps.release(order, done)
+    with pytest.raises(Refused, match='Version 1 stays a challenger'): steps.release(old, before)
     assert champion()[0] == 2
 
 
@@ -259,8 +286,8 @@ def test_release_that_the_gates_refuse_changes_nothing(two_versions):
 def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     (_,order),(_,done) = two_versions
     def ill(client, version, order): raise ConnectionError('503')
-    monkeypatch.setattr(pipelines, 'smoke', ill)
-    with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): pipelines.release(order, done)
+    monkeypatch.setattr(steps, 'smoke', ill)
+    with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): steps.release(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -283,8 +310,8 @@ HTTPServer(('127.0.0.1', PORT), Service).serve_forever()
 def dying(tmp_path, monkeypatch):
     "A service in production that dies of its first read, and none of the stand-ins."
     port = free_port()
-    monkeypatch.setattr(pipelines, 'production', production)
-    monkeypatch.setattr(pipelines, 'smoke', smoke)
+    monkeypatch.setattr(steps, 'production', production)
+    monkeypatch.setattr(steps, 'smoke', smoke)
     monkeypatch.setenv('PRODUCTION_URL', f'http://127.0.0.1:{port}')
     monkeypatch.setenv('PRODUCTION_KEY', 'any')
     with Process([sys.executable, '-c', DYING.replace('PORT', str(port))], f'http://127.0.0.1:{port}', tmp_path/'dying.log'): yield
@@ -293,7 +320,7 @@ def dying(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_release_whose_service_dies_is_taken_back(two_versions, dying):
     (_,order),(_,done) = two_versions
-    with pytest.raises(Refused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): pipelines.release(order, done)
+    with pytest.raises(Refused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): steps.release(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -301,7 +328,7 @@ def test_release_whose_service_dies_is_taken_back(two_versions, dying):
 def test_first_release_that_is_not_well_says_that_it_stays(runs, monkeypatch, dying):
     from mlops_course import registry
     monkeypatch.setattr(registry, 'history', lambda store: [{'what': 'promoted', 'version': 1}])
-    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): pipelines.release(TINY, GIVEN)
+    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): steps.release(TINY, GIVEN)
 
 
 def test_service_that_is_gone_is_a_failure_that_may_pass():
@@ -314,7 +341,7 @@ def test_production_asks_for_a_key(monkeypatch):
     monkeypatch.setenv('PRODUCTION_URL', 'http://127.0.0.1:9')
     monkeypatch.delenv('PRODUCTION_KEY', raising=False)
     with pytest.raises(PermissionError, match='mlops-course keys add pipeline --role admin'):
-        with pipelines.production(1): pass
+        with steps.production(1): pass
 
 
 def answering(handle):
@@ -329,7 +356,7 @@ def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
     def handle(request):
         if 'line=true' not in str(request.url): return httpx.Response(stranger)
         return httpx.Response(status, json={'model': model, 'text': ''})
-    with pytest.raises((Refused, ConnectionError), match=said): pipelines.smoke(answering(handle), 2, Order(), reads=3)
+    with pytest.raises((Refused, ConnectionError), match=said): steps.smoke(answering(handle), 2, Order(), reads=3)
 
 
 # One step at a time
@@ -343,24 +370,24 @@ def test_one_step_waits_for_those_before_it(runs):
 
 
 def test_one_step_asks_who_approves(runs, monkeypatch):
-    monkeypatch.setitem(pipelines.STEPS, 'release', Step(lambda order, done: {'by': done['approval']['by']}, needs=('approval',)))
+    monkeypatch.setitem(steps.STEPS, 'release', Step(lambda order, done: {'by': done['approval']['by']}, needs=('approval',)))
     with pytest.raises(PermissionError, match='Nobody has approved release'): one_step('release', Order())
     assert one_step('release', Order(), 'Ana') == {'by': 'Ana'}
 
 
 def test_one_step_hands_on_what_it_said(runs, monkeypatch):
-    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(lambda order, done: {'x': 1}), 'b': Step(lambda order, done: {'y': done['a']['x'] + 1}, ('a',))})
+    monkeypatch.setattr(steps, 'STEPS', {'a': Step(lambda order, done: {'x': 1}), 'b': Step(lambda order, done: {'y': done['a']['x'] + 1}, ('a',))})
     one_step('a', Order())
     assert one_step('b', Order()) == {'y': 2}
-    assert [o['what'] for o in pipelines.journal()] == ['began', 'ended']*2
+    assert [o['what'] for o in journal()] == ['began', 'ended']*2
 
 
 def test_step_that_fails_leaves_no_result(runs, monkeypatch):
     def fail(order, done): raise Refused('no')
-    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(fail)})
+    monkeypatch.setattr(steps, 'STEPS', {'a': Step(fail)})
     with pytest.raises(Refused): one_step('a', Order())
-    assert not list(pipelines.folder_of(Order()).glob('*.json'))
-    assert [o['what'] for o in pipelines.journal()] == ['began']
+    assert not list(folder_of(Order()).glob('*.json'))
+    assert [o['what'] for o in journal()] == ['began']
 
 
 # The command
@@ -421,12 +448,12 @@ def test_waiting_command_ends_without_a_trace(runs, ends):
 
 def test_command_fails_where_a_gate_refuses(runs, monkeypatch):
     def fail(order, done): raise Refused('CER too high')
-    monkeypatch.setattr(pipelines, 'STEPS', {'validate': Step(fail)})
+    monkeypatch.setattr(steps, 'STEPS', {'validate': Step(fail)})
     assert say('validate') == (1, 'Refused: CER too high\n')
 
 
 def test_command_prints_a_line_of_json_for_each_step(runs, monkeypatch):
-    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(lambda order, done: {'steps': order.steps})})
+    monkeypatch.setattr(steps, 'STEPS', {'a': Step(lambda order, done: {'steps': order.steps})})
     code,output = say('a', '-p', 'steps', '7')
     assert code == 0
     assert json.loads(output)['steps'] == 7
@@ -481,8 +508,9 @@ def server(tmp_path_factory):
 STEPS = """
 import os, time
 from pathlib import Path
-from mlops_course import pipelines
-from mlops_course.pipelines import Order, Refused, Step
+from mlops_course.pipelines import Refused, Step, as_flow
+from mlops_course.reader import steps
+from mlops_course.reader.steps import Order
 folder = Path(os.environ['MLOPS_COURSE_PATHS__RUNS'])
 def one(order, done): return {'n': 1}
 def two(order, done):
@@ -491,7 +519,7 @@ def two(order, done):
         time.sleep(300)
     return {'n': done['one']['n'] + 1}
 def release(order, done): return {'by': done['approval']['by']}
-pipelines.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()),
+steps.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()),
                'release': Step(release, ('approval',), ('two',), keep=False, alone=True, code=())}
 """
 
@@ -499,14 +527,14 @@ pipelines.STEPS = {'one': Step(one, code=()), 'two': Step(two, ('one',), code=()
 @pytest.fixture
 def few_steps(runs, monkeypatch):
     "Three steps that cost nothing, in this process too."
-    monkeypatch.setattr(pipelines, 'STEPS', pipelines.STEPS)
+    monkeypatch.setattr(steps, 'STEPS', steps.STEPS)
     exec(STEPS, {}) # noqa: S102 (the text above)
     return runs
 
 
 @pytest.mark.slow
 def test_killed_flow_goes_on_where_it_was(server, few_steps):
-    child = subprocess.Popen([sys.executable, '-c', STEPS + 'pipelines.as_flow()(Order(), "Ana")'])
+    child = subprocess.Popen([sys.executable, '-c', STEPS + 'as_flow(steps.STEPS, Order)(Order(), "Ana")'])
     try:
         until = time.monotonic() + 200
         while not (few_steps/'inside').exists():
@@ -515,19 +543,19 @@ def test_killed_flow_goes_on_where_it_was(server, few_steps):
             time.sleep(.05)
     finally: child.kill()
     assert child.wait() == -signal.SIGKILL
-    assert pipelines.times_done() == {'one': 1, 'two': 1}
+    assert times_done(steps.STEPS) == {'one': 1, 'two': 1}
     (few_steps/'mended').touch()
-    board = Board(tuple(pipelines.STEPS))
+    board = Board(tuple(steps.STEPS))
     assert as_flow(board)(Order(), 'Ana') == {'one': {'n': 1}, 'two': {'n': 2}, 'release': {'by': 'Ana'}}
     assert repr(board) == 'one: kept\ntwo: done\nrelease: done'
-    assert pipelines.times_done() == {'one': 1, 'two': 2, 'release': 1}
-    assert pipelines.times_done('ended') == {'one': 1, 'two': 1, 'release': 1}
+    assert times_done(steps.STEPS) == {'one': 1, 'two': 2, 'release': 1}
+    assert times_done(steps.STEPS, 'ended') == {'one': 1, 'two': 1, 'release': 1}
 
 
 @pytest.mark.slow
 def test_without_approval_the_flow_ends_before_release(server, few_steps, monkeypatch):
     (few_steps/'mended').touch()
-    board = Board(tuple(pipelines.STEPS))
+    board = Board(tuple(steps.STEPS))
     assert 'release' not in as_flow(board)(Order(seed=1))
     assert board.rows['release'][0] == 'waiting'
 
@@ -536,10 +564,10 @@ def test_without_approval_the_flow_ends_before_release(server, few_steps, monkey
 @pytest.mark.parametrize(('error', 'times'), [(ConnectionError('gone'), 3), (Refused('no'), 1)])
 def test_only_what_may_pass_is_tried_again(server, runs, monkeypatch, error, times):
     def fail(order, done): raise error
-    monkeypatch.setattr(pipelines, 'STEPS', {'a': Step(fail, tries=3, code=()), 'b': Step(lambda order, done: {}, ('a',), code=())})
+    monkeypatch.setattr(steps, 'STEPS', {'a': Step(fail, tries=3, code=()), 'b': Step(lambda order, done: {}, ('a',), code=())})
     board = Board(('a', 'b'))
     with pytest.raises(type(error)): as_flow(board)(Order())
-    assert pipelines.times_done() == {'a': times}
+    assert times_done(steps.STEPS) == {'a': times}
     assert repr(board) == 'a: failed\nb: waiting'
 
 
@@ -549,7 +577,7 @@ def test_changed_gate_is_judged_anew(server, runs, monkeypatch):
     def judge(order, done):
         if (limit := load_settings().params.testing.cer) < .01: raise Refused(f'at most {limit} is allowed')
         return {}
-    monkeypatch.setattr(pipelines, 'STEPS', {'validate': pipelines.STEPS['validate']._replace(does=judge, needs=(), after=())})
+    monkeypatch.setattr(steps, 'STEPS', {'validate': steps.STEPS['validate']._replace(does=judge, needs=(), after=())})
     for state in ('done', 'kept'):
         as_flow(board := Board(('validate',)))(TINY)
         assert repr(board) == f'validate: {state}'
@@ -565,7 +593,7 @@ def test_two_flows_are_never_in_production_at_once(server, runs, monkeypatch):
         time.sleep(3) # time enough for the other flow to come
         inside.append((began, time.monotonic()))
         return {}
-    monkeypatch.setattr(pipelines, 'STEPS', {'release': Step(release, keep=False, alone=True, code=())})
+    monkeypatch.setattr(steps, 'STEPS', {'release': Step(release, keep=False, alone=True, code=())})
     with ThreadPoolExecutor(2) as pool: list(pool.map(as_flow(), [Order(), Order(seed=1)], ['Ana', 'Ben']))
     (_,first_ended),(second_began,_) = sorted(inside)
     assert first_ended <= second_began
@@ -582,7 +610,7 @@ def test_results_are_json_that_anybody_can_read(server, few_steps):
 
 def test_a_second_server_says_that_it_waits_for_the_first(tmp_path, monkeypatch, capfd):
     def enough(): raise InterruptedError
-    monkeypatch.setattr(pipelines, 'free_port', enough)
+    monkeypatch.setattr(prefect_server, 'free_port', enough)
     held = Event()
     def first():
         with FileLock(tmp_path/'server.lock'):
@@ -659,7 +687,7 @@ def test_without_a_variable_the_workflow_takes_the_whole_order():
 
 def test_jobs_call_steps_that_exist():
     called = [line.split()[2] for job in workflows.jobs_of(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
-    assert set(called) == set(pipelines.STEPS)
+    assert set(called) == set(steps.STEPS)
 
 
 @pytest.mark.slow
