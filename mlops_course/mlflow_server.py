@@ -6,60 +6,29 @@
 __all__ = ['Server']
 
 # %% ../nbs/library/mlflow_server.ipynb #792ce939
-import os
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-from .base.processes import WATCHMAN
+from .base.processes import Process, free_port
 from .store import hidden
 
 # %% ../nbs/library/mlflow_server.ipynb #ace2d014
-class Server:
+class Server(Process):
     "MLflow's server on this machine, until the `with` block or this process ends."
     def __init__(self,
         uri:str,        # Of the database that it serves
         artifacts:Path, # Folder for the files of runs
         port:int=0,     # Any free one if 0
     ):
-        with socket.socket() as free: # closed at once; the server takes the port that it had
-            free.bind(('127.0.0.1', port))
-            self.port = free.getsockname()[1]
-        self.backend,self.artifacts = uri,Path(artifacts)
-        self.watchman:Any = None
-    @property
-    def uri(self) -> str: return f'http://127.0.0.1:{self.port}'
+        self.port,artifacts = port or free_port(),Path(artifacts)
+        self.uri = f'http://127.0.0.1:{self.port}'
+        super().__init__([sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port), '--workers', '1',
+                          '--backend-store-uri', uri, '--artifacts-destination', artifacts.resolve().as_uri()], f'{self.uri}/health',
+                         artifacts/'server.log', {'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'})
     def __repr__(self): return f"Server({self.uri}, {'running' if self.watchman else 'stopped'})"
 
     def __enter__(self) -> 'Server':
-        self.artifacts.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, '-c', WATCHMAN, sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port), '--workers', '1',
-                   '--backend-store-uri', self.backend, '--artifacts-destination', self.artifacts.resolve().as_uri()]
-        env = {**os.environ, 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'}
-        with (self.artifacts/'server.log').open('ab') as log:
-            self.watchman = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-        until = time.monotonic() + 300 # a busy machine may need minutes
-        while not self.answers():
-            if self.watchman.poll() is not None or time.monotonic() > until:
-                self.stop()
-                said = (self.artifacts/'server.log').read_text(encoding='utf-8', errors='replace')[-1500:]
-                raise ConnectionError(f"The MLflow server did not start on port {self.port}: {hidden(said)}")
-            time.sleep(.1)
+        try: super().__enter__()
+        except ConnectionError as e: # without the password that may stand in it
+            raise ConnectionError(f"The MLflow server did not start on port {self.port}: {hidden(str(e))}") from None
         return self
-    def __exit__(self, *_) -> None: self.stop()
-
-    def answers(self) -> bool:
-        "Is it there, and well?"
-        from requests import RequestException, get
-        try: return get(f'{self.uri}/health', timeout=2).ok
-        except RequestException: return False
-
-    def stop(self) -> None:
-        "End it at once, as a power cut would."
-        if self.watchman:
-            self.watchman.stdin.close()
-            self.watchman.wait(timeout=30)
-            self.watchman = None

@@ -71,7 +71,8 @@ def code_files(does:Callable, root:Path) -> list[Path]:
             if home == function.__module__:
                 if name in globals_in(function.__code__) and isfunction(own := unwrap(value)) and own not in functions: functions.append(own)
             elif home.startswith('mlops_course.'): finder.import_hook(home)
-    found = {root.joinpath(*does.__module__.split('.')).with_suffix('.py'), *(Path(o.__file__) for o in finder.modules.values() if o.__file__)}
+    files = [getattr(o, '__file__', None) for o in finder.modules.values()]
+    found = {root.joinpath(*does.__module__.split('.')).with_suffix('.py'), *(Path(o) for o in files if o)}
     return sorted(o for o in found if o.is_file())
 
 def key_of(

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlops_course.base.memory import Peak
+from mlops_course.base.processes import came_up
 from mlops_course.base.settings import load_settings
 from mlops_course.mlflow_server import Server
 from mlops_course.reader.tracked import reproduce, train_tracked
@@ -439,15 +440,14 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     start = "import sys, time\nfrom mlops_course.mlflow_server import Server\n" \
             "with Server(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, '-c', start, f"sqlite:///{tmp_path/'mlflow.db'}", tmp_path/'served'], stdout=subprocess.PIPE, text=True)
-    server = Server('', tmp_path)
-    server.port = int(process.stdout.readline())
-    assert server.answers()
+    url = f'http://127.0.0.1:{int(process.stdout.readline())}/health'
+    assert came_up(url, lambda: True, 2)
     below = psutil.Process(process.pid).children(recursive=True)
     assert below
     process.kill()
     process.communicate()
     assert psutil.wait_procs(below, timeout=10)[1] == []
-    assert not server.answers()
+    assert not came_up(url, lambda: True, 2)
 
 
 @pytest.mark.slow

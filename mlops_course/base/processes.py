@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 # %% ../../nbs/library/processes.ipynb #256153e7
 def free_port() -> int:
@@ -47,31 +48,37 @@ class Process:
         log:Path,
         env:Mapping[str, str]|None=None, # More environment variables
         patience_s:float=300,      # A busy machine may need minutes
-    ): self.command,self.url,self.log,self.env,self.patience_s = command,url,log,env,patience_s
+    ):
+        self.command,self.url,self.log,self.env,self.patience_s = command,url,Path(log),env,patience_s
+        self.watchman:Any = None
     def __repr__(self): return f"Process({' '.join(self.command)[:80]!r})"
 
     def start(self) -> 'Process':
         "Begin; the `with` block waits."
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open('ab') as to:
             self.watchman = subprocess.Popen([sys.executable, '-c', WATCHMAN, *self.command], env=os.environ | dict(self.env or {}),
                                              stdin=subprocess.PIPE, stdout=to, stderr=subprocess.STDOUT)
         return self
 
     def __enter__(self) -> 'Process':
-        if not hasattr(self, 'watchman'): self.start()
+        if not self.watchman: self.start()
         try:
             if not came_up(self.url, lambda: self.watchman.poll() is None, self.patience_s):
                 raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not get ready: "
                                       f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. Mend that, then start it again")
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
         return self
+    def __exit__(self, *_) -> None: self.stop()
 
-    def __exit__(self, *_) -> None:
-        if self.watchman.stdin: self.watchman.stdin.close()
+    def stop(self) -> None:
+        "End it at once, as a power cut would."
+        if not self.watchman: return
+        self.watchman.stdin.close()
         self.watchman.wait(timeout=60)
-        del self.watchman
+        self.watchman = None
 
 # %% ../../nbs/library/processes.ipynb #5703975f
 def program(name:str) -> str:

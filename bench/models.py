@@ -1,0 +1,142 @@
+"Engines, data, models and tests of models."
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlops_course.base.files import find_root
+
+
+# Engines read the pages that the project ships, after one page to warm up. Their error is that of all pages together:
+# edits by characters.
+def engine_figures() -> Iterator[dict]:
+    "Pages a second and character error rate of each engine, on the project's own pages."
+    import pandas as pd
+
+    from mlops_course.base.images import load_image
+    from mlops_course.reader.engines import available_engines, load_engine
+    from mlops_course.scoring import score
+    folder = find_root()/'data'/'pages'
+    labels = pd.read_csv(folder/'labels.csv')
+    pages = {o: load_image(folder/o) for o in labels.file}
+    for name in available_engines():
+        engine = load_engine(name)
+        engine(next(iter(pages.values())))
+        start = time.perf_counter()
+        preds = {file: engine(page).text for file,page in pages.items()}
+        seconds = time.perf_counter() - start
+        rows = score(preds, dict(zip(labels.file, labels.text, strict=True)))
+        yield dict(figure='engine', engine=name, pages=len(pages), images_per_second=len(pages)/seconds, cer=float(rows.edits.sum()/rows.chars.sum()))
+
+
+# Lines for training are drawn faster than they can be learned from, on one core.
+def data_figures() -> Iterator[dict]:
+    "Lines drawn a second on one core, for each version, and the time that a version of the data takes."
+    import cv2
+
+    from mlops_course.reader.datasets import make_version
+    from mlops_course.reader.feed import load_feed
+    from mlops_course.reader.lines import MIXES, line_batch
+    feed,threads = load_feed(),cv2.getNumThreads()
+    cv2.setNumThreads(1) # two would only wait for each other on images as small as these
+    for version in MIXES:
+        line_batch(2000, 0, version, feed=feed) # fonts and letters are drawn once and kept
+        best = float('inf')
+        for seed in range(1, 4):
+            start = time.process_time()
+            line_batch(2000, seed, version, feed=feed)
+            best = min(best, time.process_time() - start)
+        yield dict(figure='lines drawn a second', version=version, lines_per_s=round(2000/best))
+    cv2.setNumThreads(threads)
+    with TemporaryDirectory() as tmp:
+        for version in MIXES:
+            start = time.perf_counter()
+            make_version(version, Path(tmp, version), 1000, 20, feed=feed)
+            yield dict(figure='data version of 1000 lines and 20 pages', version=version, seconds=time.perf_counter() - start)
+
+
+# What a test of lesson 12 costs: a mutant of `scoring` with the project's own tests, and a case of a capability with
+# one look and with two.
+def testing_figures() -> Iterator[dict]:
+    "Seconds for a mutant, and for a case of a capability."
+    from functools import partial
+
+    from mlops_course.base.settings import load_settings
+    from mlops_course.base.stats import enough
+    from mlops_course.mutation import mutants, try_mutants
+    from mlops_course.reader.boxes import read_twice
+    from mlops_course.reader.capabilities import try_capabilities
+    from mlops_course.reader.recognition import OnnxRecogniser, read_lines
+    from mlops_course.scoring import cer
+    found = [m for o in (cer, enough) for m in mutants(o)]
+    start = time.perf_counter()
+    killed = try_mutants(found, find_root()/'tests'/'test_scoring.py', limit_s=120)['killed_by']
+    yield dict(figure='mutant', mutants=len(found), survived=int((killed == '').sum()), seconds=(time.perf_counter() - start)/len(found))
+    net = OnnxRecogniser(load_settings().paths.data/'recogniser'/'model.onnx')
+    for name,read in (('one look', read_lines), ('two looks', read_twice)):
+        start = time.perf_counter()
+        tried = try_capabilities(partial(read, net))
+        yield dict(figure='capability case', reader=name, cases=len(tried), failed=int(tried['failed'].sum()), seconds=(time.perf_counter() - start)/len(tried))
+
+
+# Our recogniser beside the others, on lines and pages that nobody trained on. Real receipt lines are not ours to ship;
+# they are read where they are at hand.
+def model_figures() -> Iterator[dict]:
+    "Every engine on held-out lines and pages and, where they are at hand, on real receipt lines: errors and seconds, side by side."
+    import cv2
+    import numpy as np
+
+    from mlops_course.base.images import load_image
+    from mlops_course.reader.datasets import read_labels
+    from mlops_course.reader.degradations import photo_of
+    from mlops_course.reader.evaluation import held_out
+    from mlops_course.reader.fonts import FONTS, render_line
+    from mlops_course.reader.line_engines import open_engine
+    from mlops_course.scoring import rate, score
+    slices = {part: (pairs, False) for part,pairs in held_out(lines=100, pages=3).items()}
+    real = find_root().parent/'shared'/'real'/'lines' # not ours to ship
+    if (real/'labels.csv').is_file():
+        table = read_labels(real/'labels.csv')
+        slices['receipt lines'] = [(load_image(real/file, min_side=1), text) for file,text in zip(table['file'], table['text'])],True
+        rng,fonts = np.random.default_rng(0),[o for o in FONTS if not o.startswith('cm')] # those lack characters
+        drawn = [(render_line(text, fonts[rng.integers(len(fonts))], 24), text) for text in table['text']] # the same texts, for the gap between ours and real
+        slices['receipt lines, rendered'] = [(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
+        slices['receipt lines, simulated photos'] = [(cv2.cvtColor(photo_of(image, rng, 1.), cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
+    for part,(pairs,fold_case) in slices.items():
+        for name in ('custom', 'easyocr', 'rapidocr', 'tesseract'):
+            engine = open_engine(name, line=not part.startswith('page'))
+            engine(pairs[0][0])
+            start = time.perf_counter()
+            preds = {str(i): engine(image).text for i,(image,_) in enumerate(pairs)}
+            seconds = time.perf_counter() - start
+            rows = score(preds, {str(i): text for i,(_,text) in enumerate(pairs)}, fold_case=fold_case)
+            yield dict(figure='model', slice=part, engine=name, images=len(pairs), cer=rate(rows), seconds_per_image=seconds/len(pairs))
+
+
+# A recogniser made smaller in the ways of lesson 10: error, size, and processor time of one thread for a line. It is
+# the one that the project ships.
+def compression_figures() -> Iterator[dict]:
+    "Error, size and speed of lesson 10's teacher, a distilled student, and what ONNX and eight bits make of both."
+    from mlops_course.reader import compression as c
+    from mlops_course.reader.recognition import OnnxRecogniser
+    from mlops_course.reader.training import Recipe, draw_lines
+    from mlops_course.reader.weights import export_onnx, save_recogniser
+    teacher,_ = c.find_teacher(find_root()/'data'/'compression'/'teacher')
+    test,usual = draw_lines(300, 1, 'v1', 'test'),[o for o,_ in draw_lines(64, 4, 'v1', 'train')]
+    displays = c.draw_kinds(display=1)
+    new = displays(300, 3, '', 'test')
+    with TemporaryDirectory() as tmp:
+        folder,recipe = Path(tmp),Recipe(steps=300, width=teacher.design.width//2, depth=teacher.design.depth)
+        student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
+        for name,net in (('teacher', teacher), ('student', student)):
+            save_recogniser(net, folder/name)
+            yield dict(figure='variant', variant=name, mb=c.size_mb(folder/name), **c.measure(net, test))
+            whole = export_onnx(net, folder/f'{name}.onnx')
+            static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
+            for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
+                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.size_mb(path), **c.measure(OnnxRecogniser(path), test))
+        adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)
+        merged = c.merge(adapted)
+        save_recogniser(merged, folder/'merged')
+        for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
+            yield dict(figure='variant', variant=name, mb=c.size_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
