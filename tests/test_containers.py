@@ -147,7 +147,8 @@ def test_the_last_line_that_means_a_file_decides():
 def test_only_what_the_image_holds_travels(root):
     ignore = (root / ".dockerignore").read_text(encoding="utf-8")
     stays = [".env", ".git/config", ".venv/bin/python", "_course/tracking/mlflow.db", "deploy/secrets/postgres", "data/v1/x.png", "nbs/a.ipynb",
-             "mlops_course/.env", "mlops_course/tools/.env", "mlops_course/__pycache__/flows.cpython-311.pyc"]
+             "mlops_course/.env", "mlops_course/tools/.env", "mlops_course/reader/.env", "mlops_course/__pycache__/serving.cpython-311.pyc",
+             "mlops_course/reader/__pycache__/custom.cpython-311.pyc", "bench/course.py"]
     assert in_context(stays, ignore) == []
     text = (root / "deploy/Dockerfile").read_text(encoding="utf-8")
     named = [w for o in steps(text) if o.word == "COPY" and "--from" not in o.rest for w in o.rest.split()[:-1]]
@@ -318,12 +319,12 @@ def test_without_an_engine_the_message_says_what_to_install(monkeypatch):
 
 def test_the_service_reads_without_what_the_image_leaves_out(root):
     "As in the image, but with this machine's packages: those that its lock does not name cannot be imported."
-    code = ("import sys\nfrom importlib.util import find_spec\nimport mlops_course.containers as c\n"
+    code = ("import sys\nfrom importlib.util import find_spec\nfrom mlops_course.absent import do_without\n"
             f"gone = {[o for o in LEFT_OUT if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
             "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
-            "sys.meta_path.insert(0, No())\nc.do_without()\n"
+            "sys.meta_path.insert(0, No())\ndo_without()\n"
             "from mlops_course.base.images import load_image\nfrom mlops_course.serving import Source, create_app\n"
-            "print(Source.__name__, __import__('mlops_course.reader.training').training.load_custom()(load_image('data/pages/render_3.png')).text[:9])")
+            "from mlops_course.reader.custom import load_custom\nprint(Source.__name__, load_custom()(load_image('data/pages/render_3.png')).text[:9])")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "Source Route 121", done.stderr[-800:]
 
