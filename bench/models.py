@@ -63,9 +63,10 @@ def testing_figures() -> Iterator[dict]:
 
     from mlops_course.base.settings import load_settings
     from mlops_course.base.stats import enough
+    from mlops_course.behaviour import try_capabilities
     from mlops_course.mutation import mutants, try_mutants
     from mlops_course.reader.boxes import read_twice
-    from mlops_course.reader.capabilities import try_capabilities
+    from mlops_course.reader.capabilities import CAPABILITIES
     from mlops_course.reader.recognition import OnnxRecogniser, read_lines
     from mlops_course.scoring import cer
     found = [m for o in (cer, enough) for m in mutants(o)]
@@ -75,7 +76,7 @@ def testing_figures() -> Iterator[dict]:
     net = OnnxRecogniser(load_settings().paths.data/'recogniser'/'model.onnx')
     for name,read in (('one look', read_lines), ('two looks', read_twice)):
         start = time.perf_counter()
-        tried = try_capabilities(partial(read, net))
+        tried = try_capabilities(partial(read, net), CAPABILITIES)
         yield dict(figure='capability case', reader=name, cases=len(tried), failed=int(tried['failed'].sum()), seconds=(time.perf_counter() - start)/len(tried))
 
 
@@ -130,13 +131,13 @@ def compression_figures() -> Iterator[dict]:
         student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
         for name,net in (('teacher', teacher), ('student', student)):
             save_recogniser(net, folder/name)
-            yield dict(figure='variant', variant=name, mb=c.size_mb(folder/name), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.weights_mb(folder/name), **c.measure(net, test))
             whole = export_onnx(net, folder/f'{name}.onnx')
             static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
             for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
-                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.size_mb(path), **c.measure(OnnxRecogniser(path), test))
+                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.weights_mb(path), **c.measure(OnnxRecogniser(path), test))
         adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)
         merged = c.merge(adapted)
         save_recogniser(merged, folder/'merged')
         for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
-            yield dict(figure='variant', variant=name, mb=c.size_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.weights_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))

@@ -19,8 +19,9 @@ def monitoring_figures() -> Iterator[dict]:
     from mlops_course.base.settings import Api
     from mlops_course.keys import Keys
     from mlops_course.monitoring import Hook, installed, watching
-    from mlops_course.probe import Probe, probing
+    from mlops_course.probe import probing
     from mlops_course.reader.custom import load_custom
+    from mlops_course.reader.metrics import line_probe
     from mlops_course.reader.recognition import ALPHABET
     from mlops_course.reader.trials import trial_lines
     from mlops_course.serving import Model, create_app, ready
@@ -45,7 +46,7 @@ def monitoring_figures() -> Iterator[dict]:
             app = create_app(shelf, tmp, Api(rate=1e6, burst=10**6))
             key = Keys(Path(tmp, 'keys.json')).add('probe', 'admin')
             with on_free_port(app) as url, on_free_port(hook, lifespan='off') as hook_url, \
-                 probing(Probe(url, key, trial_lines(8, 0, ('render',))['render']), .3) as probe_url, \
+                 probing(line_probe(url, key, trial_lines(8, 0, ('render',))['render']), .3) as probe_url, \
                  watching({'reader': url, 'probe': probe_url}, hook_url, 1000, .3, embedded) as watch:
                 while not watch.now('ocr_model_accuracy > 0.9'): time.sleep(.1)
                 shelf.engine,shelf.version = bad,'bad'
@@ -77,7 +78,7 @@ def drift_figures() -> Iterator[dict]:
     rows = {k: pd.DataFrame([sensor(image).values for image,_ in o[150*(k == 'render'):]]) for k,o in lines.items()}
     yield dict(figure='measure', what='image, net and answer', ms=1000*(time.process_time() - start)/sum(map(len, rows.values())))
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-        with Monitor(Path(tmp)/'drift.db') as monitor:
+        with Monitor(Path(tmp)/'drift.db', FEATURES) as monitor:
             row,costs = dict.fromkeys(FEATURES, .5),[]
             start = time.process_time()
             for _ in range(50_000):
@@ -130,10 +131,9 @@ def performance_figures() -> Iterator[dict]:
     from mlops_course.base.settings import load_settings
     from mlops_course.cache import Cache
     from mlops_course.reader import folder
-    from mlops_course.reader.custom import SHIPPED, Custom, load_custom
+    from mlops_course.reader.custom import SHIPPED, Custom, load_custom, read_together, ready
     from mlops_course.reader.pages import render_page
     from mlops_course.reader.weights import load_recogniser
-    from mlops_course.serving import read_together, ready
     from mlops_course.workers import local_cluster
     cv2.setNumThreads(1)
     images = [cv2.cvtColor(render_page(seed=o, split='test').image, cv2.COLOR_GRAY2RGB) for o in range(32)]

@@ -36,27 +36,27 @@ def tracking_figures() -> Iterator[dict]:
 # to warm up.
 def tuning_figures() -> Iterator[dict]:
     "Seconds for a trial of 64 steps, without and with its run on record."
+    from mlops_course.reader.search import KNOBS, RECIPE, reader_search, train_trial
     from mlops_course.store import open_store
-    from mlops_course.tuning import Search, open_tuning
+    from mlops_course.tuning import open_tuning
     from mlops_course.tuning_workers import tune
-    search = Search(sampler='random', pruner='none')
-    search = search.model_copy(update={'recipe': search.recipe.model_copy(update={'steps': 64}), 'knobs': {'rate': search.knobs['rate']}})
+    search = reader_search(RECIPE.model_copy(update={'steps': 64}), {'rate': KNOBS['rate']}, sampler='random', pruner='none')
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         store = open_store(Path(tmp, 'mlflow.db'), 'bench')
         for recorded in (False, True):
-            tuning = tune(open_tuning(Path(tmp, f'{recorded}.db'), search), store if recorded else None, trials=1)
+            tuning = tune(open_tuning(Path(tmp, f'{recorded}.db'), search), train_trial, store if recorded else None, trials=1)
             start = time.perf_counter()
-            tune(tuning, store if recorded else None, trials=6)
+            tune(tuning, train_trial, store if recorded else None, trials=6)
             yield dict(figure='trial', recorded=recorded, seconds=(time.perf_counter() - start)/5)
 
 
 def registry_figures() -> Iterator[dict]:
     "What a registry costs: trying a model, registering it, loading it by its alias, deciding on a promotion."
     from mlops_course.base.settings import Gates
+    from mlops_course.reader.package import load_version, promote_reader, register_reader
     from mlops_course.reader.tracked import train_tracked
     from mlops_course.reader.training import Recipe
     from mlops_course.reader.trials import evaluate, trial_lines
-    from mlops_course.registry import load_version, promote, register
     from mlops_course.store import open_store
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         store,lines = open_store(Path(tmp, 'mlflow.db')),trial_lines(100, 0)
@@ -67,8 +67,8 @@ def registry_figures() -> Iterator[dict]:
             return dict(figure='registry', step=step, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
         yield {**timed('try a model', lambda: evaluate(trained[0][0], lines)), 'lines': 300}
         for i,(_,run_id) in enumerate(trained, 1):
-            yield timed(f'register version {i}', lambda run_id=run_id: register(store, run_id, lines, 'bench', 'bench'))
-            yield timed(f'decide on version {i}', lambda: promote(store, lines, 'bench', 'bench', gates=Gates(p95_ms=1e6)))
+            yield timed(f'register version {i}', lambda run_id=run_id: register_reader(store, run_id, lines, 'bench', 'bench'))
+            yield timed(f'decide on version {i}', lambda: promote_reader(store, lines, 'bench', 'bench', gates=Gates(p95_ms=1e6)))
         yield timed('load the champion', lambda: load_version(store))
 
 

@@ -141,18 +141,19 @@ def release_figures() -> Iterator[dict]:
     from mlops_course.reader.lines import line_batch
     from mlops_course.reader.recognition import ALPHABET
     from mlops_course.release import canary
-    from mlops_course.router import Router, Routes
-    from mlops_course.slots import Release, Slot, let_in
+    from mlops_course.router import Routes
+    from mlops_course.slots import Release, let_in
     from mlops_course.verdicts import Caution
     good = Release(find_root()/'data'/'recogniser', 'good')
-    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, Slot(Path(tmp, 'blue'), good) as blue, Slot(Path(tmp, 'green'), good) as green:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, reader_slot(Path(tmp, 'blue'), good) as blue, \
+         reader_slot(Path(tmp, 'green'), good) as green:
         for o in (blue, green): o.wait()
         keys = list(let_in([blue, green], [f'user {o}' for o in range(1000)]).values())
         images = []
         for i,(image,_) in enumerate(line_batch(20, 0, 'v1', 'test')):
             Image.fromarray(image).save(Path(tmp, f'{i}.png'))
             images.append(Path(tmp, f'{i}.png').read_bytes())
-        router = Router(Routes(blue.url, green.url))
+        router = reader_router(Routes(blue.url, green.url))
         with on_free_port(router) as url, httpx.Client(headers={'Authorization': f'Bearer {keys[0]}'}, timeout=60, trust_env=False) as client:
             def ms(at):
                 times = []
@@ -169,6 +170,6 @@ def release_figures() -> Iterator[dict]:
             folder.mkdir()
             onnx.save(model, folder/'model.onnx')
             green.put(Release(folder, 'fails on capitals'))
-            with Load(url, keys, images) as load: verdict = list(canary(router, blue, green, (.1, 1.), Caution()))[-1]
+            with Load(url, keys, line_requests(images)) as load: verdict = list(canary(router, blue, green, (.1, 1.), Caution()))[-1]
             yield dict(figure='rollback', reason=verdict.reason, seconds=verdict.seconds, answers_until_then=verdict.answers,
                        requests_per_s=len(load.answers)/load.answers[-1][0], lost=load.lost)

@@ -16,8 +16,9 @@ import optuna
 import torch
 
 from mlops_course.base.files import write_json
+from mlops_course.reader.search import RECIPE, reader_search, train_trial
 from mlops_course.reader.training import Recipe, cer_of, draw_lines, train
-from mlops_course.tuning import SAMPLERS, Limits, Search, open_tuning, steps_of, work_on
+from mlops_course.tuning import SAMPLERS, Limits, open_tuning, steps_of, work_on
 
 OUT = Path(__file__).parent/'tuning'/'searches.json'
 FULL_TRIALS,FRESH = 8,1000
@@ -36,9 +37,9 @@ def one_search(search):
     "All trials of a search, what its winner claims, and what it is worth."
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         tuning = open_tuning(Path(tmp)/'search.db', search)
-        work_on(tuning, Limits(steps=FULL_TRIALS*search.recipe.steps))
+        work_on(tuning, train_trial, Limits(steps=FULL_TRIALS*search.recipe['steps']))
         best,trials = tuning.study.best_trial,tuning.study.trials
-    recipe = Recipe(**{**search.recipe.model_dump(), **best.params})
+    recipe = Recipe(**{**search.recipe, **best.params})
     again,fresh = on_fresh_lines(recipe)
     if again != best.value: raise SystemExit(f"Trained again, trial {best.number} has the CER {again} instead of {best.value}")
     _,other_seed = on_fresh_lines(recipe.model_copy(update={'seed': recipe.seed + 1000}))
@@ -51,13 +52,13 @@ def main(minutes=9.):
     start,done,seed,slowest = process_time(),[],0,0.
     while process_time() - start + slowest < 60*minutes:
         begun = process_time()
-        search = Search().model_copy(update={'seed': seed, 'recipe': Search().recipe.model_copy(update={'seed': seed})})
-        _,default = on_fresh_lines(search.recipe)
+        search = reader_search(recipe := RECIPE.model_copy(update={'seed': seed}), seed=seed)
+        _,default = on_fresh_lines(recipe)
         done += [{**one_search(search.model_copy(update={'sampler': o})), 'default': default} for o in SAMPLERS]
         slowest,seed = max(slowest, process_time() - begun),seed + 1
         said = {'made': f'{datetime.now(UTC):%Y-%m-%d}', 'on': 'one thread of a shared 2-core machine',
                 'with': f'torch {torch.__version__}, optuna {optuna.__version__}', 'cpu_seconds': round(process_time() - start),
-                'full_trials': FULL_TRIALS, 'fresh_lines': FRESH, 'search': Search().model_dump(mode='json'), 'searches': done}
+                'full_trials': FULL_TRIALS, 'fresh_lines': FRESH, 'search': reader_search().model_dump(mode='json'), 'searches': done}
         OUT.parent.mkdir(exist_ok=True)
         write_json(OUT, said)
         print(json.dumps({k: v for k,v in done[-1].items() if k != 'trials'}), flush=True)

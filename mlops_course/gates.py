@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .base.settings import Gates, load_settings
-from .reader.trials import MEASURES
+from .base.stats import latency
 from .scoring import compare
 
 # %% ../nbs/library/gates.ipynb #eaee903d
@@ -33,18 +33,18 @@ def lines_gate(rows:pd.DataFrame, gates:Gates) -> Gate:
     return Gate('lines', f"{gates.lines} of each kind are asked{said}", max(short.values(), default=0))
 
 # %% ../nbs/library/gates.ipynb #ae86d68e
-def better_gate(new:pd.DataFrame, old:pd.DataFrame) -> Gate:
+def better_gate(new:pd.DataFrame, old:pd.DataFrame, metric:str='cer') -> Gate:
     "Is the whole better, beyond the noise?"
-    found = compare(new, old)
-    said = f"CER {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], all of it below 0 is asked"
+    found = compare(new, old, metric)
+    said = f"{metric.upper()} {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], all of it below 0 is asked"
     if found.high < 0: return Gate('whole', said)
     return Gate('whole', f"{said}: {'worse' if found.low > 0 else 'inside the noise'}, over by {found.high:.3f}", max(found.high, 1e-9))
 
 # %% ../nbs/library/gates.ipynb #9eab6407
-def slice_gate(name:str, new:pd.DataFrame, old:pd.DataFrame, most:float) -> Gate:
+def slice_gate(name:str, new:pd.DataFrame, old:pd.DataFrame, most:float, metric:str='cer') -> Gate:
     "Can we be sure that this slice is not worse by more than `most`?"
-    found = compare(new, old)
-    said = f"CER {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], at most {most:+.3f} is allowed"
+    found = compare(new, old, metric)
+    said = f"{metric.upper()} {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], at most {most:+.3f} is allowed"
     if (over := found.high - most) <= 0: return Gate(f'slice {name}', said)
     return Gate(f'slice {name}', f"{said}: {'worse' if found.low > 0 else 'not sure enough'}, over by {over:.3f}", over)
 
@@ -56,18 +56,21 @@ def budget_gate(name:str, found:float, most:float, unit:str) -> Gate:
 
 # %% ../nbs/library/gates.ipynb #5fa924ee
 def check_gates(
-    new:pd.DataFrame,      # Rows of the challenger, from `evaluate`
-    old:pd.DataFrame|None, # Rows of the champion on the same lines; None if there is no champion yet
+    new:pd.DataFrame,      # Rows of the challenger: item, dataset, seconds and the counts of `metric`
+    old:pd.DataFrame|None, # Rows of the champion on the same items; None if there is no champion yet
     size_mb:float,         # Of the challenger
     gates:Gates|None=None, # Those in params.yaml if none
+    metric:str='cer',      # An error, one of `METRICS` in scoring
 ) -> list[Gate]:
     "Every gate, whether the ones before it were passed or not."
     gates = gates or load_settings().params.gates
     found = [lines_gate(new, gates)]
     if old is not None:
-        found.append(better_gate(new, old))
-        found += [slice_gate(str(name), part, old[old['dataset'] == name], gates.slice_worse) for name,part in new.groupby('dataset', sort=False)]
-    return [*found, budget_gate('latency', MEASURES['p95_ms'](new), gates.p95_ms, 'ms'), budget_gate('size', size_mb, gates.size_mb, 'MB')]
+        found.append(better_gate(new, old, metric))
+        found += [slice_gate(str(name), part, old[old['dataset'] == name], gates.slice_worse, metric)
+                  for name,part in new.groupby('dataset', sort=False)]
+    p95_ms = 1000*latency(new['seconds'], (95,))['p95']
+    return [*found, budget_gate('latency', p95_ms, gates.p95_ms, 'ms'), budget_gate('size', size_mb, gates.size_mb, 'MB')]
 
 # %% ../nbs/library/gates.ipynb #350b76c2
 @dataclass(frozen=True)

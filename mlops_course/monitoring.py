@@ -129,6 +129,7 @@ def prometheus(
     hook:str,                  # Address of whoever is to hear of alerts
     factor:float=1.,           # By which all durations are shortened
     every_s:float|None=None,   # Between scrapes, and between looks at the rules; as in deploy/ if none
+    rules:Any=None,            # As a rule file has them; those of deploy/ if none
 ) -> Iterator[Prometheus]:
     "Prometheus and Alertmanager with the files of deploy/, for these targets."
     import yaml
@@ -138,7 +139,7 @@ def prometheus(
         manager = read_deploy('alertmanager/alertmanager.yml', factor)
         for o in manager['receivers']: o['webhook_configs'] = [{'url': hook, 'send_resolved': True}]
         write('alertmanager.yml', manager)
-        write('rules.yml', read_deploy('prometheus/rules.yml', factor))
+        write('rules.yml', shortened(rules, factor) if rules else read_deploy('prometheus/rules.yml', factor))
         with program('prometheus-alertmanager', folder, f"--config.file={folder/'alertmanager.yml'}", f"--storage.path={folder/'alerts'}", end,
                      '--cluster.listen-address=') as alertmanager:
             config = read_deploy('prometheus/prometheus.yml', factor)
@@ -157,12 +158,13 @@ def watching(
     factor:float=1.,           # By which all durations of the rules are shortened
     every_s:float=15.,         # Between scrapes
     embedded:bool|None=None,   # Without Prometheus? Only where it is missing, if none
+    rules:Any=None,            # As a rule file has them; those of deploy/ if none
 ) -> Iterator[Any]:            # A `Prometheus` or a `Watch`: both have `now` and `between`
-    "The rules of deploy/ over these targets, until the block ends."
+    "Rules over these targets, until the block ends."
     if embedded is False or (embedded is None and installed()):
-        with prometheus(targets, hook, factor, every_s) as found: yield found
+        with prometheus(targets, hook, factor, every_s, rules) as found: yield found
         return
-    watch,over = Watch(targets, read_deploy('prometheus/rules.yml', factor), hook),Event()
+    watch,over = Watch(targets, shortened(rules, factor) if rules else read_deploy('prometheus/rules.yml', factor), hook),Event()
     def turns():
         while not over.wait(every_s): watch.turn()
     thread = Thread(target=turns, daemon=True)

@@ -4,30 +4,24 @@
 
 # %% auto #0
 __all__ = ['NAME', 'ALIASES', 'PACKAGE', 'read_history', 'reign', 'standing', 'registered_model', 'history', 'settle', 'alone',
-           'take_down', 'check_words', 'versions', 'register', 'find_version', 'fetch', 'load_version', 'promote',
-           'roll_back']
+           'take_down', 'check_words', 'versions', 'register', 'find_version', 'fetch', 'promote', 'roll_back']
 
 # %% ../nbs/11_registry.ipynb #3fee5645
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from filelock import FileLock, Timeout
 
 from .base.environment import fingerprint
-from .base.settings import Gates
-from .gates import Decision, check_gates
-from .reader.net import Recogniser
-from .reader.package import lineage, model_card, write_package
-from .reader.trials import evaluate
-from .reader.weights import load_recogniser
-from .scoring import rate
-from .store import Store, at_the_door, read_artifact
+from .base.history import broken_links
+from .gates import Decision, Gate, check_gates
+from .store import Store, at_the_door
 
 # %% ../nbs/11_registry.ipynb #13a69c32
 NAME = 'reader'              # of the registered model, unless another is said
@@ -37,17 +31,9 @@ def read_history(
     tags:Mapping[str, str], # Of a registered model
 ) -> tuple[list[dict], list[str]]: # Entries, oldest first, and what is wrong with them
     "The entries among `tags`. Each carries the `hash` of its text."
-    entries:list[dict] = []
-    wrong:list[str] = []
-    before = ''
-    for key,text in sorted((k, v) for k,v in tags.items() if k.startswith('history.')):
-        _,n,hash = key.split('.')
-        entry = json.loads(text)
-        if fingerprint(text) != hash: wrong.append(f"entry {int(n)} was changed after it was written")
-        elif (entry['n'], entry['before']) != (len(entries) + 1, before): wrong.append(f"entry {int(n)} does not follow the one before it")
-        entries.append({**entry, 'hash': hash})
-        before = hash
-    return entries,wrong
+    keys = sorted(o for o in tags if o.startswith('history.')) # history.000001.its hash
+    entries = [{**json.loads(tags[o]), 'hash': o.split('.')[2]} for o in keys]
+    return entries,broken_links((f"entry {int(key.split('.')[1])}", o, fingerprint(tags[key])) for key,o in zip(keys, entries))
 
 def reign(
     entries:Sequence[dict], # From `read_history`
@@ -158,8 +144,8 @@ def versions(
 
 def register(
     store:Store,
-    run_id:str, # A finished run of `train_tracked`
-    datasets:Mapping[str, Sequence[tuple[np.ndarray, str]]], # For the scores in the card
+    run_id:str, # A run that holds a model
+    package:Callable[[Path], Mapping[str, Any]], # Writes the folder to register, and returns what to note: `size_mb`, and more
     who:str,    # Registers it
     why:str,
     name:str=NAME,
@@ -167,16 +153,11 @@ def register(
     "The model of a run as a new version of `name`, and as its challenger."
     from mlflow.exceptions import MlflowException
     check_words(who, why)
-    origin = lineage(store, run_id)
     with TemporaryDirectory() as tmp:
-        recogniser,package = Path(tmp)/'recogniser',Path(tmp)/PACKAGE
-        recogniser.mkdir()
-        for o in ('weights.safetensors', 'recogniser.json'): (recogniser/o).write_bytes(read_artifact(store, run_id, f'model/{o}'))
-        size_mb = sum(o.stat().st_size for o in recogniser.iterdir())/2**20
-        rows = evaluate(load_recogniser(recogniser), datasets)
-        card = model_card(name, origin, rows, size_mb)
-        write_package(package, recogniser, card, next(iter(datasets.values()))[0][0])
-        noted = {'fingerprint': fingerprint(package), 'size_mb': f'{size_mb:.4f}', 'cer': f'{rate(rows):.4f}', **{k: v for k,v in origin.items() if k != 'run'}}
+        folder = Path(tmp)/PACKAGE
+        noted = package(folder)
+        card = (folder/'card.md').read_text(encoding='utf-8') if (folder/'card.md').is_file() else ''
+        noted = {'fingerprint': fingerprint(folder), **{k: str(v) for k,v in noted.items()}}
         with alone(store, name), at_the_door(store.uri):
             try: store.client.create_registered_model(name)
             except MlflowException as e:
@@ -184,7 +165,7 @@ def register(
             history(store, name)
             if known := [o['version'] for o in versions(store, name) if o['run'] == run_id]:
                 raise ValueError(f"Run {run_id} is version {known[0]} of {name} already. Use that one")
-            store.client.log_artifacts(run_id, str(package), PACKAGE)
+            store.client.log_artifacts(run_id, str(folder), PACKAGE)
             place = store.client.get_run(run_id).info.artifact_uri
             made = int(store.client.create_model_version(name, f'{place}/{PACKAGE}', run_id, noted, description=card[:5000]).version)
             take_down(store, name, 'registered', made, who, why)
@@ -216,23 +197,15 @@ def fetch(
                          "damaged or exchanged, so not loaded. Bring them back from a backup, or train the run again")
     return package
 
-def load_version(
-    store:Store,
-    which:str|int='champion', # An alias, or a number
-    name:str=NAME,
-) -> Recogniser:
-    "The model that `which` means, checked and ready to read."
-    with TemporaryDirectory() as tmp: return load_recogniser(fetch(store, find_version(store, which, name), Path(tmp))/'artifacts'/'recogniser')
-
 # %% ../nbs/11_registry.ipynb #0158d85a
 def promote(
     store:Store,
-    datasets:Mapping[str, Sequence[tuple[np.ndarray, str]]], # Lines that no candidate was chosen by
+    evaluate:Callable[[Path], pd.DataFrame], # Rows of the model in a folder, on items that no candidate was chosen by
     who:str,
     why:str,
     which:str|int='challenger', # An alias, or a number
     name:str=NAME,
-    gates:Gates|None=None,      # Those in params.yaml if none
+    check:Callable[[pd.DataFrame, pd.DataFrame|None, float], list[Gate]]=check_gates, # Called with the new rows, the old ones and megabytes
 ) -> Decision:
     "Let a version become champion if it passes every gate. A refusal moves nothing, and is written down."
     check_words(who, why)
@@ -240,9 +213,10 @@ def promote(
     version = find_version(store, which, name)
     number = int(version['version'])
     if number == champion: raise ValueError(f"Version {number} of {name} is the champion already. Name another one")
-    new = evaluate(load_version(store, number, name), datasets)
-    old = evaluate(load_version(store, champion, name), datasets) if champion else None
-    decision = Decision(number, champion, check_gates(new, old, float(version['size_mb']), gates))
+    def rows_of(which):
+        with TemporaryDirectory() as tmp: return evaluate(fetch(store, find_version(store, which, name), Path(tmp)))
+    new,old = rows_of(number),rows_of(champion) if champion else None
+    decision = Decision(number, champion, check(new, old, float(version['size_mb'])))
     with alone(store, name):
         now = standing(history(store, name)).get('champion', 0)
         if now != champion:
@@ -262,6 +236,6 @@ def roll_back(
     with alone(store, name):
         before = reign(history(store, name))[:-1]
         if not before: raise ValueError(f"{name} has no earlier champion, so there is nothing to roll back to. Promote another version")
-        load_version(store, before[-1], name) # whole, or nobody may depend on it
+        with TemporaryDirectory() as tmp: fetch(store, find_version(store, before[-1], name), Path(tmp)) # whole, or nobody may depend on it
         take_down(store, name, 'rolled back', before[-1], who, why)
     return before[-1]

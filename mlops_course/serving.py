@@ -48,9 +48,10 @@ from .limits import Bucket
 from .reader.boxes import boxes_of_page, cut_out, doubtful, load_detector, read_twice
 from .reader.custom import Custom, load_custom
 from .reader.layout import Line, Reading, corners, in_reading_order
+from .reader.package import load_version
 from .reader.recognition import OnnxRecogniser, read_lines
 from .reader.weights import export_onnx
-from .registry import NAME, load_version, registered_model, versions
+from .registry import NAME, registered_model, versions
 from .store import Store, at_the_door, open_store
 from .uploads import load_upload
 

@@ -19,17 +19,17 @@ from .tuning import Search, Tuning, spaces, table
 def plot_history(
     tuning:Tuning,
 ) -> Any: # A matplotlib figure
-    "Each trial's CER over the steps spent by then, and the best so far."
+    "Each trial's metric over the steps spent by then, and the best so far."
     from matplotlib import pyplot
-    rows = table(tuning).query("state in ('complete', 'pruned') and cer == cer")
+    rows = table(tuning).query("state in ('complete', 'pruned')").dropna(subset=[tuning.metric])
     paid = table(tuning)['steps'].cumsum()[rows.index]
     fig,ax = pyplot.subplots(figsize=(6, 3), dpi=80)
     for state,mark,colour in (('pruned', 'x', '#888888'), ('complete', 'o', '#0b5fa5')):
         own = rows.query('state == @state')
-        ax.plot(paid[own.index], own['cer'], mark, color=colour, label=state)
+        ax.plot(paid[own.index], own[tuning.metric], mark, color=colour, label=state)
     done = rows.query("state == 'complete'")
-    ax.step(paid[done.index], done['cer'].cummin(), where='post', color='#b35900', label='best so far')
-    ax.set(xlabel='training steps spent', ylabel='CER', ylim=(0, 1.05))
+    ax.step(paid[done.index], done[tuning.metric].cummin(), where='post', color='#b35900', label='best so far')
+    ax.set(xlabel='training steps spent', ylabel=tuning.metric.upper(), ylim=(0, 1.05))
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc='lower left')
     fig.tight_layout()
@@ -39,7 +39,7 @@ def plot_history(
 def winner(
     tuning:Tuning,
 ) -> Any: # A trial of Optuna's
-    "The complete trial with the lowest CER."
+    "The complete trial with the lowest metric."
     trials = tuning.study.get_trials(deepcopy=False)
     done = [o for o in trials if o.state.name == 'COMPLETE']
     if not done: raise ValueError(f"None of {len(trials)} trials was trained to its end, so none has won. Go on with the search, with more steps")
@@ -47,7 +47,7 @@ def winner(
 
 # %% ../nbs/library/tuning_results.ipynb #7571b151
 def paired(
-    first:Sequence[float],  # CER of one way, for each seed
+    first:Sequence[float],  # Metric of one way, for each seed
     second:Sequence[float], # Of another, for the same seeds
     seed:int=0,             # For the draws
 ) -> Comparison:            # By how much the first is higher, and whom that speaks for
@@ -59,10 +59,10 @@ def paired(
 
 # %% ../nbs/library/tuning_results.ipynb #077945d6
 def best_so_far(
-    trials:Iterable[Mapping[str, Any]], # Each with `state` and `reports`, a dict from step to CER
+    trials:Iterable[Mapping[str, Any]], # Each with `state` and `reports`, a dict from step to metric
     at:Sequence[int],                   # Steps spent
 ) -> list[float]:                       # nan before the first complete trial
-    "The lowest CER of a complete trial by the time that so many steps were spent."
+    "The lowest metric of a complete trial by the time that so many steps were spent."
     spent,best,found = 0,nan,[]
     for trial in trials:
         spent += max(map(int, trial['reports']), default=0)

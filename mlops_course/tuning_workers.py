@@ -14,12 +14,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
 from threading import Thread
 
 from .spool import send_kept
 from .store import Store, open_store
 from .tracking import track
-from .tuning import Limits, Tuning, open_tuning, table, work_on
+from .tuning import Limits, Objective, Tuning, open_tuning, table, work_on
 
 # %% ../nbs/library/tuning_workers.ipynb #6e397bf5
 def check_limits(*given:float|None) -> None:
@@ -38,14 +39,14 @@ def family(
         yield ''
         return
     search = tuning.search
-    with track(store, name, resume=tuning.study.user_attrs.get('run', ''), seed=search.seed, data=search.recipe.data) as run:
+    with track(store, name, resume=tuning.study.user_attrs.get('run', ''), seed=search.seed, data=search.recipe.get('data', '')) as run:
         tuning.study.set_user_attr('run', run.id)
         run.params({'knobs': json.dumps(search.model_dump(mode='json')['knobs']), **search.model_dump(exclude={'knobs', 'recipe'})})
         try: yield run.id
         finally:
             rows = table(tuning)
             run.metrics({'trials': len(rows), 'pruned': int((rows['state'] == 'pruned').sum()), 'steps': tuning.spent,
-                         'best_cer': float(rows.query("state == 'complete'")['cer'].min())})
+                         f'best_{tuning.metric}': float(rows.query("state == 'complete'")[tuning.metric].min())})
 
 # %% ../nbs/library/tuning_workers.ipynb #8f5a036b
 def help_out() -> None:
@@ -55,18 +56,21 @@ def help_out() -> None:
         os.read(0, 1)
         os._exit(1)
     Thread(target=end, daemon=True).start()
-    work_on(open_tuning(job['path']), Limits(**job['limits']), open_store(**job['store']) if job['store'] else None, job['parent'])
+    store = open_store(**job['store']) if job['store'] else None
+    work_on(open_tuning(job['path'], metric=job['metric']), resolve_name(job['objective']), Limits(**job['limits']), store, job['parent'])
 
 # %% ../nbs/library/tuning_workers.ipynb #827ec9ba
 def start_helper(
     tuning:Tuning,
+    objective:Objective, # A function of a module, which the helper imports
     limits:Limits,
     store:Store|None=None,
     parent:str='',
 ) -> subprocess.Popen:
     "Another process that works on the same search. What it says lies beside the search, in a file .log."
     place = store and {'uri': store.uri, 'experiment': store.experiment, 'folder': str(store.outbox.parent.parent)}
-    job = {'path': str(tuning.path), 'limits': limits.model_dump(), 'store': place, 'parent': parent}
+    job = {'path': str(tuning.path), 'metric': tuning.metric, 'objective': f'{objective.__module__}:{objective.__qualname__}',
+           'limits': limits.model_dump(), 'store': place, 'parent': parent}
     with open(f'{tuning.path}.log', 'ab') as log:
         helper = subprocess.Popen([sys.executable, '-c', 'from mlops_course.tuning_workers import help_out; help_out()'],
                                   stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, bufsize=0)
@@ -76,6 +80,7 @@ def start_helper(
 # %% ../nbs/library/tuning_workers.ipynb #7529f68c
 def tune(
     tuning:Tuning,
+    objective:Objective,
     store:Store|None=None,    # For a run of each trial; no record if none
     steps:int|None=None,      # Of all trials together, those before counted
     trials:int|None=None,     # In all, those before counted
@@ -87,13 +92,13 @@ def tune(
     check_limits(steps, trials, seconds)
     limits = Limits(steps=steps, trials=trials, until=None if seconds is None else time.time() + seconds)
     with family(tuning, store, name) as parent:
-        helpers = [start_helper(tuning, limits, store, parent) for _ in range(jobs - 1)]
+        helpers = [start_helper(tuning, objective, limits, store, parent) for _ in range(jobs - 1)]
         try:
-            work_on(tuning, limits, store, parent)
+            work_on(tuning, objective, limits, store, parent)
             ended = [o.wait() for o in helpers]
             if any(ended): warnings.warn(f"{sum(map(bool, ended))} of {jobs - 1} helpers did not end well: {tuning.path}.log says more. "
                                          "What they left is done here", stacklevel=2)
-            work_on(tuning, limits, store, parent) # what a helper left undone
+            work_on(tuning, objective, limits, store, parent) # what a helper left undone
         finally:
             for o in helpers:
                 o.kill() # does nothing to one that has ended

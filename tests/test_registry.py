@@ -15,6 +15,7 @@ from mlops_course.base.environment import fingerprint
 from mlops_course.base.settings import Gates
 from mlops_course.gates import budget_gate, check_gates, lines_gate, slice_gate
 from mlops_course.mlflow_server import Server
+from mlops_course.reader.package import load_version, promote_reader, register_reader
 from mlops_course.reader.recognition import OnnxRecogniser
 from mlops_course.reader.tracked import train_tracked
 from mlops_course.reader.training import Recipe, cer_of
@@ -24,10 +25,7 @@ from mlops_course.registry import (
     fetch,
     find_version,
     history,
-    load_version,
-    promote,
     read_history,
-    register,
     reign,
     roll_back,
     settle,
@@ -175,7 +173,7 @@ def fill(model, request):
     name = f'reader-{fingerprint(request.node.name)[:6]}'
     def make(*what, store=None):
         for i, o in enumerate(what or ('promoted',)*3):
-            number = register(store or model.store, model.runs[i], model.lines, 'ana', 'test', name)
+            number = register_reader(store or model.store, model.runs[i], model.lines, 'ana', 'test', name)
             if o == 'promoted':
                 with alone(model.store, name): take_down(model.store, name, 'promoted', number, 'ana', 'test')
         return name
@@ -198,20 +196,20 @@ def test_a_version_carries_lineage_card_signature_and_example(model, fill, tmp_p
 
 def test_a_run_without_a_model_is_not_registered(model):
     with track(model.store, 'no model') as run: pass
-    with pytest.raises(ValueError, match='it kept no model'): register(model.store, run.id, model.lines, 'ana', 'test', 'reader-none')
+    with pytest.raises(ValueError, match='it kept no model'): register_reader(model.store, run.id, model.lines, 'ana', 'test', 'reader-none')
 
 
 def test_nobody_and_no_reason_are_refused(model, fill):
     name = fill('registered')
     for who, why in (('', 'test'), ('ana', ' ')):
-        with pytest.raises(ValueError, match='Say who does this, and why'): promote(model.store, model.lines, who, why, name=name)
+        with pytest.raises(ValueError, match='Say who does this, and why'): promote_reader(model.store, model.lines, who, why, name=name)
         with pytest.raises(ValueError, match='Say who does this, and why'): roll_back(model.store, who, why, name)
 
 
 def test_a_refused_promotion_leaves_the_aliases_and_is_on_record(model, fill):
     name = fill('promoted', 'registered')
     before = model.store.client.get_registered_model(name).aliases
-    decision = promote(model.store, model.lines, 'ben', 'try', name=name, gates=OPEN.model_copy(update={'size_mb': 1e-6}))
+    decision = promote_reader(model.store, model.lines, 'ben', 'try', name=name, gates=OPEN.model_copy(update={'size_mb': 1e-6}))
     assert not decision.passed
     assert model.store.client.get_registered_model(name).aliases == before
     last = history(model.store, name)[-1]
@@ -221,10 +219,10 @@ def test_a_refused_promotion_leaves_the_aliases_and_is_on_record(model, fill):
 
 def test_the_first_champion_needs_the_budgets_only(model, fill):
     name = fill('registered')
-    decision = promote(model.store, model.lines, 'ana', 'first', name=name, gates=OPEN)
+    decision = promote_reader(model.store, model.lines, 'ana', 'first', name=name, gates=OPEN)
     assert [o.name for o in decision.gates] == ['lines', 'latency', 'size']
     assert standing(history(model.store, name)) == {'champion': 1}
-    with pytest.raises(ValueError, match='is the champion already'): promote(model.store, model.lines, 'ana', 'again', 1, name, OPEN)
+    with pytest.raises(ValueError, match='is the champion already'): promote_reader(model.store, model.lines, 'ana', 'again', 1, name, OPEN)
 
 
 def test_rollback_twice_reaches_the_first_champion_and_a_third_is_refused(model, fill):
@@ -293,20 +291,20 @@ def test_an_unknown_version_names_those_there_are(model, fill):
 PROMOTE = '''
 import sys
 from pathlib import Path
+from time import sleep
 from mlops_course.base.settings import Gates
-from mlops_course.registry import promote, trial_lines
+from mlops_course.gates import check_gates
+from mlops_course.reader.package import load_packaged
+from mlops_course.reader.trials import evaluate, trial_lines
+from mlops_course.registry import promote
 from mlops_course.store import open_store
 db, name, version, ready, other = sys.argv[1:]
-from mlops_course import registry as r
-from time import sleep
-check = r.check_gates
 def together(*words): # both have tried their model before either decides
     Path(ready).touch()
     while not Path(other).exists(): sleep(.02)
-    return [o._replace(over=0.) for o in check(*words)]
-r.check_gates = together
-try: print(promote(open_store(Path(db)), trial_lines(24, 5, ('render', 'display'), 4), f'process {version}', 'race', version, name,
-                   Gates(slices=(), lines=2)).passed)
+    return [o._replace(over=0.) for o in check_gates(*words, Gates(slices=(), lines=2))]
+lines = trial_lines(24, 5, ('render', 'display'), 4)
+try: print(promote(open_store(Path(db)), lambda o: evaluate(load_packaged(o), lines), f'process {version}', 'race', version, name, together).passed)
 except ValueError as e: print(e)
 '''
 
@@ -331,8 +329,8 @@ def test_it_works_over_a_server_and_a_stranger_loads_the_champion(model, fill, t
     with Server(f'sqlite:///{(tmp_path/"served.db").as_posix()}', tmp_path/'served') as server:
         store = open_store(server.uri, folder=tmp_path)
         net, run_id = train_tracked(TINY, store, 'remote')
-        register(store, run_id, model.lines, 'ana', 'test')
-        assert promote(store, model.lines, 'ana', 'first', gates=OPEN).passed
+        register_reader(store, run_id, model.lines, 'ana', 'test')
+        assert promote_reader(store, model.lines, 'ana', 'first', gates=OPEN).passed
         assert cer_of(load_version(store), model.lines['render']) == cer_of(net, model.lines['render'])
         code = "import mlflow; m = mlflow.pyfunc.load_model('models:/reader@champion'); print(list(m.predict(m.input_example).columns))"
         done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'MLFLOW_TRACKING_URI': server.uri}, capture_output=True, text=True)

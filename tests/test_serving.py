@@ -1007,11 +1007,11 @@ def test_a_terminated_process_finishes_what_it_began(tmp_path, root):
 @pytest.mark.slow
 def test_a_new_champion_is_taken_up_under_load_and_nothing_is_lost(tmp_path, line):
     from mlops_course.base.settings import Gates
+    from mlops_course.reader.package import promote_reader, register_reader
     from mlops_course.reader.tracked import train_tracked
     from mlops_course.reader.training import Recipe
     from mlops_course.reader.trials import trial_lines
     from mlops_course.reader.weights import load_recogniser
-    from mlops_course.registry import promote, register
     from mlops_course.store import open_store
     store = open_store(tmp_path/'mlflow.db')
     lines = trial_lines(24, 0, ('render',))
@@ -1019,7 +1019,7 @@ def test_a_new_champion_is_taken_up_under_load_and_nothing_is_lost(tmp_path, lin
     assert source.load().why == 'the recogniser in data/recogniser, since the registry has no champion of reader yet'
     net = load_recogniser(serving.load_settings().paths.data/'recogniser')
     _, run_id = train_tracked(Recipe(steps=1, batch=2, rate=1e-5), store, net=net)
-    register(store, run_id, lines, 'ana', 'a test')
+    register_reader(store, run_id, lines, 'ana', 'a test')
     with started(source, tmp_path/'serving', role='admin') as client:
         found, stop = [], threading.Event()
         def ask():
@@ -1027,7 +1027,7 @@ def test_a_new_champion_is_taken_up_under_load_and_nothing_is_lost(tmp_path, lin
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for o in threads: o.start()
         try:
-            assert promote(store, lines, 'ana', 'a test', gates=Gates(slices=('render',), lines=2, p95_ms=1e6)).passed
+            assert promote_reader(store, lines, 'ana', 'a test', gates=Gates(slices=('render',), lines=2, p95_ms=1e6)).passed
             assert client.post('/v1/models/reload').json() == {'before': 'shipped', 'now': 'reader/1'}
             n = len(found)
             until(lambda: len(found) > n + 8)

@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 from filelock import FileLock
 
-from mlops_course import tuning as module
+from mlops_course import tuning_workers as module
 from mlops_course.base.files import find_root
-from mlops_course.reader.search import net_of, rescore
+from mlops_course.reader import search as reader
+from mlops_course.reader.search import KNOBS, net_of, reader_search, rescore, train_trial
 from mlops_course.reader.training import Recipe, train
 from mlops_course.store import open_store
 from mlops_course.tools.cli import main
 from mlops_course.tracking import runs
 from mlops_course.tuning import (
-    KNOBS,
     Limits,
     Range,
     Search,
@@ -34,7 +34,7 @@ from mlops_course.tuning_results import best_so_far, importance, paired, remembe
 from mlops_course.tuning_workers import start_helper, tune
 
 QUICK = Recipe(steps=8, batch=2, width=16, depth=1, longest=5)
-PLAIN = Search(recipe=QUICK, knobs={'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
+PLAIN = reader_search(QUICK, {'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
 
 
 @pytest.fixture
@@ -62,26 +62,26 @@ def children(tuning, store): return {o['name']: o for o in runs(store) if o['par
     ({'rate': Range(low=.1, high=.01)}, 'the first must be the smaller one'),
     ({}, 'No knob to turn')])
 def test_a_wrong_knob_is_refused_by_name(knobs, said):
-    with pytest.raises(ValueError, match=said): spaces(Search(knobs=knobs))
+    with pytest.raises(ValueError, match=said): spaces(reader_search(knobs=knobs))
 
 
 def test_a_value_that_no_recipe_takes_is_refused_before_the_search(tmp_path):
-    with pytest.raises(ValueError, match='width'): open_tuning(tmp_path/'search.db', Search(knobs={'width': [16, 'wide']}))
+    with pytest.raises(ValueError, match='width'): open_tuning(tmp_path/'search.db', reader_search(knobs={'width': [16, 'wide']}))
 
 
 def test_whole_numbers_stay_whole_and_rates_do_not():
-    found = spaces(Search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=.5)}))
+    found = spaces(reader_search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=.5)}))
     assert isinstance(found['depth'], optuna.distributions.IntDistribution)
     assert isinstance(found['warm_up'], optuna.distributions.FloatDistribution)
 
 
 @pytest.mark.parametrize(('given', 'said'), [({'sampler': 'best'}, 'choose tpe or random'), ({'pruner': 'harsh'}, 'choose median or halving or none')])
 def test_a_wrong_sampler_or_pruner_is_refused_with_the_valid_ones(tmp_path, given, said):
-    with pytest.raises(ValueError, match=said): open_tuning(tmp_path/'search.db', Search(**given))
+    with pytest.raises(ValueError, match=said): open_tuning(tmp_path/'search.db', reader_search(**given))
 
 
 def test_a_search_without_an_end_is_refused(plain):
-    with pytest.raises(ValueError, match='pass steps, trials or seconds'): tune(plain)
+    with pytest.raises(ValueError, match='pass steps, trials or seconds'): tune(plain, train_trial)
 
 
 # The storage
@@ -103,7 +103,7 @@ def test_a_damaged_storage_is_said_to_be_damaged(tmp_path, content):
 
 
 def test_a_torn_storage_is_said_to_be_damaged(plain):
-    work_on(plain, Limits(trials=2))
+    work_on(plain, train_trial, Limits(trials=2))
     whole = plain.path.read_bytes()
     plain.path.write_bytes(whole[:5000])
     with pytest.raises(ValueError, match='damaged, or another file'): open_tuning(plain.path)
@@ -124,16 +124,16 @@ def test_a_search_in_two_sittings_proposes_what_one_sitting_does(tmp_path):
     for sampler in ('random', 'tpe'):
         search = PLAIN.model_copy(update={'sampler': sampler})
         once,first = open_tuning(tmp_path/f'{sampler}1.db', search),open_tuning(tmp_path/f'{sampler}2.db', search)
-        tune(once, trials=7)
-        tune(first, trials=3)
-        twice = tune(open_tuning(first.path), trials=7)
+        tune(once, train_trial, trials=7)
+        tune(first, train_trial, trials=3)
+        twice = tune(open_tuning(first.path), train_trial, trials=7)
         assert params(twice) == params(once), sampler
         assert table(twice).equals(table(once)), sampler
 
 
 def test_no_setting_comes_twice(plain):
-    tune(plain, trials=2)
-    tune(open_tuning(plain.path), trials=4)
+    tune(plain, train_trial, trials=2)
+    tune(open_tuning(plain.path), train_trial, trials=4)
     assert len({o['rate'] for o in params(plain)}) == 4
 
 
@@ -142,18 +142,18 @@ def test_no_setting_comes_twice(plain):
 def test_the_budget_is_never_passed_and_pruned_steps_count(tmp_path):
     tuning = open_tuning(tmp_path/'search.db', PLAIN)
     tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.) # all at the first report
-    tune(tuning, steps=20)
+    tune(tuning, train_trial, steps=20)
     assert states(tuning) == ['pruned']*len(states(tuning))
     assert table(tuning)['steps'].tolist() == [2]*7 # the eighth might have cost 8, and only 6 were left
     assert tuning.spent == 14
 
 
 def test_a_budget_smaller_than_a_trial_buys_nothing(plain):
-    assert len(table(tune(plain, steps=7))) == 0
+    assert len(table(tune(plain, train_trial, steps=7))) == 0
 
 
 def test_no_trial_begins_after_the_time_is_up(plain):
-    assert len(table(tune(plain, seconds=0))) == 0
+    assert len(table(tune(plain, train_trial, seconds=0))) == 0
 
 
 def test_a_trial_in_hand_counts_as_a_full_one(plain):
@@ -171,7 +171,7 @@ def test_a_trial_in_hand_counts_as_a_full_one(plain):
 def test_a_pruned_trial_is_a_killed_child_that_says_why(tmp_path, store):
     tuning = open_tuning(tmp_path/'search.db', PLAIN)
     tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.)
-    tune(tuning, store, trials=1)
+    tune(tuning, train_trial, store, trials=1)
     child = children(tuning, store)['trial 0']
     assert child['status'] == 'KILLED'
     assert child['tags']['error'].startswith('TrialPruned: CER')
@@ -182,8 +182,8 @@ def test_a_pruned_trial_is_a_killed_child_that_says_why(tmp_path, store):
 
 
 def test_a_diverged_trial_is_pruned_and_cannot_win(tmp_path, store):
-    search = Search(recipe=QUICK, knobs={'rate': [1e9, 2e9]}, sampler='random', pruner='none')
-    tuning = tune(open_tuning(tmp_path/'search.db', search), store, trials=2)
+    search = reader_search(QUICK, {'rate': [1e9, 2e9]}, sampler='random', pruner='none')
+    tuning = tune(open_tuning(tmp_path/'search.db', search), train_trial, store, trials=2)
     assert states(tuning) == ['pruned', 'pruned']
     assert 'diverged' in children(tuning, store)['trial 0']['tags']['error']
     with pytest.raises(ValueError, match='None of 2 trials was trained to its end'): winner(tuning)
@@ -191,14 +191,14 @@ def test_a_diverged_trial_is_pruned_and_cannot_win(tmp_path, store):
 
 def test_an_error_fails_its_trial_and_its_runs_and_the_search_goes_on(tmp_path, store, monkeypatch, plain):
     def broken(*words, **more): raise OSError('the disk is gone')
-    monkeypatch.setattr(module, 'train_tracked', broken)
-    with pytest.raises(OSError, match='the disk is gone'): tune(plain, store, trials=2)
+    monkeypatch.setattr(reader, 'train_tracked', broken)
+    with pytest.raises(OSError, match='the disk is gone'): tune(plain, train_trial, store, trials=2)
     monkeypatch.undo()
     assert states(plain) == ['failed']
     assert plain.study.trials[0].user_attrs['error'] == 'OSError: the disk is gone'
     run = plain.study.user_attrs['run']
     assert next(o for o in runs(store) if o['id'] == run)['status'] == 'FAILED'
-    tune(plain, store, trials=2)
+    tune(plain, train_trial, store, trials=2)
     assert states(plain) == ['failed', 'complete']
     assert plain.study.user_attrs['run'] == run # the same run goes on
     assert next(o for o in runs(store) if o['id'] == run)['status'] == 'FINISHED'
@@ -206,8 +206,8 @@ def test_an_error_fails_its_trial_and_its_runs_and_the_search_goes_on(tmp_path, 
 
 def test_ctrl_c_leaves_no_trial_running(plain, monkeypatch):
     def stopped(*words, **more): raise KeyboardInterrupt
-    monkeypatch.setattr(module, 'train', stopped)
-    with pytest.raises(KeyboardInterrupt): tune(plain, trials=1)
+    monkeypatch.setattr(reader, 'train', stopped)
+    with pytest.raises(KeyboardInterrupt): tune(plain, train_trial, trials=1)
     assert states(plain) == ['failed']
 
 
@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_no_trial_running(plain, monkeypatch):
 def test_a_trial_without_an_owner_is_marked_and_not_repeated(plain):
     claim(plain, Limits(), 'a worker that is no more')
     assert states(plain) == ['running']
-    tune(plain, trials=3)
+    tune(plain, train_trial, trials=3)
     assert states(plain) == ['failed', 'complete', 'complete']
     assert params(plain) == [expected(PLAIN, o) for o in range(3)]
 
@@ -225,9 +225,9 @@ def test_a_trial_whose_worker_lives_is_left_alone(plain):
     (plain.path.parent/'search.db.workers').mkdir()
     with FileLock(f'{plain.path}.workers/alive'):
         trial = claim(plain, Limits(), 'alive')
-        work_on(open_tuning(plain.path), Limits(trials=2))
+        work_on(open_tuning(plain.path), train_trial, Limits(trials=2))
         assert states(plain) == ['running', 'complete']
-        assert run_trial(trial, plain) == 'complete'
+        assert run_trial(trial, plain, train_trial) == 'complete'
 
 
 def wait_for(condition, seconds=120):
@@ -239,9 +239,9 @@ def wait_for(condition, seconds=120):
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
-    search = PLAIN.model_copy(update={'recipe': QUICK.model_copy(update={'steps': 64})})
+    search = PLAIN.model_copy(update={'recipe': {**PLAIN.recipe, **{'steps': 64}}})
     tuning = open_tuning(tmp_path/'search.db', search)
-    helper = start_helper(tuning, Limits(trials=1000))
+    helper = start_helper(tuning, train_trial, Limits(trials=1000))
     def in_hand(): return [o for o in tuning.study.trials if o.state.name == 'RUNNING' and o.intermediate_values]
     wait_for(lambda: len(tuning.study.trials) > 2 and in_hand())
     helper.kill()
@@ -250,14 +250,14 @@ def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
     before = states(tuning)
     assert before.count('running') == 1
     lost = before.index('running')
-    tune(open_tuning(tuning.path), trials=len(before) + 1)
+    tune(open_tuning(tuning.path), train_trial, trials=len(before) + 1)
     assert states(tuning) == [*('failed' if i == lost else o for i,o in enumerate(before)), 'complete']
     assert params(tuning) == [expected(search, o) for o in range(len(before) + 1)]
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkeypatch):
-    search = PLAIN.model_copy(update={'recipe': QUICK.model_copy(update={'steps': 128})})
+    search = PLAIN.model_copy(update={'recipe': {**PLAIN.recipe, **{'steps': 128}}})
     tuning = open_tuning(tmp_path/'search.db', search)
     begin = module.work_on
 
@@ -265,7 +265,7 @@ def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkey
         wait_for(lambda: any('worker' in o.user_attrs for o in tuning.study.trials))
         return begin(*given)
     monkeypatch.setattr(module, 'work_on', after_the_helper)
-    tune(tuning, store, trials=10, jobs=2)
+    tune(tuning, train_trial, store, trials=10, jobs=2)
     trials = tuning.study.trials
     assert {o.state.name for o in trials} == {'COMPLETE'}
     assert params(tuning) == [expected(search, o) for o in range(len(trials))]
@@ -275,7 +275,7 @@ def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkey
 
 @pytest.mark.slow
 def test_a_helper_ends_when_its_pipe_is_closed(plain):
-    helper = start_helper(plain, Limits(trials=100_000))
+    helper = start_helper(plain, train_trial, Limits(trials=100_000))
     wait_for(lambda: plain.study.trials)
     helper.stdin.close()
     assert helper.wait(timeout=60) == 1
@@ -285,7 +285,7 @@ def test_a_helper_ends_when_its_pipe_is_closed(plain):
 def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', os.fspath(plain.path.parent))
     (plain.path.parent/'sitecustomize.py').write_text("import os; os._exit(3)")
-    with pytest.warns(UserWarning, match='1 of 1 helpers did not end well'): tune(plain, trials=2, jobs=2)
+    with pytest.warns(UserWarning, match='1 of 1 helpers did not end well'): tune(plain, train_trial, trials=2, jobs=2)
     assert states(plain) == ['complete', 'complete']
 
 
@@ -293,7 +293,7 @@ def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
 
 @pytest.mark.slow
 def test_the_winner_is_the_lowest_complete_one_and_its_net_is_in_its_run(tmp_path, store, plain):
-    tune(plain, store, trials=3)
+    tune(plain, train_trial, store, trials=3)
     best = winner(plain)
     assert best.value == table(plain)['cer'].min()
     recipe = Recipe(**{**QUICK.model_dump(), **best.params})
@@ -304,7 +304,7 @@ def test_the_winner_is_the_lowest_complete_one_and_its_net_is_in_its_run(tmp_pat
 
 
 def test_a_net_that_was_never_on_record_is_asked_for_in_vain(plain, store):
-    tune(plain, trials=1)
+    tune(plain, train_trial, trials=1)
     with pytest.raises(ValueError, match='searched without this store'): net_of(plain, store, winner(plain))
 
 
@@ -317,7 +317,7 @@ def test_best_so_far_counts_what_pruned_trials_cost():
 
 
 def test_importance_finds_the_knob_that_decides():
-    search = Search(knobs={'rate': Range(low=.001, high=.1, log=True), 'warm_up': Range(low=0., high=.3)})
+    search = reader_search(knobs={'rate': Range(low=.001, high=.1, log=True), 'warm_up': Range(low=0., high=.3)})
     drawn = [optuna.create_study(sampler=sampler_of(search.model_copy(update={'sampler': 'random'}), o)).ask(spaces(search)).params for o in range(60)]
     def trials(knob): return [{'state': 'COMPLETE', 'params': o, 'reports': {'192': o[knob]}} for o in drawn]
     for knob in ('rate', 'warm_up'):
@@ -341,7 +341,7 @@ def test_paired_speaks_for_the_lower_and_only_outside_the_noise():
 
 def test_the_log_holds_both_searches_for_each_seed_at_equal_cost():
     log = json.loads((find_root()/'data'/'tuning'/'searches.json').read_text(encoding='utf-8'))
-    full = Search(**log['search']).recipe.steps
+    full = Search(**log['search']).recipe['steps']
     for o in log['searches']:
         spent = sum(max(map(int, t['reports']), default=0) for t in o['trials'])
         assert spent == o['steps']
@@ -375,7 +375,7 @@ def test_the_command_searches_and_goes_on(store, tmp_path, monkeypatch):
     assert code == 0, said
     tuning = open_tuning(tmp_path/'cli.db')
     assert len(tuning.study.trials) == 2
-    assert tuning.search.recipe == QUICK.model_copy(update={'depth': 1})
+    assert Recipe(**tuning.search.recipe) == QUICK.model_copy(update={'depth': 1})
 
 
 @pytest.mark.parametrize(('words', 'said'), [

@@ -120,9 +120,8 @@ def validate(order:Order, done:Done) -> dict[str, Any]:
     from mlops_course.gates import budget_gate, check_gates
     from mlops_course.reader.trials import evaluate
     from mlops_course.reader.weights import load_recogniser
-    from mlops_course.registry import read_artifact
     from mlops_course.scoring import interval, rate
-    from mlops_course.store import open_store
+    from mlops_course.store import open_store, read_artifact
     drawn,gates = judged(order, order.seed)
     with TemporaryDirectory() as tmp:
         for o in ('weights.safetensors', 'recogniser.json'): (Path(tmp)/o).write_bytes(read_artifact(open_store(), done['train']['run'], f'model/{o}'))
@@ -135,14 +134,14 @@ def validate(order:Order, done:Done) -> dict[str, Any]:
 
 def register(order:Order, done:Done) -> dict[str, Any]:
     "The run as a version of the registered model. One that is registered already is that version."
+    from mlops_course.reader.package import register_reader
     from mlops_course.registry import NAME, versions
-    from mlops_course.registry import register as make_version
     from mlops_course.store import open_store
     store,run = open_store(),done['train']['run']
     there = store.client.search_registered_models(f"name = '{NAME}'")
     known = [o['version'] for o in versions(store) if o['run'] == run] if there else []
     few = {k: v[:12] for k,v in judged(order, order.seed)[0].items()} # for the card; the gates take all
-    return {'version': known[0] if known else make_version(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
+    return {'version': known[0] if known else register_reader(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
 
 # %% ../../nbs/library/steps.ipynb #8bb5fd47
 @contextmanager
@@ -216,12 +215,13 @@ def swap(client:Any) -> None:
 
 def release(order:Order, done:Done) -> dict[str, Any]:
     "Promote the version, let the service take it up, and see whether it is well. If not, the champion before it comes back."
-    from mlops_course.registry import history, promote, reign, roll_back, standing
+    from mlops_course.reader.package import promote_reader
+    from mlops_course.registry import history, reign, roll_back, standing
     from mlops_course.store import open_store
     store,version,who = open_store(),int(done['register']['version']),str(done['approval']['by'])
     if standing(history(store)).get('champion') != version: # or we were cut off after it
         drawn,gates = judged(order, 1000 + len(history(store))) # fresh lines for each decision
-        decision = promote(store, drawn, who, f'order {fingerprint(order)}', version, gates=gates)
+        decision = promote_reader(store, drawn, who, f'order {fingerprint(order)}', version, gates=gates)
         if not decision.passed: raise Refused(f"Version {version} stays a challenger. {'; '.join(decision.refusals)}")
     with production(version) as client:
         try:

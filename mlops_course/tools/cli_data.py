@@ -70,8 +70,7 @@ def read(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:i
     import json
     import os
 
-    from mlops_course.reader.batch import read_files
-    from mlops_course.reader.line_engines import LINE_ENGINES, check_name
+    from mlops_course.reader.line_engines import LINE_ENGINES, check_name, read_files
     check_name(engine, [*LINE_ENGINES, 'vision'])
     if len(images) == 1 and os.path.isdir(images[0]):
         if engine != 'custom': raise Foreseen(f"A folder is read with custom, not with {engine}. Leave out --engine, or name the images one by one")

@@ -60,7 +60,7 @@ def distill(model:str|None, out:str, student_width:int|None, student_depth:int|N
     with TemporaryDirectory() as tmp: student,_ = c.distill(teacher, plan, answers or tmp, temperature, alpha, every=plan.steps)
     save_recogniser(student, out, recipe=plan.model_dump(), teacher=c.weights_id(teacher), temperature=temperature, alpha=alpha)
     lines = draw_lines(200, plan.seed, plan.data, 'test')
-    tell(out=out, weights=sum(o.numel() for o in student.parameters()), mb=c.size_mb(out), cer=cer_of(student, lines), teacher_cer=cer_of(teacher, lines))
+    tell(out=out, weights=sum(o.numel() for o in student.parameters()), mb=c.weights_mb(out), cer=cer_of(student, lines), teacher_cer=cer_of(teacher, lines))
 
 @compress.command(epilog=example("mlops-course compress adapt --out runs/display --rank 4 --alpha 8 --target-modules eye --target-modules along"))
 @model_option('--model')
@@ -84,7 +84,7 @@ def adapt(model:str|None, out:str, rank:int, alpha:int, target_modules:tuple[str
     if merge: save_recogniser(c.merge(adapted), out, recipe=plan.model_dump(), base=c.weights_id(net), rank=rank, alpha=alpha)
     else: c.save_adapter(adapted, out)
     new,old = draw(200, plan.seed, '', 'test'),draw_lines(200, plan.seed, 'v1', 'test')
-    tell(out=out, mb=c.size_mb(out), **{kind: cer_of(adapted, new), f'{kind}_before': cer_of(net, new)}, v1=cer_of(adapted, old), v1_before=cer_of(net, old))
+    tell(out=out, mb=c.weights_mb(out), **{kind: cer_of(adapted, new), f'{kind}_before': cer_of(net, new)}, v1=cer_of(adapted, old), v1_before=cer_of(net, old))
 
 @compress.command(epilog=example("mlops-course compress quantise --model runs/student --out runs/student.onnx"))
 @model_option('--model')
@@ -107,7 +107,7 @@ def quantise(model:str|None, out:str, lines:int, data:str, dynamic:bool, seed:in
         whole = export_onnx(net, Path(tmp)/'whole.onnx')
         c.quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
         test = draw_lines(200, seed, data, 'test')
-        tell(out=out, mb=c.size_mb(out), mb_before=c.size_mb(whole), cer=cer_of(OnnxRecogniser(out), test), cer_before=cer_of(net, test))
+        tell(out=out, mb=c.weights_mb(out), mb_before=c.weights_mb(whole), cer=cer_of(OnnxRecogniser(out), test), cer_before=cer_of(net, test))
 
 # %% ../../nbs/tools/cli_models.ipynb #3e0ee89d
 @main.group(epilog=example("mlops-course models list"))
@@ -181,12 +181,12 @@ def history(name:str) -> None:
 def promote(which:str, who:str, why:str, name:str, lines:int|None) -> None:
     "Let WHICH, an alias or a number, become champion if it passes every gate. Exit code 1 if it does not."
     from mlops_course.base.settings import load_settings
+    from mlops_course.reader.package import promote_reader
     from mlops_course.reader.trials import trial_lines
     from mlops_course.registry import history
-    from mlops_course.registry import promote as decide
     from mlops_course.store import open_store
     store,gates = open_store(),load_settings().params.gates
-    decision = decide(store, trial_lines(lines or gates.lines, len(history(store, name)), gates.slices), who, why, which, name, gates)
+    decision = promote_reader(store, trial_lines(lines or gates.lines, len(history(store, name)), gates.slices), who, why, which, name, gates)
     click.echo(decision)
     sys.exit(not decision.passed)
 

@@ -129,10 +129,11 @@ def deliver_here(order:Any, approve:str) -> bool: # Is all done?
 
     from mlops_course.pipelines import Board, as_flow
     from mlops_course.prefect_server import FlowServer
-    board,console = Board(),Console()
+    from mlops_course.reader.steps import STEPS, Order
+    board,console = Board(STEPS),Console()
     live = Live(board, console=console, refresh_per_second=4)
     def run(approved_by):
-        with live: as_flow(board)(order, approved_by)
+        with live: as_flow(STEPS, Order, board)(order, approved_by)
     def stop(*_): # at once: Prefect would wait for its threads and for the server, which Ctrl+C has ended too
         live.stop()
         click.echo("\nStopped. The same command goes on where it was", err=True)
@@ -171,27 +172,28 @@ def pipeline(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bo
     from pydantic import ValidationError
 
     from mlops_course import pipelines
-    from mlops_course import prefect_server as flows_prefect_server
     from mlops_course.base.environment import fingerprint
     from mlops_course.base.processes import be_quiet
+    from mlops_course.reader.steps import STEPS, Order
     from mlops_course.tools.running import parse_value
     be_quiet()
     if wait and (steps or fields or approve or text != '{}'):
         raise Foreseen("--wait takes no steps, order or approval: the schedule orders what is usual, and an event says what it asks for. Leave them out")
     try:
         if not isinstance(given := json.loads(text), dict): raise Foreseen(f"The order is {text:.60}. One like {{\"data\": \"v2\"}} was expected")
-        order = pipelines.Order(**(given | {k: parse_value(v) for k,v in fields}))
+        order = Order(**(given | {k: parse_value(v) for k,v in fields}))
     except json.JSONDecodeError as e: raise Foreseen(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
     except ValidationError as e:
         said = '; '.join(f"{o['loc'][0]}: {o['msg']}" for o in e.errors())
-        raise Foreseen(f"{said}. The fields of an order are {', '.join(pipelines.Order.model_fields)}") from e
+        raise Foreseen(f"{said}. The fields of an order are {', '.join(Order.model_fields)}") from e
     if wait:
-        with flows_prefect_server.FlowServer() as server:
+        from mlops_course.prefect_server import FlowServer
+        with FlowServer() as server:
             click.echo(f"Waiting for {pipelines.CRON!r} and for the event {pipelines.EVENT} at {server.url}. Ctrl+C ends it")
-            pipelines.serve_retraining()
+            pipelines.serve_retraining('mlops_course.reader.steps.deliver', Order())
     elif steps:
         try:
-            for name in steps: tell(step=name, order=fingerprint(order), **pipelines.one_step(name, order, approve))
+            for name in steps: tell(step=name, order=fingerprint(order), **pipelines.one_step(STEPS, name, order, approve))
         except pipelines.Refused as e:
             click.echo(f"Refused: {e}", err=True)
             sys.exit(1)

@@ -136,10 +136,11 @@ def tune(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, 
     "Search the knobs of a recipe; every trial is a run. STORAGE is an SQLite file.  [default: _course/tuning/search.db]"
     from pathlib import Path
 
+    from mlops_course.reader.search import KNOBS, RECIPE, reader_search, train_trial
     from mlops_course.reader.training import Recipe
     from mlops_course.store import open_store
     from mlops_course.tools.house import runs_folder
-    from mlops_course.tuning import KNOBS, Search, open_tuning, spaces, table
+    from mlops_course.tuning import open_tuning, table
     from mlops_course.tuning_results import winner
     from mlops_course.tuning_workers import check_limits
     from mlops_course.tuning_workers import tune as search_on
@@ -147,12 +148,11 @@ def tune(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, 
     check_limits(steps, trials, seconds)
     terms:dict[str, Any] = {k: v for k,v in dict(sampler=sampler, pruner=pruner, seed=seed).items() if v is not None}
     if knobs: terms['knobs'] = {o: KNOBS.get(o, []) for o in knobs}
-    if recipe: terms['recipe'] = Recipe(**{**Search().recipe.model_dump(), **dict(recipe)})
+    if recipe: terms['recipe'] = Recipe(**{**RECIPE.model_dump(), **dict(recipe)})
     if resume and terms: raise Foreseen(f"The terms of a search stand in the storage, so leave out {', '.join(terms)}, or begin a new one without --resume")
     if path.exists() and not resume: raise Foreseen(f"There is a search in {path}. Go on with it: --resume, or name another file")
-    if not resume: spaces(Search(**terms))
-    tuning = open_tuning(path, None if resume else Search(**terms))
-    try: search_on(tuning, open_store(experiment=experiment), steps, trials, seconds, jobs)
+    tuning = open_tuning(path, None if resume else reader_search(**terms))
+    try: search_on(tuning, train_trial, open_store(experiment=experiment), steps, trials, seconds, jobs)
     except BlockingIOError as e: raise Foreseen(str(e)) from e # somebody else works on it
     click.echo(table(tuning).round(4).to_string())
     best = winner(tuning)

@@ -7,7 +7,6 @@ __all__ = ['progress_file', 'load', 'record', 'standing']
 
 # %% ../../nbs/tools/progress.ipynb #c393a3a2
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def record(
     path = path or progress_file()
     try: book = load(path)
     except ValueError: # never lose a learner's file, not even a damaged one
-        os.replace(path, path.with_suffix('.damaged.json'))
+        path.replace(path.with_suffix('.damaged.json'))
         book = {}
     entry = book.setdefault(exercise, {}).setdefault(question, dict(solved='', attempts=0))
     if not entry['solved']:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TICK_S', 'ANSI', 'STYLE', 'family', 'memory_mb', 'end', 'Job', 'run_jobs', 'live_view', 'failing_cell', 'lock_hash',
-           'stamp', 'Result', 'report_html', 'write_report', 'known_parameters', 'parse_value', 'share_parameters',
-           'papermill_command', 'run_lessons']
+           'stamp', 'Result', 'ran', 'report_html', 'write_report', 'known_parameters', 'parse_value',
+           'share_parameters', 'papermill_command', 'run_lessons']
 
 # %% ../../nbs/tools/running.ipynb #7c855c8b
 import json
@@ -82,6 +82,7 @@ class Job:
     def start(self) -> None:
         self.began = time.monotonic()
         self.status = 'running'
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open('wb') as out:
             self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.env)
 
@@ -193,6 +194,13 @@ table{border-collapse:collapse;width:100%}td,th{padding:.3em .8em;text-align:lef
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 .passed{color:#2e9e5b}.failed,.hung{color:#cc3d3d}pre{overflow:auto;padding:.8em;border-left:6px solid #cc3d3d;background:#8881}'''
 
+def ran(
+    results:list[Result],
+) -> str:
+    "How many of `results` passed, in words."
+    kind = 'notebooks' if any(r.lesson.startswith('library/') for r in results) else 'lessons'
+    return f"{sum(r.status == 'passed' for r in results)} of {len(results)} {kind} ran"
+
 def report_html(
     results:list[Result], # In lesson order
     parameters:dict,      # What papermill was told
@@ -203,11 +211,11 @@ def report_html(
                    f"<td class='n'>{r.seconds:.1f}</td><td class='n'>{r.peak_mb:.0f}</td></tr>" for r in results)
     trouble = ''.join(f"<h2>{r.lesson}: cell {r.cell} {r.status}</h2><pre>{escape(r.source)}</pre><pre>{escape(r.traceback)}</pre>"
                       for r in results if r.status != 'passed')
-    good = sum(r.status == 'passed' for r in results)
+    good = ran(results)
     said = ', '.join(f'{k} = {v!r}' for k,v in parameters.items()) or 'default parameters'
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-            f"<title>{good} of {len(results)} lessons ran</title><style>{STYLE}</style>"
-            f"<h1>{good} of {len(results)} lessons ran</h1><p>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {escape(said)}</p>"
+            f"<title>{good}</title><style>{STYLE}</style>"
+            f"<h1>{good}</h1><p>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {escape(said)}</p>"
             f"<table><tr><th>lesson<th>status<th>seconds<th>peak memory, MB</tr>{rows}</table>{trouble}</html>")
 
 def write_report(results:list[Result], parameters:dict, out:Path) -> None:
@@ -274,7 +282,9 @@ def run_lessons(
                     result.cell,result.source = where.get('cell'),where.get('source', '')
                     result.traceback = where.get('traceback') or (f'stopped after {limit_s:.0f} s in this cell' if job.status == 'hung' else log)
                 if not parameters: stamp(by_name[job.lesson], job.seconds, runs_folder()/'stamps', job.status == 'passed')
-                if job.status != 'hung' and executed.exists(): os.replace(executed, out/executed.name)
+                if job.status != 'hung' and executed.exists():
+                    (place := out/f'{job.lesson}.ipynb').parent.mkdir(exist_ok=True)
+                    os.replace(executed, place)
                 results.append(result)
         results.sort(key=lambda r: r.lesson)
         write_report(results, parameters, out)
