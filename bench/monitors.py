@@ -20,11 +20,12 @@ def monitoring_figures() -> Iterator[dict]:
     from mlops_course.keys import Keys
     from mlops_course.monitoring import Hook, installed, watching
     from mlops_course.probe import probing
-    from mlops_course.reader.custom import load_custom
+    from mlops_course.reader.custom import load_custom, ready
     from mlops_course.reader.metrics import line_probe
     from mlops_course.reader.recognition import ALPHABET
+    from mlops_course.reader.serving import create_app
     from mlops_course.reader.trials import trial_lines
-    from mlops_course.serving import Model, create_app, ready
+    from mlops_course.serving import Model
     registry = CollectorRegistry()
     counter = Counter('c', 'c', ['model', 'status'], registry=registry)
     seconds = Histogram('s', 's', ['model'], registry=registry)

@@ -140,6 +140,7 @@ def release_figures() -> Iterator[dict]:
     from mlops_course.load import Load
     from mlops_course.reader.lines import line_batch
     from mlops_course.reader.recognition import ALPHABET
+    from mlops_course.reader.releases import line_requests, reader_router, reader_slot
     from mlops_course.release import canary
     from mlops_course.router import Routes
     from mlops_course.slots import Release, let_in

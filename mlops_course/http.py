@@ -41,7 +41,7 @@ def counted(
 # %% ../nbs/library/http.ipynb #0ea744e3
 def too_large(most:int) -> HTTPException:
     "The refusal of a body of more than `most` bytes. The connection ends, so the rest is not even received."
-    return refusal(413, f"More than {most/2**20:.1f} MB came, and that is the limit. Send a smaller image, or fewer", headers={'Connection': 'close'})
+    return refusal(413, f"More than {most/2**20:.1f} MB came, and that is the limit. Send a smaller file, or fewer", headers={'Connection': 'close'})
 
 # %% ../nbs/library/http.ipynb #a5eb8854
 class Problem(BaseModel):
@@ -54,8 +54,8 @@ FAULT = "Something is wrong with the service, not with your request. Its log say
 
 # %% ../nbs/library/http.ipynb #e1e4a4a9
 REFUSALS = {400: "The body is not what its header says", 401: "No key, or none that is known", 403: "The role of the key is not enough",
-    408: "The image came too slowly", 413: "Too many bytes or pixels", 422: "Not an image, or not one that can be read", 429: "Too many requests with this key",
-    500: "A fault of the service", 503: "The service is full, or not ready", 504: "Reading took too long"}
+    408: "The body came too slowly", 413: "Too many bytes, or too many pixels of an image", 422: "What was sent cannot be read",
+    429: "Too many requests with this key", 500: "A fault of the service", 503: "The service is full, or not ready", 504: "There was no answer in time"}
 
 # %% ../nbs/library/http.ipynb #2ea1c516
 def problems(*statuses:int) -> dict[int|str, dict[str, Any]]:

@@ -6,9 +6,10 @@
 __all__ = ['Load']
 
 # %% ../nbs/library/load.ipynb #3c281755
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event, Thread
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ class Load:
     def __init__(self,
         url:str,
         keys:Sequence[str],     # One for each user
-        images:Sequence[bytes], # Lines
+        requests:Sequence[Mapping[str, Any]], # As for `httpx.post`; the `url` is a path
         workers:int=3,          # Requests under way at once
         pause_s:float=.01,      # Between two requests of a worker
         seed:int=0,
     ):
-        self.url,self.keys,self.images,self.workers,self.pause_s,self.seed = url,keys,images,workers,pause_s,seed
+        self.url,self.keys,self.requests,self.workers,self.pause_s,self.seed = url,keys,requests,workers,pause_s,seed
         self.answers:list[tuple[float, int, int, str]] = [] # when, user, status (0 if none came), served by
         self.over,self.start = Event(),perf_counter()
     def __repr__(self): return f"Load({len(self.answers)} answers, {self.lost} lost)"
@@ -33,12 +34,12 @@ class Load:
     def ask(self, worker:int) -> None:
         import httpx
         rng = np.random.default_rng((self.seed, worker))
-        with httpx.Client(timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
             while not self.over.wait(self.pause_s):
-                user,image = int(rng.integers(len(self.keys))),self.images[int(rng.integers(len(self.images)))]
+                user,request = int(rng.integers(len(self.keys))),self.requests[int(rng.integers(len(self.requests)))]
                 headers = {'Authorization': f'Bearer {self.keys[user]}'}
                 try:
-                    found = client.post(f'{self.url}/v1/read', params={'line': True}, files={'file': image}, headers=headers)
+                    found = client.post(**request, headers=headers)
                     status,by = found.status_code,found.headers.get('X-Served-By', '')
                 except httpx.TransportError:
                     status,by = 0,''

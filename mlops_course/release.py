@@ -23,7 +23,7 @@ from .verdicts import Caution, NoChampion, Signal, Tally, Verdict, failed, signa
 def counts_of(challenger:Slot, champion:Slot, router:Router) -> list[Counter]:
     "What each of them has counted so far. Users whom only the champion let in count as failed by the challenger."
     new = challenger.metrics()
-    new['ocr_predictions_total', '500'] += router.counts['turned away']
+    new['predictions_total', '500'] += router.counts['turned away']
     try: return [new, champion.metrics(), router.counts.copy()]
     except ConnectionError as e: raise NoChampion(f'{e}. Bring it back, then release again') from e
 

@@ -8,12 +8,12 @@ __all__ = ['OWN', 'Routes', 'Router']
 # %% ../nbs/library/router.ipynb #6bc9fcac
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from operator import ne
 from typing import Any, NamedTuple
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -42,7 +42,15 @@ OWN = {'host', 'connection', 'keep-alive', 'content-length', 'transfer-encoding'
 # %% ../nbs/library/router.ipynb #e8fb6862
 class Router:
     "Stands before two services. What the challenger fails to answer, the champion is asked."
-    def __init__(self, routes:Routes, timeout_s:float=30., most_mb:float=200., seed:int=0):
+    def __init__(self,
+        routes:Routes,
+        path:str='',                            # Of the requests whose answers are compared
+        differ:Callable[[Any, Any], bool]=ne,   # Are two answers, read from JSON, quite different?
+        timeout_s:float=30.,
+        most_mb:float=200.,
+        seed:int=0,
+    ):
+        self.path,self.differ = path,differ
         self.routes,self.timeout_s,self.most = routes,timeout_s,int(most_mb*2**20)
         self.counts:Counter[str] = Counter() # requests by arm, repeated, turned away, compared, strange
         self.rng,self.tasks = np.random.default_rng(seed),set() # type: ignore[var-annotated]
@@ -82,15 +90,15 @@ class Router:
             if other is not None and other.status_code == 200: # the fault was not the user's
                 self.counts['turned away'] += 1
                 arm,found = 'champion',other
-        elif arm == 'challenger' and found.status_code == 200 and request.url.path == '/v1/read' and self.rng.random() < routes.shadow:
-            self.tasks.add(task := asyncio.create_task(self.compare(routes, request, body, found.json()['text'])))
+        elif arm == 'challenger' and found.status_code == 200 and request.url.path == self.path and self.rng.random() < routes.shadow:
+            self.tasks.add(task := asyncio.create_task(self.compare(routes, request, body, found.json())))
             task.add_done_callback(self.tasks.discard)
         if found is None: return JSONResponse({'status': 502, 'error': "The service does not answer. Try again in a moment"}, 502, {'Retry-After': '1'})
         return Response(found.content, found.status_code, {**{k: v for k,v in found.headers.items() if k not in OWN}, 'X-Served-By': arm})
 
-    async def compare(self, routes:Routes, request:Request, body:bytes, text:str) -> None:
-        "Count how often the champion reads something quite different."
+    async def compare(self, routes:Routes, request:Request, body:bytes, answer:Any) -> None:
+        "Count how often the champion answers something quite different."
         found = await self.ask(routes.champion, request, body)
         if found is None or found.status_code != 200: return
         self.counts['compared'] += 1
-        self.counts['strange'] += Levenshtein.normalized_distance(text, found.json()['text']) > .3
+        self.counts['strange'] += self.differ(answer, found.json())

@@ -14,17 +14,19 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 # %% ../nbs/library/verdicts.ipynb #d4627592
-WATCHED = {'ocr_predictions_total': 'status', 'ocr_prediction_duration_seconds_bucket': 'le', 'ocr_confidence_bucket': 'le'}
+WATCHED = {'predictions_total': 'status', 'prediction_duration_seconds_bucket': 'le', 'confidence_bucket': 'le'} # name without prefix -> label
 
 # %% ../nbs/library/verdicts.ipynb #a05107e6
 def read_metrics(
-    text:str, # As /metrics answers
-) -> Counter: # (name, status or upper edge) -> count, of all models together
+    text:str,   # As /metrics answers
+    prefix:str, # Of the names of metrics, such as `ocr`
+) -> Counter:   # (name without prefix, status or upper edge) -> count, of all models together
     "The counts that a release is judged by."
     found:Counter[tuple[str, str]] = Counter()
     for family in text_string_to_metric_families(text):
         for o in family.samples:
-            if o.name in WATCHED: found[o.name, o.labels[WATCHED[o.name]]] += int(o.value)
+            name = o.name.removeprefix(f'{prefix}_')
+            if name in WATCHED: found[name, o.labels[WATCHED[name]]] += int(o.value)
     return found
 
 # %% ../nbs/library/verdicts.ipynb #bc8d3a42
@@ -37,7 +39,7 @@ class Tally(NamedTuple):
 # %% ../nbs/library/verdicts.ipynb #3dc58c44
 def failed(found:Counter) -> Tally:
     "Answers that the service owed: its own faults among all that was valid."
-    by = {int(status): n for (name, status),n in found.items() if name == 'ocr_predictions_total'}
+    by = {int(status): n for (name, status),n in found.items() if name == 'predictions_total'}
     bad = sum(n for status,n in by.items() if status >= 500)
     return Tally(bad, bad + by.get(200, 0))
 
@@ -89,7 +91,7 @@ class Caution:
     alpha:float = .01        # chance to send a good release back
     tolerance:float = 2.     # odds of a bad answer may be so many times the champion's
     sure:str = '0.9'         # confidence below this counts as doubtful; an edge of the histogram
-    strange:float = .3       # share of images that may be read quite differently from the champion
+    strange:float = .3       # share of answers that may be quite different from the champion's
     every_s:float = .25      # between looks
     longest_s:float = 600.   # for a step
 
@@ -97,19 +99,19 @@ class Caution:
 def signals(
     new:Counter,        # What the challenger has counted in this step
     old:Counter,        # What the champion has counted at the same time
-    compared:Tally,     # Images that both read, and how many of them quite differently
+    compared:Tally,     # Requests that both answered, and how many of them quite differently
     caution:Caution=Caution(),
 ) -> list[Signal]:
     "How the challenger stands beside the champion."
     from scipy.stats import binomtest
-    slow,sure = 'ocr_prediction_duration_seconds_bucket','ocr_confidence_bucket'
+    slow,sure = 'prediction_duration_seconds_bucket','confidence_bucket'
     edge = edge_at(old, slow, .95)
     doubtful = [Tally(o[sure, caution.sure], o[sure, '+Inf']) for o in (new, old)]
     pairs = {'errors': (failed(new), failed(old), 'failed'), 'latency': (beyond(new, slow, edge), beyond(old, slow, edge), f'took more than {edge} s'),
-             'confidence': (doubtful[0], doubtful[1], f'were read with a confidence below {caution.sure}')}
+             'confidence': (doubtful[0], doubtful[1], f'have a confidence below {caution.sure}')}
     found = [Signal(name, f"{a} {what}, and {b} of the champion's", worse(a, b, caution.tolerance)) for name,(a,b,what) in pairs.items()]
     p = float(binomtest(compared.bad, compared.n, caution.strange, 'greater').pvalue) if compared.n else 1.
-    return [*found, Signal('disagreement', f'{compared} are read quite differently by the champion', p)]
+    return [*found, Signal('disagreement', f'{compared} are answered quite differently by the champion', p)]
 
 # %% ../nbs/library/verdicts.ipynb #cca1e32b
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from packaging.requirements import Requirement
 
 from mlops_course.containers import podman
-from mlops_course.data import ARCHIVE
+from mlops_course.reader.feed import ARCHIVE
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "_course" / "bare"

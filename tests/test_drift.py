@@ -32,15 +32,15 @@ from mlops_course.keys import Keys
 from mlops_course.monitoring import PROGRAMS, Hook, Note, watching
 from mlops_course.pipelines import RULE
 from mlops_course.prefect_server import FlowServer
-from mlops_course.reader.custom import Custom, load_custom
+from mlops_course.reader.custom import Custom, load_custom, ready
 from mlops_course.reader.features import FEATURES, Sensor, look, slope
 from mlops_course.reader.services import Retraining, Tracker, services
+from mlops_course.reader.serving import create_app
 from mlops_course.reader.steps import Order
 from mlops_course.reader.trials import trial_lines
 from mlops_course.reader.weights import load_recogniser
 from mlops_course.registry import history
 from mlops_course.scoring import rate, score
-from mlops_course.serving import create_app, ready
 from mlops_course.store import open_store
 
 ROW = dict.fromkeys(FEATURES, 1.)

@@ -693,8 +693,8 @@ def test_jobs_call_steps_that_exist():
 @pytest.mark.slow
 def test_act_runs_the_jobs_up_to_production(tmp_path):
     from mlops_course.base.servers import on_free_port
+    from mlops_course.reader.serving import Source, create_app
     from mlops_course.registry import history
-    from mlops_course.serving import Source, create_app
     from mlops_course.store import open_store
     registry = tmp_path/'registry'/'mlflow.db'
     store = open_store(registry)

@@ -25,12 +25,13 @@ from mlops_course.keys import Keys
 from mlops_course.monitoring import Hook, installed, program, read_deploy, watching
 from mlops_course.probe import probing
 from mlops_course.promql import Samples, evaluate, grown, labelled, quantile
-from mlops_course.reader.custom import load_custom
+from mlops_course.reader.custom import load_custom, ready
 from mlops_course.reader.features import FEATURES
 from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
+from mlops_course.reader.serving import PREFIX, create_app
 from mlops_course.reader.trials import trial_lines
-from mlops_course.serving import Meters, create_app, ready
+from mlops_course.serving import Meters
 from mlops_course.watching import Watch, filled
 
 OPEN = Api(rate=1e6, burst=10**6)
@@ -486,7 +487,7 @@ def test_grafana_finds_its_way_through_the_dashboard():
 
 def test_rules_and_panels_ask_for_what_is_exported(lines, tmp_path):
     with Monitor(tmp_path/'drift.db', FEATURES) as monitor:
-        registries = Meters().registry, line_probe('', '', lines).registry, registry_of(monitor, 'ocr')
+        registries = Meters(PREFIX, 'images').registry, line_probe('', '', lines).registry, registry_of(monitor, 'ocr')
         exported = {s.name for registry in registries for o in registry.collect() for s in (o, *o.samples)}
     exported |= {o['record'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
     asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}

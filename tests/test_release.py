@@ -29,11 +29,12 @@ from mlops_course.experiments import (
 from mlops_course.load import Load
 from mlops_course.reader.lines import line_batch
 from mlops_course.reader.recognition import ALPHABET
+from mlops_course.reader.releases import line_requests, reader_router, reader_slot
 from mlops_course.registry import NAME, history, standing, take_down
 from mlops_course.release import canary, recorder, watch
-from mlops_course.router import Router, Routes
+from mlops_course.router import Routes
 from mlops_course.scoring import score
-from mlops_course.slots import Release, Slot, let_in
+from mlops_course.slots import Release, let_in
 from mlops_course.store import open_store
 from mlops_course.verdicts import (
     Caution,
@@ -211,18 +212,18 @@ ocr_confidence_bucket{le="+Inf",model="a"} 96.0
 
 
 def test_metrics_are_read_for_all_models_together_and_a_bad_image_is_no_fault():
-    found = read_metrics(METRICS)
+    found = read_metrics(METRICS, 'ocr')
     assert failed(found) == (4, 100)
-    assert beyond(found, 'ocr_prediction_duration_seconds_bucket', '0.01') == (1, 96)
-    assert edge_at(found, 'ocr_prediction_duration_seconds_bucket', .95) == '0.01'
-    assert edge_at(found, 'ocr_prediction_duration_seconds_bucket', .5) == '0.005'
+    assert beyond(found, 'prediction_duration_seconds_bucket', '0.01') == (1, 96)
+    assert edge_at(found, 'prediction_duration_seconds_bucket', .95) == '0.01'
+    assert edge_at(found, 'prediction_duration_seconds_bucket', .5) == '0.005'
 
 
 def test_each_trouble_raises_its_own_signal():
-    old = read_metrics(METRICS.replace('500"} 4.0', '500"} 0.0'))
-    slow = read_metrics(METRICS.replace('0.01",model="a"} 95', '0.01",model="a"} 10').replace('500"} 4.0', '500"} 0.0'))
-    doubtful = read_metrics(METRICS.replace('0.9",model="a"} 12', '0.9",model="a"} 80').replace('500"} 4.0', '500"} 0.0'))
-    broken = read_metrics(METRICS.replace('500"} 4.0', '500"} 40.0'))
+    old = read_metrics(METRICS.replace('500"} 4.0', '500"} 0.0'), 'ocr')
+    slow = read_metrics(METRICS.replace('0.01",model="a"} 95', '0.01",model="a"} 10').replace('500"} 4.0', '500"} 0.0'), 'ocr')
+    doubtful = read_metrics(METRICS.replace('0.9",model="a"} 12', '0.9",model="a"} 80').replace('500"} 4.0', '500"} 0.0'), 'ocr')
+    broken = read_metrics(METRICS.replace('500"} 4.0', '500"} 40.0'), 'ocr')
     for new, compared, wanted in ((old, Tally(2, 50), []), (slow, Tally(2, 50), ['latency']), (doubtful, Tally(2, 50), ['confidence']),
                                   (broken, Tally(2, 50), ['errors']), (old, Tally(45, 50), ['disagreement'])):
         assert [o.name for o in signals(new, old, compared) if o.alarm(1e-4)] == wanted
@@ -234,7 +235,7 @@ class Counting:
     def metrics(self):
         self.looks += 1
         n = self.each*self.looks
-        return Counter({('ocr_predictions_total', '200'): n, ('ocr_confidence_bucket', '0.9'): round(n*self.doubtful), ('ocr_confidence_bucket', '+Inf'): n})
+        return Counter({('predictions_total', '200'): n, ('confidence_bucket', '0.9'): round(n*self.doubtful), ('confidence_bucket', '+Inf'): n})
 
 
 def watched(doubtful, least=60, **caution):
@@ -321,14 +322,14 @@ class Street:
     def __init__(self, root, folder, slots):
         self.good, self.folder, self.slots = Release(root/'data'/'recogniser', 'reader/1'), folder, slots
         self.keys = list(let_in(slots, USERS[:1000]).values())
-        self.images = [png(o, folder) for o, _ in line_batch(30, 0, 'v1', 'test')]
+        self.lines = line_requests(png(o, folder) for o, _ in line_batch(30, 0, 'v1', 'test'))
         self.caution = Caution(least=(10, 20, 30))
 
     def release(self, challenger, steps=(.1, .5, 1.), spoil=None, **routes):
         "Verdicts, the load, and the router, after a canary under load."
         champion = next(o for o in self.slots if o is not challenger)
-        router, verdicts = Router(Routes(champion.url, challenger.url, **{'shadow': .5, **routes})), []
-        with on_free_port(router) as url, Load(url, self.keys, self.images) as load:
+        router, verdicts = reader_router(Routes(champion.url, challenger.url, **{'shadow': .5, **routes})), []
+        with on_free_port(router) as url, Load(url, self.keys, self.lines) as load:
             for o in canary(router, champion, challenger, steps, self.caution, verdicts.append):
                 if spoil and o.passed: spoil()
             sent = []
@@ -344,7 +345,7 @@ class Street:
 def street(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp('street')
     with ExitStack() as after:
-        slots = [after.enter_context(Slot(folder/o, Release(root/'data'/'recogniser', 'reader/1'))) for o in ('blue', 'green')]
+        slots = [after.enter_context(reader_slot(folder/o, Release(root/'data'/'recogniser', 'reader/1'))) for o in ('blue', 'green')]
         for o in slots: o.wait()
         yield Street(root, folder, slots)
 
@@ -363,8 +364,8 @@ def test_a_good_release_reaches_everybody_and_loses_nothing(street):
 def test_blue_and_green_change_places_and_back_without_losing_a_request(street):
     blue, green = street.slots
     green.put(street.good)
-    router = Router(Routes(blue.url, green.url))
-    with on_free_port(router) as url, Load(url, street.keys, street.images) as load:
+    router = reader_router(Routes(blue.url, green.url))
+    with on_free_port(router) as url, Load(url, street.keys, street.lines) as load:
         for at in (green.url, blue.url):
             n = len(load.answers)
             while len(load.answers) < n + 30: sleep(.02)
@@ -393,10 +394,10 @@ def test_each_bad_release_is_taken_back_for_its_own_reason_and_loses_nothing(str
 def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_release_goes_back(street):
     champion, challenger = street.slots
     challenger.put(street.good)
-    router = Router(Routes(champion.url, challenger.url))
+    router = reader_router(Routes(champion.url, challenger.url))
     with on_free_port(router) as url:
         release = canary(router, champion, challenger, (.3, 1.), street.caution)
-        with Load(url, street.keys, street.images) as load: next(release)
+        with Load(url, street.keys, street.lines) as load: next(release)
         assert router.routes.share == .3
         release.close() # whoever watched went away
     assert router.routes.share == 0
@@ -424,11 +425,11 @@ def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_
 @pytest.mark.slow
 def test_a_dead_champion_stops_a_release_and_says_nothing_against_the_challenger(root, tmp_path):
     with ExitStack() as after:
-        champion, challenger = (after.enter_context(Slot(tmp_path/o, Release(root/'data'/'recogniser', o))) for o in ('old', 'new'))
+        champion, challenger = (after.enter_context(reader_slot(tmp_path/o, Release(root/'data'/'recogniser', o))) for o in ('old', 'new'))
         for o in (champion, challenger): o.wait()
         keys = list(let_in([champion, challenger], USERS[:200]).values())
-        images, router = [png(o, tmp_path) for o, _ in line_batch(5, 0, 'v1', 'test')], Router(Routes(champion.url, challenger.url))
-        with on_free_port(router) as url, Load(url, keys, images) as load:
+        lines, router = line_requests(png(o, tmp_path) for o, _ in line_batch(5, 0, 'v1', 'test')), reader_router(Routes(champion.url, challenger.url))
+        with on_free_port(router) as url, Load(url, keys, lines) as load:
             verdicts = []
             for o in canary(router, champion, challenger, (.5, 1.), Caution(least=(10, 10**6)), verdicts.append):
                 if o.passed: champion.kill()

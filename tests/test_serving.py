@@ -26,8 +26,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from PIL import Image
 
-from mlops_course import fetching, serving
 from mlops_course import http as serving_http
+from mlops_course import uploads
 from mlops_course.base.history import Audit, sealed, verify_audit
 from mlops_course.base.images import load_image
 from mlops_course.base.servers import on_free_port, server_options
@@ -37,10 +37,11 @@ from mlops_course.contract import contract_failures
 from mlops_course.fetching import fetch_image, is_public
 from mlops_course.keys import Keys
 from mlops_course.limits import Bucket
-from mlops_course.reader.custom import Custom, load_custom
+from mlops_course.reader import custom, serving
+from mlops_course.reader.custom import Custom, load_custom, read_together, ready
 from mlops_course.reader.layout import Reading
 from mlops_course.reader.lines import line_batch
-from mlops_course.serving import Source, create_app, read_together, ready
+from mlops_course.reader.serving import Source, create_app
 from mlops_course.tools.cli import main
 from mlops_course.uploads import load_upload
 
@@ -343,7 +344,7 @@ def test_each_of_many_images_has_its_own_limit(engine, tmp_path, line):
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(serving, 'load_image', lambda *_, **__: pytest.fail('it was decoded'))
+    monkeypatch.setattr(uploads, 'load_image', lambda *_, **__: pytest.fail('it was decoded'))
     with pytest.raises(HTTPException) as e: load_upload(io.BytesIO(png(Image.new('1', (3000, 3000)))), 10**6)
     assert e.value.status_code == 413
     assert '3,000×3,000' in e.value.detail
@@ -447,7 +448,7 @@ class Doubtful(Custom):
 def doubtful(engine, monkeypatch):
     found = Doubtful(engine.net)
     found.detect = engine.detect
-    monkeypatch.setattr(serving, 'doubtful', lambda lines: True)
+    monkeypatch.setattr(custom, 'doubtful', lambda lines: True)
     return found
 
 
@@ -712,7 +713,7 @@ def test_an_entry_is_on_the_disk_before_anybody_is_told(record, monkeypatch):
 def test_a_full_disk_leaves_no_half_line(record, monkeypatch):
     path, receipts = record
     audit, write = Audit(path), os.write
-    monkeypatch.setattr(serving.os, 'write', lambda file, data: write(file, data[:10]))
+    monkeypatch.setattr(os, 'write', lambda file, data: write(file, data[:10]))
     with pytest.raises(OSError, match='the disk is full'): audit.add(who='ana', what='read')
     monkeypatch.undo()
     receipts.append(audit.add(who='ana', what='read'))
@@ -799,7 +800,7 @@ def test_an_address_is_fetched_and_read_where_that_is_allowed(engine, tmp_path, 
     async def fetched(url, most, timeout_s):
         assert url == 'https://example.org/line.png'
         return io.BytesIO(line)
-    monkeypatch.setattr(fetching, 'fetch_image', fetched) # over the network: see the tests below
+    monkeypatch.setattr(uploads, 'fetch_image', fetched) # over the network: see the tests below
     with started(Shelf(engine), tmp_path, Api(allow_urls=True)) as client:
         found = client.post('/v1/read', data={'url': 'https://example.org/line.png'}, files={'x': b''}, params={'line': True})
         assert found.json()['sha256'] == sha256(line).hexdigest()

@@ -32,6 +32,7 @@ from mlops_course.reader.google import BATCH, FAULTS, StandIn, annotation_of
 from mlops_course.reader.layout import Line, Reading, draw_boxes
 from mlops_course.reader.line_engines import open_engine
 from mlops_course.reader.page import OWN, add_page, banner, caption, read_on_record
+from mlops_course.reader.serving import create_app, read_image
 from mlops_course.reader.vision import (
     MOST_BYTES,
     Fallback,
@@ -43,7 +44,6 @@ from mlops_course.reader.vision import (
     lines_of,
 )
 from mlops_course.scoring import cer
-from mlops_course.serving import create_app
 from mlops_course.tools.cli import main
 
 ROOT = find_root()
@@ -828,12 +828,12 @@ def test_a_slow_engine_does_not_take_the_service_with_it(tmp_path):
     async def story():
         threads = ThreadPoolExecutor(4)
         async with service_app.router.lifespan_context(service_app):
-            await service.read(io.BytesIO(PAGE.read_bytes()))
+            await read_image(service, io.BytesIO(PAGE.read_bytes()))
             slow = [asyncio.create_task(read_on_record(service, 'ana', 'slow', lambda image: time.sleep(4) or Reading('slow', [], 4.),
                                                        io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)) for _ in range(12)]
             await asyncio.sleep(.5)
             start = time.monotonic()
-            await service.read(io.BytesIO(PAGE.read_bytes()))
+            await read_image(service, io.BytesIO(PAGE.read_bytes()))
             took = time.monotonic() - start
             for o in slow: o.cancel()
             await asyncio.gather(*slow, return_exceptions=True)

@@ -25,9 +25,8 @@ from ..base.environment import fingerprint, version_of
 from ..base.settings import load_settings
 from ..batching import attempt
 from ..cache import Cache, page_key
-from .custom import SHIPPED, load_custom
+from .custom import SHIPPED, load_custom, read_together
 from ..record import Record
-from ..serving import read_first, read_together
 from ..uploads import load_upload
 from ..workers import Crew, crew
 
@@ -38,7 +37,7 @@ def reader_id(
 ) -> str:
     "What decides what is read, in 16 characters: the net, the code around it, and the packages below it."
     model = Path(folder or load_settings().paths.data/SHIPPED)/'model.onnx'
-    code = *sorted(Path(__file__).parent.glob('*.py')),read_first,read_together # coarse: it rather forgets too much than too little
+    code = sorted(Path(__file__).parent.glob('*.py')) # coarse: it rather forgets too much than too little
     return fingerprint(model, line, {o: version_of(o) for o in ('numpy', 'onnxruntime', 'opencv-python', 'rapidocr')}, *code)
 
 # %% ../../nbs/library/folder.ipynb #f5eb2568

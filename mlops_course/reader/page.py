@@ -19,7 +19,8 @@ from fastapi import FastAPI, HTTPException
 from ..base.files import sha256_of
 from ..base.logs import get_logger
 from ..http import FAULT, refusal
-from .layout import Reading, draw_boxes
+from .layout import Reading, certainty, draw_boxes
+from .serving import read_image
 from .vision import FallbackReading
 from ..serving import Service
 from ..uploads import load_upload
@@ -56,9 +57,9 @@ async def read_on_record(
     threads:ThreadPoolExecutor,                       # For engines that are not the service's own
 ) -> Reading:
     "What one engine reads, if there is a place for it; the record says that it was asked."
-    with service.place():
+    with service.place(who):
         if engine is None:
-            answer,_ = await service.read(file, who=who)
+            answer,_ = await read_image(service, file, who=who)
             return Reading(answer.engine, answer.lines, answer.seconds)
         async with service.on_record(who, f'page, {name}', engine=getattr(engine, 'name', name), model='') as entry:
             entry['sha256'] = await asyncio.to_thread(sha256_of, file)
@@ -66,7 +67,7 @@ async def read_on_record(
             try: reading = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, engine, image), seconds)
             except TimeoutError as e: raise refusal(504, f"{name} did not read the image within {seconds:g} seconds. Send a smaller one") from e
             entry['engine'] = reading.engine
-        service.meters.observe(entry, reading)
+        service.meters.observe(entry, certainty(reading))
         return reading
 
 # %% ../../nbs/library/page.ipynb #dfd10cfb

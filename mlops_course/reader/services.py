@@ -61,7 +61,7 @@ class Tracker:
     def measure(self, data:bytes, line:bool, model:Any, reading:Any) -> None:
         "One line of one image."
         from mlops_course.reader.boxes import cut_out
-        from mlops_course.serving import certainty
+        from mlops_course.reader.layout import certainty
         from mlops_course.uploads import load_upload
         if (sha256 := hashlib.sha256(data).hexdigest()) in self.apart: return
         image = load_upload(BytesIO(data), self.service.limits.max_pixels)
@@ -93,9 +93,10 @@ def tracking(
     lines:int=300,            # Clean ones, drawn: a third for the sensor, the others as the reference of a file that has none
 ) -> Iterator[Monitor]:
     "A monitor that watches what `service` reads, until the block ends."
+    from mlops_course.reader.custom import read_together
+    from mlops_course.reader.layout import certainty
     from mlops_course.reader.trials import trial_lines
     from mlops_course.reader.weights import load_recogniser
-    from mlops_course.serving import certainty, read_together
     calm = [image for image,_ in trial_lines(lines, 0, ('render',))['render']]
     known,rest = calm[:lines//3],calm[lines//3:]
     sensor = Sensor(load_recogniser(load_settings().paths.data/'recogniser'), known)
@@ -120,8 +121,8 @@ def services(
     from mlops_course.monitoring import Hook, Prometheus, watching
     from mlops_course.probe import probing
     from mlops_course.reader.metrics import line_probe
+    from mlops_course.reader.serving import create_app
     from mlops_course.reader.trials import trial_lines
-    from mlops_course.serving import create_app
     keys = Keys(Path(folder)/'keys.json')
     with ExitStack() as stack:
         app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way

@@ -151,7 +151,7 @@ def server_of(version:int) -> Iterator[Any]: # An httpx.Client with an admin's k
 
     from mlops_course.base.servers import on_free_port
     from mlops_course.keys import Keys
-    from mlops_course.serving import Source, create_app
+    from mlops_course.reader.serving import Source, create_app
 
     class Pinned(Source):
         def aliases(self) -> dict[str, int]: return {'champion': version}

@@ -36,7 +36,7 @@ def serve(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
     from mlops_course.base.servers import serve as serve_app
     from mlops_course.base.servers import server_options
     from mlops_course.base.settings import load_settings
-    from mlops_course.serving import create_app
+    from mlops_course.reader.serving import create_app
     be_quiet()
     limits = load_settings().services.api
     limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
