@@ -8,6 +8,7 @@ __all__ = ['Model', 'Meters', 'Service', 'Visit', 'entered', 'arriving', 'add_er
 # %% ../nbs/13_serving.ipynb #68086992
 import asyncio
 import logging
+from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Service:
         unit:str='requests', # What is counted
     ):
         self.source,self.limits,self.work,self.unit = source,limits,work,unit
-        self.taken = 0 # requests inside
+        self.taken,self.inside = 0,Tally[str]() # requests inside: all of them, and those of each key
         self.model:Model = source.load()
         self.keys,self.audit = Keys(Path(folder)/'keys.json'),Audit(Path(folder)/'audit.jsonl')
         self.buckets:dict[str, Bucket] = {}
@@ -103,10 +104,15 @@ class Service:
     @contextmanager
     def place(self, who:str) -> Iterator[None]:
         "A place inside for `who`, if there is one. If there is none, the refusal comes at once, and nothing waits in a queue."
-        if self.taken >= self.limits.places: raise refusal(503, f"All {self.limits.places} places are taken. Wait, then try again", 1)
+        most,each = self.limits.places,self.limits.places_per_key
+        if self.taken >= most: raise refusal(503, f"All {most} places are taken. Wait, then try again", 1)
+        if self.inside[who] >= each: raise refusal(429, f"{each} requests with your key are inside already, and that is the limit. Wait for an answer", 1)
         self.taken += 1
+        self.inside[who] += 1
         try: yield
-        finally: self.taken -= 1
+        finally:
+            self.taken -= 1
+            self.inside[who] -= 1
 
     def run(self, jobs:list[Any]) -> list[Any]: # (Model, result), an exception or `Later` for each
         "What a thread does with jobs that came together."

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -396,6 +396,27 @@ def test_a_full_service_says_so_at_once_and_is_alive(held, tmp_path, line):
         assert [o.result().status_code for o in first] == [200, 200]
         until(lambda: client.service.taken == 0)
         assert client.read(line).status_code == 200
+
+
+def test_one_key_may_take_some_places_and_leaves_the_others_to_others(engine, tmp_path, line):
+    with started(Shelf(engine), tmp_path, OPEN.model_copy(update={'places': 6, 'places_per_key': 3})) as client, ExitStack() as after:
+        for _ in range(3): # half a request each, as long as the time limit allows
+            door = after.enter_context(socket.create_connection((client.base_url.host, client.base_url.port)))
+            door.sendall(head(client, 5000).replace('\n', '\r\n').encode() + b'\r\n--abc\r\n')
+        until(lambda: client.service.taken == 3)
+        refused = client.read(line, line=True)
+        assert '3 requests with your key are inside already' in problem(refused, 429)
+        assert int(refused.headers['retry-after']) >= 1
+        other = {'Authorization': f"Bearer {client.service.keys.add('other')}"}
+        found = client.post('/v1/read', files={'file': line}, params={'line': True}, headers=other)
+        assert (found.status_code, client.service.taken) == (200, 3)
+        after.close()
+        until(lambda: client.service.taken == 0)
+        assert client.read(line, line=True).status_code == 200
+
+
+def test_one_key_cannot_fill_a_service_as_it_comes():
+    assert Api().places_per_key < Api().places
 
 
 def test_a_reading_that_takes_too_long_is_given_up_and_on_record(held, tmp_path, line):

@@ -52,6 +52,7 @@ class Api(Section):
     images: Whole = Field(default=16, ge=1)       # in a request for many
     timeout_s: float = Field(default=20., gt=0)   # of a request
     places: Whole = Field(default=32, ge=1)       # requests inside at once
+    places_per_key: Whole = Field(default=16, ge=1) # of them, those with the same key
     rate: float = Field(default=5., gt=0)         # images a second for each key, in the long run
     burst: Whole = Field(default=20, ge=1)        # images at once for each key, after a rest
     batch: Whole = Field(default=8, ge=1)         # images read together
