@@ -1061,3 +1061,144 @@ def test_a_new_champion_is_taken_up_under_load_and_nothing_is_lost(tmp_path, lin
         assert len({o.json()['text'] for o in found}) == 1
         assert client.get('/v1/models').json()['registered'][0]['aliases'] == ['champion']
         assert verify_audit(tmp_path/'serving'/'audit.jsonl', [o.headers['x-audit'] for o in found]) == []
+
+
+# Another model than the reader
+
+TOY = """
+import sys
+from types import SimpleNamespace
+from typing import Annotated
+
+import joblib
+from fastapi import Depends, Request, Response
+
+from mlops_course.batching import attempt
+from mlops_course.http import refusal
+from mlops_course.keys import Key
+from mlops_course.serving import Model, Service, arriving, build_app, entered, known_key
+from mlops_course.slots import read_release
+
+
+class Flowers:
+    def __init__(self, path): self.path = path
+    def load(self):
+        release = read_release(self.path)
+        engine = SimpleNamespace(name='flowers', net=joblib.load(f'{release.folder}/model.joblib'))
+        return Model(engine, release.version, 'of the test')
+    def models(self): return []
+
+
+def work(model, rows):
+    def labels(rows): return [(int(o.argmax()), float(o.max())) for o in model.engine.net.predict_proba(rows)]
+    return attempt(labels, rows)
+
+
+def add_flowers(app, service):
+    known = known_key(service)
+    @app.post('/v1/predict')
+    async def predict(request: Request, response: Response, key: Annotated[Key, Depends(known)]) -> dict:
+        async with entered(service, request, key, 1000) as visit:
+            try:
+                async with arriving(service, visit): row = [float(o) for o in await visit.request.json()]
+            except (TypeError, ValueError) as e: raise refusal(422, 'A list of four numbers was expected') from e
+            async with service.on_record(key.name, 'predict', engine=service.model.engine.name) as entry:
+                label, sure = await service.result(row, entry, visit.until)
+        service.meters.observe(entry, sure)
+        response.headers['X-Audit'] = entry['receipt']
+        return {'label': label, 'model': entry['model']}
+    @app.get('/modules')
+    async def modules() -> list: return [o for o in sys.modules if o.startswith('mlops_course')]
+
+
+def serve_flowers(path, folder, limits):
+    return build_app(Service(Flowers(path), folder, limits, work, 'flowers', 'rows'), add_flowers, title='Flowers')
+"""
+
+STORY = """
+import json
+import sys
+from pathlib import Path
+from time import sleep
+
+import httpx
+import joblib
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from toy import serve_flowers
+
+from mlops_course.base.history import Audit, verify_audit
+from mlops_course.base.servers import on_free_port
+from mlops_course.base.settings import Api
+from mlops_course.load import Load
+from mlops_course.release import canary, recorder
+from mlops_course.router import Router, Routes
+from mlops_course.slots import Release, Slot, let_in
+from mlops_course.verdicts import Caution
+
+work = Path(sys.argv[1])
+rows, labels = load_iris(return_X_y=True)
+def release(version, columns=4):
+    (work/version).mkdir()
+    joblib.dump(LogisticRegression(max_iter=1000).fit(rows[:, :columns], labels), work/version/'model.joblib')
+    return Release(str(work/version), version)
+good, better, broken = release('flowers-1'), release('flowers-2'), release('flowers-3', 3) # the last wants three numbers
+said = {}
+
+(work/'alone').mkdir()
+(work/'alone'/'release.json').write_text(json.dumps(good._asdict()))
+app = serve_flowers(work/'alone'/'release.json', work/'alone', Api(rate=.01, burst=3))
+headers = {'Authorization': f"Bearer {app.state.service.keys.add('ana')}"}
+with on_free_port(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+    def ask(**more): return client.post('/v1/predict', **more)
+    answer = ask(json=rows[0].tolist())
+    said['answer'] = answer.json()
+    said['statuses'] = [httpx.post(f'{url}/v1/predict', json=[]).status_code, *(ask(**o).status_code for o in (
+        {'json': 'x'}, {'content': b' '*2000}, {'json': [1]}))] # no key, no list, too much, and one too often
+    said['metrics'] = client.get('/metrics').text
+said['audit'] = verify_audit(work/'alone'/'audit.jsonl', [answer.headers['X-Audit']])
+
+slots = [Slot(work/o, good, 'toy:serve_flowers', 'flowers') for o in ('blue', 'green')]
+audit = Audit(work/'audit.jsonl')
+with slots[0] as blue, slots[1] as green:
+    for o in slots: o.wait()
+    keys = list(let_in(slots, [f'user {o}' for o in range(200)]).values())
+    requests = [{'url': '/v1/predict', 'json': o.tolist()} for o in rows]
+    def released(champion, challenger, new):
+        challenger.put(new)
+        router = Router(Routes(champion.url, challenger.url, shadow=.5), '/v1/predict', lambda a, b: a['label'] != b['label'])
+        with on_free_port(router) as url, Load(url, keys, requests) as load:
+            verdicts = list(canary(router, champion, challenger, (.3, 1.), Caution(least=(20, 40), tolerance=5.), recorder(audit)))
+            n = len(load.answers)
+            while len(load.answers) < n + 10: sleep(.02)
+        return {'whats': [o.what for o in verdicts], 'reason': verdicts[-1].reason, 'lost': load.lost, 'compared': router.counts['compared'],
+                'champion': httpx.get(f'{router.routes.champion}/ready', trust_env=False).json()['model']}
+    said['forward'], said['back'] = released(blue, green, better), released(green, blue, broken)
+    said['modules'] = [*sys.modules, *httpx.get(f'{green.url}/modules', trust_env=False).json()]
+audit.close()
+said['modules'] = [o for o in said['modules'] if o.startswith('mlops_course.')]
+said['releases'] = verify_audit(work/'audit.jsonl'), len((work/'audit.jsonl').read_text().splitlines())
+print(json.dumps(said))
+"""
+
+
+def test_another_model_is_served_released_and_taken_back_without_anything_of_the_reader(tmp_path, root):
+    for name, text in (('toy', TOY), ('story', STORY)): (tmp_path/f'{name}.py').write_text(text)
+    (tmp_path/'work').mkdir()
+    env = os.environ | {'PYTHONPATH': str(tmp_path)} # for the slots as well
+    done = subprocess.run([sys.executable, tmp_path/'story.py', tmp_path/'work'], cwd=root, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said['answer'] == {'label': 0, 'model': 'flowers-1'}
+    assert said['statuses'] == [401, 422, 413, 429]
+    for o in ('flowers_predictions_total{engine="flowers",model="flowers-1",status="200"} 1.0', 'flowers_batch_rows_count', 'flowers_places_taken',
+              'flowers_refusals_total{status="429"} 1.0', 'flowers_confidence_bucket'):
+        assert o in said['metrics']
+    assert 'ocr' not in said['metrics']
+    assert said['audit'] == []
+    assert (said['forward']['whats'], said['forward']['champion'], said['forward']['lost']) == (['forward', 'done'], 'flowers-2', 0)
+    assert said['forward']['compared'] > 0
+    assert (said['back']['whats'], said['back']['reason'], said['back']['champion'], said['back']['lost']) == (['back'], 'errors', 'flowers-2', 0)
+    assert said['releases'] == [[], 3]
+    assert 'mlops_course.serving' in said['modules']
+    assert [o for o in said['modules'] if o.startswith(('mlops_course.reader', 'mlops_course.tools'))] == []
