@@ -10,8 +10,9 @@ from threading import Thread
 import pytest
 
 from mlops_course.base.files import find_root
-from mlops_course.tools.house import lessons
-from mlops_course.tools.site import build_site, quizzes, render
+from mlops_course.tools.house import lessons, library_pages
+from mlops_course.tools.overview import quizzes
+from mlops_course.tools.site import build_site, render
 
 pytestmark = pytest.mark.slow # they build the whole site, and open it in a browser
 
@@ -112,6 +113,7 @@ def test_every_lesson_has_its_pages(site):
         assert (site/'nbs'/f'{o.name}.html').is_file()
         assert o.question.replace("'", '’') in (site/'learning_path.html').read_text(encoding='utf-8') # set as in print
     for o in lessons(ROOT/'exercises'): assert (site/'exercises'/f'{o.name}.html').is_file()
+    for o in library_pages(): assert (site/'nbs'/f'{o.name}.html').is_file()
     for name in ('index.html', 'quiz.html', 'nbs/glossary.html', 'api/index.html'): assert (site/name).is_file()
 
 
@@ -204,6 +206,29 @@ def test_reference_leads_to_the_cell_that_explains(tab, host):
     tab.get_by_role('link', name='explained in its lesson').first.click()
     tab.wait_for_url('**/nbs/03_scoring.html#code-*')
     assert tab.locator(f'[id="{tab.url.partition("#")[2]}"]').count() == 1
+
+
+def test_reference_leads_to_the_page_of_the_library_that_explains(tab, host):
+    tab.goto(f'{host}/api/reader.net.html')
+    tab.get_by_role('link', name='explained on its page').first.click()
+    tab.wait_for_url('**/nbs/library/net.html#code-*')
+    assert tab.locator(f'[id="{tab.url.partition("#")[2]}"]').count() == 1
+
+
+def test_library_is_apart_from_the_lessons_and_the_reference(tab, host):
+    tab.goto(f'{host}/nbs/library/index.html')
+    sections = tab.locator('#quarto-sidebar .sidebar-item-section').all_inner_texts()
+    assert any('Library' in o for o in sections)
+    assert tab.locator('#quarto-sidebar a[href$="library/net.html"], #quarto-sidebar a[href$="net.html"]').count() >= 1
+    tab.get_by_role('link', name='The network').first.click()
+    tab.wait_for_url('**/nbs/library/net.html')
+
+
+def test_learning_path_says_what_time_a_person_needs(site):
+    text = (site/'learning_path.html').read_text(encoding='utf-8')
+    assert len(re.findall(r'About \d+ minutes \(reading \d+, code \d+', text)) == len(lessons(ROOT/'nbs'))
+    assert re.search(r'A person needs about <strong>[\d.]+ h</strong>', text)
+    assert '200 words of prose' in text
 
 
 def test_phone_opens_the_menu(tab, host):
