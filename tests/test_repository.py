@@ -114,6 +114,13 @@ def test_version_is_that_of_settings():
     assert mlops_course.__version__ == settings()["version"]
 
 
+def test_address_of_the_project_stands_in_the_settings_alone():
+    address = settings()["git_url"].partition("://")[2]
+    assert address.endswith(f"/{settings()['user']}/{settings()['repo']}")
+    generated = ROOT / "mlops_course" / "_modidx.py"
+    assert [relative(o) for o in tracked() if o not in (ROOT / "settings.ini", generated) and address in text_of(o)] == []
+
+
 def test_changelog_names_the_version():
     assert f"## [{settings()['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
