@@ -20,7 +20,7 @@ debian: ## Install the Debian packages that the tests need
 lab: env ## Open JupyterLab on the first page of the course
 	@$(COURSE) lab
 
-course: env ## Run every lesson end to end and leave a report
+course: env ## Run every lesson and page of the library, and leave a report
 	@$(COURSE) run
 
 bare: env ## Run every lesson in a bare container (needs podman and buildah)

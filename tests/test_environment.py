@@ -53,13 +53,13 @@ def test_a_second_call_does_nothing_and_needs_no_network(clone):
 def test_an_edited_notebook_is_exported_by_the_next_call(clone):
     lesson = clone/'nbs'/'tools'/'house.ipynb'
     text = lesson.read_text(encoding='utf-8')
-    lesson.write_text(text.replace('One numbered notebook of the course.', 'One lesson.'), encoding='utf-8')
+    lesson.write_text(text.replace('A notebook of the course: a numbered lesson, or a page of the library.', 'One lesson.'), encoding='utf-8')
     assert make(clone, 'env').returncode == 0
     assert '"One lesson."' in (clone/'mlops_course'/'tools'/'house.py').read_text(encoding='utf-8')
 
 
 def test_what_was_removed_is_brought_back(clone):
-    kernel, module, feed = clone/'.venv'/'share'/'jupyter'/'kernels'/'mlops-course', clone/'mlops_course'/'ocr.py', clone/'data'/'feed'
+    kernel, module, feed = clone/'.venv'/'share'/'jupyter'/'kernels'/'mlops-course', clone/'mlops_course'/'reader'/'engines.py', clone/'data'/'feed'
     shutil.rmtree(kernel)
     shutil.rmtree(feed)
     module.unlink()

@@ -12,7 +12,7 @@ from conftest import code, write_notebook
 from rich.console import Console
 
 from mlops_course.base.files import source_hash
-from mlops_course.tools.house import lessons
+from mlops_course.tools.house import lessons, library_pages
 from mlops_course.tools.running import known_parameters, run_lessons, share_parameters
 
 pytestmark = pytest.mark.slow
@@ -45,6 +45,16 @@ def test_one_bad_lesson_takes_no_other_with_it(tmp_path):
     assert '2 of 3 lessons ran' in (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
 
 
+def test_a_page_of_the_library_runs_like_a_lesson_in_a_folder_of_its_own(tmp_path):
+    write_notebook(tmp_path/'97_net.ipynb', '1+1')
+    for name in ('97_net', 'index'): write_notebook(tmp_path/'library'/f'{name}.ipynb', 'import os; assert os.path.basename(os.getcwd()) == "library"')
+    chosen = [*lessons(tmp_path), *library_pages(tmp_path/'library')]
+    results = run_lessons(chosen, out=tmp_path/'out', at_once=2, console=QUIET)
+    assert [(r.lesson, r.status) for r in results] == [('97_net', 'passed'), ('library/97_net', 'passed'), ('library/index', 'passed')]
+    assert {o.relative_to(tmp_path/'out').as_posix() for o in (tmp_path/'out').rglob('*.ipynb')} == {f'{r.lesson}.ipynb' for r in results}
+    assert '3 of 3 notebooks ran' in (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
+
+
 def test_peak_memory_counts_the_kernel(tmp_path):
     write_notebook(tmp_path/'98_big.ipynb', 'import time\nx = bytearray(300_000_000)\ntime.sleep(1)')
     result, = run_lessons(lessons(tmp_path), out=tmp_path/'out', console=QUIET)
@@ -55,7 +65,7 @@ INTERRUPTED = '''
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it
 from pathlib import Path
-from mlops_course.tools.house import lessons
+from mlops_course.tools.house import lessons, library_pages
 from mlops_course.tools.running import run_lessons
 run_lessons(lessons(Path(sys.argv[1])), out=Path(sys.argv[1], 'out'))
 '''

@@ -4,7 +4,7 @@ import pytest
 from conftest import code, write_notebook
 from rich.console import Console
 
-from mlops_course.tools.house import lessons
+from mlops_course.tools.house import Lesson, lessons, library_pages
 from mlops_course.tools.verifying import explain, verify_lessons
 
 pytestmark = pytest.mark.slow
@@ -31,6 +31,14 @@ def test_a_wrong_number_is_shown_as_a_difference(tmp_path):
 
 def test_a_cell_that_was_never_run_does_not_pass(tmp_path):
     assert verdict(tmp_path, 'print(1)').status == 'failed'
+
+
+def test_a_page_of_the_library_is_told_from_another_notebook_of_its_name(tmp_path):
+    for folder, number in ((tmp_path, 1), (tmp_path/'library', 2)): write_notebook(folder/'index.ipynb', printed('print(1)', f'{number}\n'))
+    chosen = [Lesson(tmp_path/'index.ipynb'), *library_pages(tmp_path/'library')]
+    found = {o.lesson: o for o in verify_lessons(chosen, at_once=2, limit_s=120, console=Console(quiet=True))}
+    assert {name: o.status for name, o in found.items()} == {'index': 'passed', 'library/index': 'failed'}
+    assert '-2\n+1' in explain(found['library/index'])
 
 
 def test_an_exception_is_shown_with_its_traceback(tmp_path):
