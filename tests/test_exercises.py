@@ -33,6 +33,12 @@ def test_every_question_keeps_its_contract(path):
     assert contract(path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem[:2] < '06'], ids=lambda p: p.stem)
+def test_checks_hold_for_25_seeds(path):
+    assert contract(path, tuple(range(25))) == []
+
+
 def registry_with(messages, path):
     "The solution of lesson 11, whose wrong answers to its first question name these `messages`."
     nb = nbformat.read(next(o for o in SOLUTIONS if o.stem == '11_registry'), 4)
