@@ -3,6 +3,6 @@ from mlops_course.absent import do_without
 
 do_without()
 
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main  # noqa: E402 (after that)
 
 main()
