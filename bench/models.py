@@ -36,10 +36,10 @@ def data_figures() -> Iterator[dict]:
 
     from mlops_course.reader.datasets import make_version
     from mlops_course.reader.feed import load_feed
-    from mlops_course.reader.lines import MIXES, line_batch
+    from mlops_course.reader.lines import VERSION_MIXES, line_batch
     feed,threads = load_feed(),cv2.getNumThreads()
     cv2.setNumThreads(1) # two would only wait for each other on images as small as these
-    for version in MIXES:
+    for version in VERSION_MIXES:
         line_batch(2000, 0, version, feed=feed) # fonts and letters are drawn once and kept
         best = float('inf')
         for seed in range(1, 4):
@@ -49,7 +49,7 @@ def data_figures() -> Iterator[dict]:
         yield dict(figure='lines drawn a second', version=version, lines_per_s=round(2000/best))
     cv2.setNumThreads(threads)
     with TemporaryDirectory() as tmp:
-        for version in MIXES:
+        for version in VERSION_MIXES:
             start = time.perf_counter()
             make_version(version, Path(tmp, version), 1000, 20, feed=feed)
             yield dict(figure='data version of 1000 lines and 20 pages', version=version, seconds=time.perf_counter() - start)
@@ -62,21 +62,21 @@ def testing_figures() -> Iterator[dict]:
     from functools import partial
 
     from mlops_course.base.settings import load_settings
-    from mlops_course.base.stats import enough
-    from mlops_course.behaviour import try_capabilities
-    from mlops_course.mutation import mutants, try_mutants
+    from mlops_course.base.stats import min_calls
+    from mlops_course.behaviour import run_capabilities
+    from mlops_course.mutation import make_mutants, run_mutants
     from mlops_course.reader.boxes import read_twice
     from mlops_course.reader.capabilities import CAPABILITIES
     from mlops_course.reader.recognition import OnnxRecogniser, read_lines
     from mlops_course.scoring import cer
-    found = [m for o in (cer, enough) for m in mutants(o)]
+    found = [m for o in (cer, min_calls) for m in make_mutants(o)]
     start = time.perf_counter()
-    killed = try_mutants(found, find_root()/'tests'/'test_scoring.py', limit_s=120)['killed_by']
+    killed = run_mutants(found, find_root()/'tests'/'test_scoring.py', limit_s=120)['killed_by']
     yield dict(figure='mutant', mutants=len(found), survived=int((killed == '').sum()), seconds=(time.perf_counter() - start)/len(found))
     net = OnnxRecogniser(load_settings().paths.data/'recogniser'/'model.onnx')
     for name,read in (('one look', read_lines), ('two looks', read_twice)):
         start = time.perf_counter()
-        tried = try_capabilities(partial(read, net), CAPABILITIES)
+        tried = run_capabilities(partial(read, net), CAPABILITIES)
         yield dict(figure='capability case', reader=name, cases=len(tried), failed=int(tried['failed'].sum()), seconds=(time.perf_counter() - start)/len(tried))
 
 
@@ -89,12 +89,12 @@ def model_figures() -> Iterator[dict]:
 
     from mlops_course.base.images import load_image
     from mlops_course.reader.datasets import read_labels
-    from mlops_course.reader.degradations import photo_of
-    from mlops_course.reader.evaluation import held_out
+    from mlops_course.reader.degradations import simulate_photo
+    from mlops_course.reader.evaluation import draw_held_out
     from mlops_course.reader.fonts import FONTS, render_line
     from mlops_course.reader.line_engines import open_engine
     from mlops_course.scoring import rate, score
-    slices = {part: (pairs, False) for part,pairs in held_out(lines=100, pages=3).items()}
+    slices = {part: (pairs, False) for part,pairs in draw_held_out(lines=100, pages=3).items()}
     real = find_root().parent/'shared'/'real'/'lines' # not ours to ship
     if (real/'labels.csv').is_file():
         table = read_labels(real/'labels.csv')
@@ -102,7 +102,7 @@ def model_figures() -> Iterator[dict]:
         rng,fonts = np.random.default_rng(0),[o for o in FONTS if not o.startswith('cm')] # those lack characters
         drawn = [(render_line(text, fonts[rng.integers(len(fonts))], 24), text) for text in table['text']] # the same texts, for the gap between ours and real
         slices['receipt lines, rendered'] = [(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
-        slices['receipt lines, simulated photos'] = [(cv2.cvtColor(photo_of(image, rng, 1.), cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
+        slices['receipt lines, simulated photos'] = [(cv2.cvtColor(simulate_photo(image, rng, 1.), cv2.COLOR_GRAY2RGB), text) for image,text in drawn],True
     for part,(pairs,fold_case) in slices.items():
         for name in ('custom', 'easyocr', 'rapidocr', 'tesseract'):
             engine = open_engine(name, line=not part.startswith('page'))
@@ -131,13 +131,13 @@ def compression_figures() -> Iterator[dict]:
         student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
         for name,net in (('teacher', teacher), ('student', student)):
             save_recogniser(net, folder/name)
-            yield dict(figure='variant', variant=name, mb=c.weights_mb(folder/name), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.weights_mb(folder/name), **c.measure_model(net, test))
             whole = export_onnx(net, folder/f'{name}.onnx')
             static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
             for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
-                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.weights_mb(path), **c.measure(OnnxRecogniser(path), test))
+                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.weights_mb(path), **c.measure_model(OnnxRecogniser(path), test))
         adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)
-        merged = c.merge(adapted)
+        merged = c.merge_adapter(adapted)
         save_recogniser(merged, folder/'merged')
         for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
-            yield dict(figure='variant', variant=name, mb=c.weights_mb(path), display_cer=c.cer_of(net, new), **c.measure(net, test))
+            yield dict(figure='variant', variant=name, mb=c.weights_mb(path), display_cer=c.model_cer(net, new), **c.measure_model(net, test))

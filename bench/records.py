@@ -56,16 +56,16 @@ def registry_figures() -> Iterator[dict]:
     from mlops_course.reader.package import load_version, promote_reader, register_reader
     from mlops_course.reader.tracked import train_tracked
     from mlops_course.reader.training import Recipe
-    from mlops_course.reader.trials import evaluate, trial_lines
+    from mlops_course.reader.trials import draw_trial_lines, evaluate_model
     from mlops_course.store import open_store
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-        store,lines = open_store(Path(tmp, 'mlflow.db')),trial_lines(100, 0)
+        store,lines = open_store(Path(tmp, 'mlflow.db')),draw_trial_lines(100, 0)
         trained = [train_tracked(Recipe(steps=2, batch=2, seed=o), store) for o in range(2)]
         def timed(step, call):
             cpu,start = time.process_time(),time.perf_counter()
             call()
             return dict(figure='registry', step=step, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
-        yield {**timed('try a model', lambda: evaluate(trained[0][0], lines)), 'lines': 300}
+        yield {**timed('try a model', lambda: evaluate_model(trained[0][0], lines)), 'lines': 300}
         for i,(_,run_id) in enumerate(trained, 1):
             yield timed(f'register version {i}', lambda run_id=run_id: register_reader(store, run_id, lines, 'bench', 'bench'))
             yield timed(f'decide on version {i}', lambda: promote_reader(store, lines, 'bench', 'bench', gates=Gates(p95_ms=1e6)))
@@ -78,10 +78,10 @@ def pipeline_figures() -> Iterator[dict]:
     "Seconds until Prefect's server is there, for a flow of nine empty steps anew and kept, for each step, and for a job under act."
     from contextlib import ExitStack
 
-    from mlops_course.pipelines import as_flow
-    from mlops_course.prefect_server import FlowServer
+    from mlops_course.pipelines import make_flow
+    from mlops_course.prefect_server import PrefectServer
     from mlops_course.reader.steps import STEPS, Order
-    from mlops_course.workflows import run_jobs
+    from mlops_course.workflows import run_workflow
     def timed(step, call):
         cpu,start = time.process_time(),time.perf_counter()
         found = call()
@@ -92,8 +92,8 @@ def pipeline_figures() -> Iterator[dict]:
         os.environ['MLOPS_COURSE_PATHS__RUNS'] = tmp
         try:
             with ExitStack() as stack:
-                yield timed('the server starts', lambda: stack.enter_context(FlowServer(Path(tmp, 'prefect'))))[1]
-                flow,order = as_flow(empty, Order),Order()
+                yield timed('the server starts', lambda: stack.enter_context(PrefectServer(Path(tmp, 'prefect'))))[1]
+                flow,order = make_flow(empty, Order),Order()
                 flow(Order(seed=1), 'bench') # the first one imports
                 for step in ('nine steps anew', 'nine steps, eight of them kept'):
                     line = timed(step, lambda: flow(order, 'bench'))[1]
@@ -103,5 +103,5 @@ def pipeline_figures() -> Iterator[dict]:
             else: os.environ['MLOPS_COURSE_PATHS__RUNS'] = runs
         workflow = find_root()/'.github'/'workflows'/'deliver.yml'
         asked = Order(checks=('zizmor',)).model_dump_json()
-        (ran,_),line = timed('a job under act: zizmor', lambda: run_jobs(workflow, Path(tmp, 'act'), 'quality', variables={'ORDER': asked}))
+        (ran,_),line = timed('a job under act: zizmor', lambda: run_workflow(workflow, Path(tmp, 'act'), 'quality', variables={'ORDER': asked}))
         yield {**line, 'steps': len(ran), 'failed': sum(o.outcome != 'success' for o in ran)}

@@ -47,11 +47,11 @@ def load_of(
     "How a server does while `users` ask without a pause."
     import numpy as np
 
-    from mlops_course.base.processes import Process, free_port
+    from mlops_course.base.processes import ServerProcess, free_port
     url = f'http://127.0.0.1:{(port := free_port())}'
     with TemporaryDirectory() as tmp:
         (Path(tmp)/'locustfile.py').write_text(LOCUST, encoding='utf-8')
-        with Process([*command, str(port)], f'{url}/health', Path(tmp)/'server.log', env):
+        with ServerProcess([*command, str(port)], f'{url}/health', Path(tmp)/'server.log', env):
             for kind,(at,image) in reads.items():
                 asked = subprocess.run([sys.executable, '-m', 'locust', '-f', str(Path(tmp)/'locustfile.py'), '--host', url,
                     '--headless', '-u', str(users), '-r', str(users), '-t', f'{seconds}s', '--stop-timeout', '60', '--json', '--skip-log'],
@@ -67,13 +67,13 @@ def serving_figures() -> Iterator[dict]:
     "A line and a page through our service and through a plain Flask app around EasyOCR: throughput and percentiles, same machine, same run."
     from PIL import Image
 
-    from mlops_course.keys import Keys
+    from mlops_course.keys import KeyStore
     from mlops_course.reader.lines import line_batch
     limits = {f'MLOPS_COURSE_SERVICES__API__{o}': '1000000' for o in ('RATE', 'BURST')} # a key may ask as often as it likes
     with TemporaryDirectory() as tmp:
         line,page = Path(tmp, 'line.png'),find_root()/'data'/'pages'/'render_3.png'
         Image.fromarray(line_batch(1, 0, 'v1', 'test')[0][0]).save(line)
-        env = {**limits, 'KEY': Keys(Path(tmp, 'keys.json')).add('bench')}
+        env = {**limits, 'KEY': KeyStore(Path(tmp, 'keys.json')).add('bench')}
         servers = {'ours': ([sys.executable, '-c', 'from mlops_course.tools.cli import main; main()', 'serve', '--folder', tmp, '--port'],
                             {'line': ('/v1/read?line=true', line), 'page': ('/v1/read', page)}),
                    'Flask and EasyOCR': ([sys.executable, '-c', FLASK], {'line': ('/read', line), 'page': ('/read', page)})}
@@ -87,12 +87,12 @@ def serving_figures() -> Iterator[dict]:
 def vision_figures() -> Iterator[dict]:
     "Milliseconds of a page through Google's client and the stand-in, and what breaker and budget add."
     from mlops_course.base.images import load_image
-    from mlops_course.reader.breaker import Breaker
-    from mlops_course.reader.budget import Budget
+    from mlops_course.reader.breaker import CircuitBreaker
+    from mlops_course.reader.budget import MonthlyBudget
     from mlops_course.reader.custom import load_custom
     from mlops_course.reader.engines import Engine
-    from mlops_course.reader.google import StandIn
-    from mlops_course.reader.vision import Fallback, GoogleVision, connect_local
+    from mlops_course.reader.google import FakeVisionServer
+    from mlops_course.reader.vision import FallbackEngine, GoogleVision, connect_local
     page = load_image(find_root()/'data'/'pages'/'render_1.png')
     own = load_custom()
     lines = own(page).lines
@@ -101,9 +101,9 @@ def vision_figures() -> Iterator[dict]:
         cpu,start = time.process_time(),time.perf_counter()
         for _ in range(n): call()
         return (time.perf_counter() - start)/n,(time.process_time() - cpu)/n
-    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, StandIn(Engine('known', lambda image: lines)) as far, connect_local(far.address) as client:
-        budget,breaker = Budget(Path(tmp, 'budget.db'), 10**9),Breaker()
-        read = Fallback(GoogleVision(client, budget, breaker, name='stand-in'), own)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, FakeVisionServer(Engine('known', lambda image: lines)) as far, connect_local(far.address) as client:
+        budget,breaker = MonthlyBudget(Path(tmp, 'budget.db'), 10**9),CircuitBreaker()
+        read = FallbackEngine(GoogleVision(client, budget, breaker, name='stand-in'), own)
         def asked():
             with breaker.asking(): pass
         def taken():
@@ -137,19 +137,19 @@ def release_figures() -> Iterator[dict]:
     from PIL import Image
 
     from mlops_course.base.servers import on_free_port
-    from mlops_course.load import Load
+    from mlops_course.load import LoadGenerator
     from mlops_course.reader.lines import line_batch
     from mlops_course.reader.recognition import ALPHABET
     from mlops_course.reader.releases import line_requests, reader_router, reader_slot
-    from mlops_course.release import canary
+    from mlops_course.release import run_canary
     from mlops_course.router import Routes
-    from mlops_course.slots import Release, let_in
-    from mlops_course.verdicts import Caution
+    from mlops_course.slots import Release, issue_keys
+    from mlops_course.verdicts import CanaryPolicy
     good = Release(find_root()/'data'/'recogniser', 'good')
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, reader_slot(Path(tmp, 'blue'), good) as blue, \
          reader_slot(Path(tmp, 'green'), good) as green:
         for o in (blue, green): o.wait()
-        keys = list(let_in([blue, green], [f'user {o}' for o in range(1000)]).values())
+        keys = list(issue_keys([blue, green], [f'user {o}' for o in range(1000)]).values())
         images = []
         for i,(image,_) in enumerate(line_batch(20, 0, 'v1', 'test')):
             Image.fromarray(image).save(Path(tmp, f'{i}.png'))
@@ -171,6 +171,6 @@ def release_figures() -> Iterator[dict]:
             folder.mkdir()
             onnx.save(model, folder/'model.onnx')
             green.put(Release(folder, 'fails on capitals'))
-            with Load(url, keys, line_requests(images)) as load: verdict = list(canary(router, blue, green, (.1, 1.), Caution()))[-1]
+            with LoadGenerator(url, keys, line_requests(images)) as load: verdict = list(run_canary(router, blue, green, (.1, 1.), CanaryPolicy()))[-1]
             yield dict(figure='rollback', reason=verdict.reason, seconds=verdict.seconds, answers_until_then=verdict.answers,
                        requests_per_s=len(load.answers)/load.answers[-1][0], lost=load.lost)

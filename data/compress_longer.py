@@ -16,18 +16,18 @@ import torch
 
 from mlops_course.base.files import write_json
 from mlops_course.reader.compression import (
-    Answers,
+    TeacherCache,
     adapt,
-    distilling_loss,
     draw_from,
     draw_kinds,
     find_teacher,
-    same_lines,
+    make_distillation_loss,
+    repeat_lines,
     save_adapter,
     weights_mb,
 )
 from mlops_course.reader.net import Recogniser
-from mlops_course.reader.training import Recipe, cer_of, draw_lines, train
+from mlops_course.reader.training import Recipe, draw_lines, model_cer, train
 from mlops_course.reader.weights import save_recogniser
 
 FILE = Path(__file__).resolve().parent/'compression'/'longer.json'
@@ -36,20 +36,20 @@ TEACHER_STEPS,STUDENT_STEPS,LONGER_STEPS,ADAPT_STEPS,LABELLED,SEEDS = 700, 300, 
 
 def students(teacher: Recogniser, folder: str) -> list[dict]:
     "Students of a quarter of the size, by how many labels they had and by whom they were taught."
-    test,answers,rows = draw_lines(300, 1, 'v1', 'test'),Answers(teacher, folder),[]
+    test,answers,rows = draw_lines(300, 1, 'v1', 'test'),TeacherCache(teacher, folder),[]
     for seed in SEEDS:
         recipe = Recipe(steps=STUDENT_STEPS, width=teacher.design.width//2, depth=teacher.design.depth, seed=seed)
         longer = recipe.model_copy(update={'steps': LONGER_STEPS})
         ways: dict[tuple[str, str], dict] = {
             ('few', 'labels'): {'draw': draw_from(draw_lines(LABELLED, 2 + seed, 'v1', 'train'))},
-            ('none', 'teacher'): {'draw': same_lines(), 'loss': distilling_loss(answers, alpha=1)},
+            ('none', 'teacher'): {'draw': repeat_lines(), 'loss': make_distillation_loss(answers, alpha=1)},
             ('unlimited', 'labels'): {},
-            ('unlimited', 'labels and teacher'): {'loss': distilling_loss(answers)},
+            ('unlimited', 'labels and teacher'): {'loss': make_distillation_loss(answers)},
             ('unlimited', 'labels, longer'): {'recipe': longer}} # about as long as the teacher needs to answer
         for (labels,by),way in ways.items():
             start = process_time()
             net,_ = train(**{'recipe': recipe, 'every': LONGER_STEPS, 'valid': test[:20], **way})
-            rows.append({'labels': labels, 'taught by': by, 'seed': seed, 'cpu_s': round(process_time() - start, 1), 'cer': round(cer_of(net, test), 5)})
+            rows.append({'labels': labels, 'taught by': by, 'seed': seed, 'cpu_s': round(process_time() - start, 1), 'cer': round(model_cer(net, test), 5)})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -72,7 +72,7 @@ def adapters(teacher: Recogniser, folder: Path) -> list[dict]:
         net = way()
         seconds = process_time() - start
         (save_adapter if 'LoRA' in how else save_recogniser)(net, folder/'made')
-        rows.append({'how': how, 'display': round(cer_of(net, new), 5), 'old fonts': round(cer_of(net, old), 5), 'cpu_s': round(seconds, 1),
+        rows.append({'how': how, 'display': round(model_cer(net, new), 5), 'old fonts': round(model_cer(net, old), 5), 'cpu_s': round(seconds, 1),
                      'mb': round(weights_mb(folder/'made'/('adapter_model.safetensors' if 'LoRA' in how else 'weights.safetensors')), 4)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -81,7 +81,7 @@ def adapters(teacher: Recogniser, folder: Path) -> list[dict]:
 def main() -> None:
     teacher,_ = find_teacher(sys.argv[1] if len(sys.argv) > 1 else '', TEACHER_STEPS)
     if len(sys.argv) == 1: save_recogniser(teacher, FILE.parent/'teacher', data='v1', steps=TEACHER_STEPS, seed=0) # lesson 10 begins with it
-    error = cer_of(teacher, draw_lines(300, 1, 'v1', 'test'))
+    error = model_cer(teacher, draw_lines(300, 1, 'v1', 'test'))
     with TemporaryDirectory() as tmp:
         about = {'date': datetime.now(UTC).date().isoformat(), 'machine': f'{platform.machine()}, {platform.system()}', 'torch': torch.__version__,
                  'student_steps': STUDENT_STEPS, 'longer_steps': LONGER_STEPS, 'adapt_steps': ADAPT_STEPS, 'labelled': LABELLED,

@@ -17,8 +17,8 @@ import torch
 
 from mlops_course.base.files import write_json
 from mlops_course.reader.search import RECIPE, reader_search, train_trial
-from mlops_course.reader.training import Recipe, cer_of, draw_lines, train
-from mlops_course.tuning import SAMPLERS, Limits, open_tuning, steps_of, work_on
+from mlops_course.reader.training import Recipe, draw_lines, model_cer, train
+from mlops_course.tuning import SAMPLERS, SearchLimits, open_tuning, run_trials, trial_steps
 
 OUT = Path(__file__).parent/'tuning'/'searches.json'
 FULL_TRIALS,FRESH = 8,1000
@@ -30,20 +30,20 @@ def fresh_lines(data, longest): return draw_lines(FRESH, 12345, data, 'test', lo
 def on_fresh_lines(recipe):
     "The CER of the reports' last, and that on lines which no search has seen."
     net,history = train(recipe, every=recipe.steps)
-    return float(history['cer'].iloc[-1]),cer_of(net, fresh_lines(recipe.data, recipe.longest))
+    return float(history['cer'].iloc[-1]),model_cer(net, fresh_lines(recipe.data, recipe.longest))
 
 
 def one_search(search):
     "All trials of a search, what its winner claims, and what it is worth."
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         tuning = open_tuning(Path(tmp)/'search.db', search)
-        work_on(tuning, train_trial, Limits(steps=FULL_TRIALS*search.recipe['steps']))
+        run_trials(tuning, train_trial, SearchLimits(steps=FULL_TRIALS*search.recipe['steps']))
         best,trials = tuning.study.best_trial,tuning.study.trials
     recipe = Recipe(**{**search.recipe, **best.params})
     again,fresh = on_fresh_lines(recipe)
     if again != best.value: raise SystemExit(f"Trained again, trial {best.number} has the CER {again} instead of {best.value}")
     _,other_seed = on_fresh_lines(recipe.model_copy(update={'seed': recipe.seed + 1000}))
-    return {'sampler': search.sampler, 'seed': search.seed, 'steps': sum(steps_of(o, search) for o in trials),
+    return {'sampler': search.sampler, 'seed': search.seed, 'steps': sum(trial_steps(o, search) for o in trials),
             'claimed': best.value, 'fresh': fresh, 'other_seed': other_seed, 'winner': best.number,
             'trials': [{'state': o.state.name, 'params': o.params, 'reports': {str(k): round(v, 6) for k,v in o.intermediate_values.items()}} for o in trials]}
 

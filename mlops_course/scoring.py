@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NL', 'METRICS', 'normalise', 'cleaned', 'cer', 'wer', 'exact', 'pieces', 'Edits', 'show_edits', 'same_items', 'score',
-           'counts', 'rate', 'by_slice', 'spread', 'score_lines', 'interval', 'compare', 'score_table']
+           'counts', 'rate', 'by_slice', 'edits_per_part', 'score_lines', 'interval', 'compare', 'score_table']
 
 # %% ../nbs/03_scoring.ipynb #c9792c8a
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from .base.stats import Comparison, Interval, resampled
+from .base.stats import Comparison, Interval, percentile_bootstrap
 
 # %% ../nbs/03_scoring.ipynb #9f09fbe3
 def normalise(
@@ -179,7 +179,7 @@ def by_slice(
     return pd.DataFrame(found).T.astype({'items': int, 'chars': int}).rename_axis(column)
 
 # %% ../nbs/03_scoring.ipynb #352cd2b5
-def spread(
+def edits_per_part(
     parts:Sequence[str]|Sequence[list[str]], # Consecutive parts of the truth: texts, or lists of words
     pred:str|list[str],                      # The whole reading: a text, or a list of words
 ) -> np.ndarray:                             # Edits in each part; their sum is the distance of the whole
@@ -204,7 +204,7 @@ def score_lines(
         pred,_ = cleaned(preds[page], truth, fold_case)
         texts = [normalise(o, fold_case) for o in truth.splitlines() if o.strip()]
         parts = [f'{o} ' for o in texts[:-1]] + texts[-1:] # the space between two rows belongs to the first
-        edits,words = spread(parts, pred),spread([o.split() for o in texts], pred.split())
+        edits,words = edits_per_part(parts, pred),edits_per_part([o.split() for o in texts], pred.split())
         common = {'seconds': nan, 'page': page, **{k: o[page] for k,o in slices.items()}}
         found += [{'item': f'{page}:{n}', 'edits': int(edits[n]), 'chars': len(parts[n]), 'word_edits': int(words[n]), 'words': len(text.split()),
                    'exact': bool(edits[n] == 0), 'text': text, **common} for n,text in enumerate(texts)]
@@ -222,7 +222,7 @@ def interval(
     "The corpus rate with its bootstrap interval."
     def ratio(above, below, axis=-1): return above.sum(axis=axis)/below.sum(axis=axis)
     found = counts(rows, metric, unit)
-    return resampled([found['above'].to_numpy(float), found['below'].to_numpy(float)], ratio, level, resamples, seed)
+    return percentile_bootstrap([found['above'].to_numpy(float), found['below'].to_numpy(float)], ratio, level, resamples, seed)
 
 # %% ../nbs/03_scoring.ipynb #0c897391
 def compare(
@@ -240,7 +240,7 @@ def compare(
     if not (a['below'] == b['below']).all():
         raise ValueError("The two were scored against different truths: score both with the same `truths` and the same `fold_case`")
     def gap(x, y, below, axis=-1): return (x - y).sum(axis=axis)/below.sum(axis=axis)
-    found = resampled([o.to_numpy(float) for o in (a['above'], b['above'], a['below'])], gap, level, resamples, seed)
+    found = percentile_bootstrap([o.to_numpy(float) for o in (a['above'], b['above'], a['below'])], gap, level, resamples, seed)
     lower,higher = ('second', 'first') if metric != 'exact' else ('first', 'second') # whom a positive difference speaks for, and whom a negative one
     return Comparison(*found, lower if found.low > 0 else higher if found.high < 0 else 'undecided')
 

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from packaging.requirements import Requirement
 
 from mlops_course.containers import podman
-from mlops_course.reader.feed import ARCHIVE
+from mlops_course.reader.feed import FEED_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "_course" / "bare"
@@ -74,12 +74,12 @@ def pins(version: str) -> list[str]:
 def packages(version: str) -> Path:
     "A folder with all packages of the lock, and the source archive that the feed is taken from."
     names = pins(version)
-    to = PLACE / f"packages-{sha256(' '.join((*names, ARCHIVE, sys.version)).encode()).hexdigest()[:12]}"
+    to = PLACE / f"packages-{sha256(' '.join((*names, FEED_PACKAGE, sys.version)).encode()).hexdigest()[:12]}"
     if to.exists(): return to
     for old in PLACE.glob("packages-*"): shutil.rmtree(old)
     PLACE.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    feed = ARCHIVE.partition(" ")[0]
+    feed = FEED_PACKAGE.partition(" ")[0]
     print("== packages of the lock, once", flush=True)
     with TemporaryDirectory(dir=PLACE, prefix=".fetch-") as tmp:
         made = Path(tmp, "packages")

@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from mlops_course.base.images import load_image
-from mlops_course.containers import IMAGE, LOCKED_DOWN, build, podman, running
-from mlops_course.image_layers import inventory, open_image, risks
+from mlops_course.containers import HARDENING_OPTIONS, IMAGE_TAG, build_image, podman, run_container
+from mlops_course.image_layers import find_risks, make_sbom, open_image
 from mlops_course.reader.custom import load_custom
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ def look_inside(image: str) -> dict:
     with TemporaryDirectory() as tmp:
         podman("push", "--disable-compression", image, f"oci:{tmp}/image", program="buildah")
         config, layers = open_image(Path(tmp, "image"))
-    found = risks(layers)
+    found = find_risks(layers)
     count = {k: sum(o.kind == k for o in found) for k in ("secret", "setuid", "writable")}
     packages = [o for o in layers if "pip install" in o.made_by or any(p.startswith("packages/") for p in o.rights)]
     return {
@@ -64,7 +64,7 @@ def look_inside(image: str) -> dict:
         "user": config.get("User", ""),
         "layers": [{"made_by": words(o.made_by), "mb": round(o.size / 1e6, 3)} for o in layers],
         "found": sorted({o.path for o in found if o.kind == "secret"})[:4],
-        "secrets": count["secret"], "setuid": count["setuid"], "writable": count["writable"], "components": len(inventory(layers)["components"]),
+        "secrets": count["secret"], "setuid": count["setuid"], "writable": count["writable"], "components": len(make_sbom(layers)["components"]),
     }
 
 
@@ -74,9 +74,9 @@ def try_out() -> dict:
     volume = "reader-try"
     podman("volume", "create", volume)
     try:
-        key = podman("run", "--rm", *LOCKED_DOWN, "--volume", f"{volume}:/var/reader", IMAGE, "keys", "add", "try").splitlines()[-1]
+        key = podman("run", "--rm", *HARDENING_OPTIONS, "--volume", f"{volume}:/var/reader", IMAGE_TAG, "keys", "add", "try").splitlines()[-1]
         start = time.perf_counter()
-        with running(IMAGE, *LOCKED_DOWN, "--volume", f"{volume}:/var/reader") as (name, url):
+        with run_container(IMAGE_TAG, *HARDENING_OPTIONS, "--volume", f"{volume}:/var/reader") as (name, url):
             ready_s = time.perf_counter() - start
             answer = httpx.post(f"{url}/v1/read", files={"file": page.read_bytes()}, headers={"Authorization": f"Bearer {key}"}, timeout=60)
             podman("healthcheck", "run", name)
@@ -94,7 +94,7 @@ def changed_again(wheels: Path) -> float:
         copy = Path(tmp, "course")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "_course", "_site", "__pycache__"))
         with (copy / "mlops_course" / "serving.py").open("a") as file: file.write("# changed\n")
-        return build(copy, tag="localhost/reader-changed", wheels=wheels)
+        return build_image(copy, tag="localhost/reader-changed", wheels=wheels)
 
 
 def main() -> None:
@@ -109,11 +109,11 @@ def main() -> None:
         podman("image", "prune", "--force")
     with TemporaryDirectory() as tmp:
         wheels = fetch_wheels(Path(tmp))
-        seconds = build(ROOT, wheels=wheels)
+        seconds = build_image(ROOT, wheels=wheels)
         again_s = changed_again(wheels)
     on = f"{datetime.now(UTC):%d %B %Y}, on two cores that others used too"
     found = {"files": {o: sha256((ROOT / o).read_bytes()).hexdigest() for o in ("deploy/Dockerfile", "deploy/requirements.lock")},
-             "ours": {"on": on, "seconds": seconds, "again_s": again_s, **look_inside(IMAGE), **try_out()}}
+             "ours": {"on": on, "seconds": seconds, "again_s": again_s, **look_inside(IMAGE_TAG), **try_out()}}
     known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     if args.naive: known["naive"] = {"on": on, "seconds": args.naive, **look_inside("localhost/naive")}
     found = json.loads(json.dumps({**known, **found}), parse_float=lambda o: round(float(o), 2))

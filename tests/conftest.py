@@ -8,9 +8,9 @@ import nbformat
 import pytest
 
 from mlops_course.base.files import find_root
-from mlops_course.base.processes import be_quiet
+from mlops_course.base.processes import set_quiet_env
 
-be_quiet()
+set_quiet_env()
 os.environ['MLOPS_COURSE_BATCH'] = '1'
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all that tests start
 
@@ -38,8 +38,8 @@ class Shelf:
         self.engine, self.version, self.error = engine, version, None
     def load(self):
         if self.error: raise self.error
-        from mlops_course.serving import Model
-        return Model(self.engine, self.version, 'of the test')
+        from mlops_course.serving import ServedModel
+        return ServedModel(self.engine, self.version, 'of the test')
     def models(self): return [{'version': self.version, 'aliases': ['champion'], 'cer': .01}]
 
 

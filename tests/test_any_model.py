@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from mlops_course import scoring
 from mlops_course.base.settings import Gates
 from mlops_course.gates import check_gates
-from mlops_course.registry import fetch, find_version, history, promote, register, roll_back
+from mlops_course.registry import download_version, find_version, model_history, promote, register, roll_back
 from mlops_course.store import open_store
-from mlops_course.tracking import best_run, runs, track
+from mlops_course.tracking import best_run, find_runs, track
 from mlops_course.tuning import Range, Search, open_tuning
-from mlops_course.tuning_results import winner
+from mlops_course.tuning_results import best_trial
 from mlops_course.tuning_workers import tune
 
 work = Path(sys.argv[1])

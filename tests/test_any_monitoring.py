@@ -5,7 +5,7 @@ import sys
 import pytest
 from conftest import needs
 
-from mlops_course.monitoring import PROGRAMS
+from mlops_course.monitoring import PROMETHEUS_PROGRAMS
 
 STORY = """
 import sys
@@ -18,10 +18,10 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from mlops_course.base.servers import on_free_port
-from mlops_course.drift import looks, moved
-from mlops_course.drift_store import Monitor, registry_of
-from mlops_course.monitoring import Hook, watching
-from mlops_course.probe import Probe, probing
+from mlops_course.drift import drift_over_time, drift_lower_bounds
+from mlops_course.drift_store import DriftMonitor, drift_registry
+from mlops_course.monitoring import AlertReceiver, run_monitoring
+from mlops_course.probe import Probe, run_probe
 
 flowers = load_iris(as_frame=True)
 X, y = flowers.data.sample(frac=1, random_state=0), flowers.target.sample(frac=1, random_state=0)
@@ -62,7 +62,7 @@ print(sorted(o for o in sys.modules if o.startswith(('mlops_course.reader', 'mlo
 @pytest.mark.parametrize('by', ['embedded', pytest.param('prometheus', marks=pytest.mark.slow)])
 def test_a_model_of_ten_lines_is_watched_without_the_reader(tmp_path, by):
     if by == 'prometheus':
-        for o in PROGRAMS: needs(o, 'watches and tells')
+        for o in PROMETHEUS_PROGRAMS: needs(o, 'watches and tells')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', STORY, str(tmp_path), by], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == '[]'

@@ -14,7 +14,7 @@ from conftest import write_notebook
 
 from mlops_course.base.files import find_root
 from mlops_course.tools.cli import main
-from mlops_course.tools.running import end
+from mlops_course.tools.running import end_process_tree
 
 COURSE = Path(sys.executable).with_name('mlops-course' + ('.exe' if os.name == 'nt' else ''))
 
@@ -112,7 +112,7 @@ def test_sigterm_ends_the_kernel_too_and_leaves_nothing(project, tmp_path, comma
         assert list(project.glob('_course/run/*')) == []
         assert [o for o in (tmp_path/'tmp').iterdir() if o.is_dir()] == [] # Jupyter's connection file stays, a kilobyte
     finally:
-        for o in [process, *below]: end(o.pid)
+        for o in [process, *below]: end_process_tree(o.pid)
 
 
 def test_reading_a_clean_page_imports_no_heavy_package():

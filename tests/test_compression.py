@@ -9,29 +9,29 @@ import torch
 from click.testing import CliRunner
 
 from mlops_course.reader.compression import (
-    PARTS,
-    Answers,
+    NET_PARTS,
+    TeacherCache,
     adapt,
+    adapter_layers,
+    add_adapter,
+    apply_temperature,
     distill,
-    distilling_loss,
     draw_from,
     draw_kinds,
     find_teacher,
-    layers_in,
     load_adapter,
-    measure,
-    merge,
-    put_on,
+    make_distillation_loss,
+    measure_model,
+    merge_adapter,
     quantise,
-    same_lines,
+    repeat_lines,
     save_adapter,
-    soften,
-    teacher_loss,
-    weights_id,
+    soft_target_loss,
+    weights_fingerprint,
     weights_mb,
 )
 from mlops_course.reader.net import Batch, Recogniser, ctc_loss
-from mlops_course.reader.recognition import Design, OnnxRecogniser, side_by_side
+from mlops_course.reader.recognition import Design, OnnxRecogniser, stack_lines
 from mlops_course.reader.training import Recipe, draw_lines, train
 from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser
 from mlops_course.tools.cli import main
@@ -52,7 +52,7 @@ def lines():
 
 @pytest.fixture(scope="module")
 def images(lines):
-    return side_by_side([o for o, _ in lines[:4]])
+    return stack_lines([o for o, _ in lines[:4]])
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +65,16 @@ def adapted():
 # The teacher's answers
 
 def test_a_stored_answer_is_not_asked_for_again(images, tmp_path):
-    first = Answers(tiny(), tmp_path)
+    first = TeacherCache(tiny(), tmp_path)
     said = first(torch.from_numpy(images))
-    again = Answers(tiny(), tmp_path) # as after a restart
+    again = TeacherCache(tiny(), tmp_path) # as after a restart
     assert torch.equal(again(torch.from_numpy(images)), said)
     assert (first.asked, again.asked) == (1, 0)
 
 
 def test_another_teacher_is_asked_itself(images, tmp_path):
-    said = Answers(tiny(0), tmp_path)(torch.from_numpy(images))
-    other = Answers(tiny(1), tmp_path)
+    said = TeacherCache(tiny(0), tmp_path)(torch.from_numpy(images))
+    other = TeacherCache(tiny(1), tmp_path)
     assert not torch.equal(other(torch.from_numpy(images)), said)
     assert other.asked == 1
 
@@ -82,7 +82,7 @@ def test_another_teacher_is_asked_itself(images, tmp_path):
 @pytest.mark.slow
 def test_a_training_with_the_same_lines_asks_once_about_each_batch(lines, tmp_path):
     def kept_after_a_training():
-        distill(tiny(), SHORT, tmp_path, alpha=1, draw=same_lines(draw_from(lines)), every=3, valid=lines[:2])
+        distill(tiny(), SHORT, tmp_path, alpha=1, draw=repeat_lines(draw_from(lines)), every=3, valid=lines[:2])
         return {o.name: o.stat().st_mtime_ns for o in tmp_path.glob("*.npy")}
     first = kept_after_a_training()
     assert 1 <= len(first) <= SHORT.steps # of so few lines two batches may be alike
@@ -90,7 +90,7 @@ def test_a_training_with_the_same_lines_asks_once_about_each_batch(lines, tmp_pa
 
 
 def test_answers_are_read_without_running_what_a_file_holds(images, tmp_path):
-    answers = Answers(tiny(), tmp_path)
+    answers = TeacherCache(tiny(), tmp_path)
     answers(torch.from_numpy(images))
     path, = tmp_path.glob("*.npy")
     np.save(path, np.array([{"run": "me"}], dtype=object), allow_pickle=True)
@@ -101,35 +101,35 @@ def test_answers_are_read_without_running_what_a_file_holds(images, tmp_path):
 
 def test_a_higher_temperature_is_less_sure():
     given = torch.tensor([.9, .09, .01]).log()
-    largest = [soften(given, o).exp().max().item() for o in (1, 2, 5, 1000)]
+    largest = [apply_temperature(given, o).exp().max().item() for o in (1, 2, 5, 1000)]
     assert largest == sorted(largest, reverse=True)
     assert (largest[0], largest[-1]) == (pytest.approx(.9), pytest.approx(1/3, abs=.01))
 
 
 def test_the_loss_does_not_shrink_with_the_temperature(images):
     student, teacher = (torch.from_numpy(tiny(o).log_probs(images)) for o in (0, 1))
-    low, high = (teacher_loss(student, teacher, o).item() for o in (1., 4.))
+    low, high = (soft_target_loss(student, teacher, o).item() for o in (1., 4.))
     assert .3 < high/low < 3
 
 
 def test_alpha_shares_the_loss_between_teacher_and_labels(lines, images, tmp_path):
     batch = Batch(torch.from_numpy(images), [o for _, o in lines[:4]])
-    given, answers = torch.from_numpy(tiny(1).log_probs(images)), Answers(tiny(), tmp_path)
-    soft, hard = teacher_loss(given, answers(batch.images)).item(), ctc_loss(given, batch).item()
-    for alpha in (0, .25, 1): assert distilling_loss(answers, alpha=alpha)(given, batch).item() == pytest.approx(alpha*soft + (1 - alpha)*hard, rel=1e-4)
+    given, answers = torch.from_numpy(tiny(1).log_probs(images)), TeacherCache(tiny(), tmp_path)
+    soft, hard = soft_target_loss(given, answers(batch.images)).item(), ctc_loss(given, batch).item()
+    for alpha in (0, .25, 1): assert make_distillation_loss(answers, alpha=alpha)(given, batch).item() == pytest.approx(alpha*soft + (1 - alpha)*hard, rel=1e-4)
 
 
 def test_a_teacher_alone_never_looks_at_texts(images, tmp_path):
     nobody = Batch(torch.from_numpy(images), ["\0"]*4) # in no alphabet
     given = torch.from_numpy(tiny(1).log_probs(images))
-    assert distilling_loss(Answers(tiny(), tmp_path), alpha=1)(given, nobody) > 0
+    assert make_distillation_loss(TeacherCache(tiny(), tmp_path), alpha=1)(given, nobody) > 0
 
 
 def test_a_student_comes_closer_to_its_teacher(images, tmp_path):
     teacher, recipe = tiny(), Recipe(steps=25, batch=4, width=16, depth=1)
     student, _ = distill(teacher, recipe, tmp_path, alpha=1, every=25)
-    far = teacher_loss(*(torch.from_numpy(o.log_probs(images)) for o in (tiny(width=16), teacher))).item()
-    near = teacher_loss(*(torch.from_numpy(o.log_probs(images)) for o in (student, teacher))).item()
+    far = soft_target_loss(*(torch.from_numpy(o.log_probs(images)) for o in (tiny(width=16), teacher))).item()
+    near = soft_target_loss(*(torch.from_numpy(o.log_probs(images)) for o in (student, teacher))).item()
     assert near < far
 
 
@@ -167,37 +167,37 @@ def test_an_adapter_off_leaves_the_net_as_it_was_to_the_bit(adapted, images):
     net, worn = adapted
     assert abs(worn.log_probs(images) - net.log_probs(images)).max() > 1e-3
     with worn.disable_adapter(): assert abs(worn.log_probs(images) - net.log_probs(images)).max() < 1e-5
-    assert weights_id(worn) == weights_id(net) == weights_id(tiny())
+    assert weights_fingerprint(worn) == weights_fingerprint(net) == weights_fingerprint(tiny())
 
 
 def test_training_without_care_moves_the_net_below(images):
-    careless, _ = train(SHORT, net=put_on(tiny()), draw=DISPLAYS, every=3)
-    assert weights_id(careless) != weights_id(tiny())
+    careless, _ = train(SHORT, net=add_adapter(tiny()), draw=DISPLAYS, every=3)
+    assert weights_fingerprint(careless) != weights_fingerprint(tiny())
 
 
 @pytest.mark.parametrize("targets", [("eye",), ("along", "say")])
 def test_only_the_target_modules_learn(targets):
-    names = [name for name, o in put_on(tiny(), targets=targets).named_parameters() if o.requires_grad]
+    names = [name for name, o in add_adapter(tiny(), targets=targets).named_parameters() if o.requires_grad]
     assert {name.removeprefix("base_model.model.").split(".")[0] for name in names} == set(targets)
 
 
 def test_the_adapter_grows_with_its_rank():
-    one, four = (sum(o.numel() for o in put_on(tiny(), rank=rank).parameters() if o.requires_grad) for rank in (1, 4))
+    one, four = (sum(o.numel() for o in add_adapter(tiny(), rank=rank).parameters() if o.requires_grad) for rank in (1, 4))
     assert four == 4*one
 
 
 @pytest.mark.parametrize("targets", [(), ("query", "key")])
 def test_unknown_target_modules_are_refused(targets):
-    with pytest.raises(ValueError, match=", ".join(PARTS)): layers_in(tiny(), targets)
+    with pytest.raises(ValueError, match=", ".join(NET_PARTS)): adapter_layers(tiny(), targets)
 
 
 def test_rank_zero_is_refused():
-    with pytest.raises(ValueError, match="1 or more"): put_on(tiny(), rank=0)
+    with pytest.raises(ValueError, match="1 or more"): add_adapter(tiny(), rank=0)
 
 
 def test_a_merged_net_is_an_ordinary_one_that_reads_the_same(adapted, images, tmp_path):
     _, worn = adapted
-    made = merge(worn)
+    made = merge_adapter(worn)
     assert type(made) is Recogniser
     assert not any(o._forward_pre_hooks for o in made.modules()) # nothing of the adapter's training stays behind
     assert abs(made.log_probs(images) - worn.log_probs(images)).max() < 1e-4
@@ -273,7 +273,7 @@ def test_an_adapter_s_size_is_that_of_its_weights(adapted, tmp_path):
 
 
 def test_a_measure_is_an_error_rate_and_a_time(lines):
-    found = measure(tiny(), lines, timed=3)
+    found = measure_model(tiny(), lines, timed=3)
     assert found["ms"] > 0
     assert found["cer"] > .5 # it has learnt nothing
 
@@ -281,7 +281,7 @@ def test_a_measure_is_an_error_rate_and_a_time(lines):
 def test_the_named_teacher_is_found(tmp_path):
     save_recogniser(tiny(), tmp_path/"mine")
     net, which = find_teacher(tmp_path/"mine")
-    assert weights_id(net) == weights_id(tiny())
+    assert weights_fingerprint(net) == weights_fingerprint(tiny())
     assert "mine" in which
     with pytest.raises(FileNotFoundError, match="save_recogniser"): find_teacher(tmp_path/"none")
 
@@ -306,7 +306,7 @@ def test_the_command_distils_a_student_of_half_the_width(folder):
     assert len(list((folder/"answers").iterdir())) == 2
     assert load_recogniser(folder/"student").design == Design(width=16, depth=1)
     about = json.loads((folder/"student"/"recogniser.json").read_text(encoding="utf-8"))
-    assert (about["temperature"], about["alpha"], about["teacher"]) == (3, 1, weights_id(tiny()))
+    assert (about["temperature"], about["alpha"], about["teacher"]) == (3, 1, weights_fingerprint(tiny()))
     assert said["mb"] == pytest.approx(weights_mb(folder/"student"), abs=1e-4)
 
 
@@ -315,9 +315,9 @@ def test_the_command_adapts_chosen_modules(folder):
     words = ("adapt", "--model", folder/"teacher", "--steps", 2, "--batch", 2, "--rank", 2, "--alpha", 4, "--target-modules", "eye", "--target-modules", "say")
     compress(*words, "--out", folder/"adapter")
     config = json.loads((folder/"adapter"/"adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 4, sorted(layers_in(tiny(), ("eye", "say"))))
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 4, sorted(adapter_layers(tiny(), ("eye", "say"))))
     compress(*words, "--out", folder/"merged", "--merge")
-    images = side_by_side([o for o, _ in DISPLAYS(3, 0)])
+    images = stack_lines([o for o, _ in DISPLAYS(3, 0)])
     apart, together = load_adapter(tiny(), folder/"adapter"), load_recogniser(folder/"merged")
     assert abs(apart.log_probs(images) - together.log_probs(images)).max() < 1e-4
 
@@ -340,5 +340,5 @@ def test_a_wrong_word_is_one_line_and_no_file(folder, words):
 
 def test_a_net_is_not_changed_by_what_is_made_of_it(adapted, images):
     net = deepcopy(adapted[0])
-    merge(put_on(net))
-    assert weights_id(net) == weights_id(tiny())
+    merge_adapter(add_adapter(net))
+    assert weights_fingerprint(net) == weights_fingerprint(tiny())

@@ -22,21 +22,21 @@ from conftest import needs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mlops_course.absent import LEFT_OUT
-from mlops_course.base.processes import came_up, free_port
+from mlops_course.absent import OPTIONAL_MODULES
+from mlops_course.base.processes import free_port, wait_until_ready
 from mlops_course.containers import (
-    IMAGE,
-    LOCKED_DOWN,
-    build,
+    HARDENING_OPTIONS,
+    IMAGE_TAG,
+    build_image,
     load_manifests,
     manifest_faults,
     podman,
-    running,
+    run_container,
     schema_faults,
 )
-from mlops_course.dockerfiles import done_again, in_context, keys, lint, matches, steps
-from mlops_course.image_layers import inventory, layer, open_image, risks, seen, write_image
-from mlops_course.keys import Keys
+from mlops_course.dockerfiles import cache_keys, context_files, lint_dockerfile, matches_pattern, parse_dockerfile, uncached_instructions
+from mlops_course.image_layers import find_risks, make_sbom, open_image, tar_layer, visible_files, write_image
+from mlops_course.keys import KeyStore
 
 # The image's Python, for markers.
 WHERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "platform_system": "Linux", "extra": "",
@@ -61,12 +61,12 @@ def pins(path):
 # Layers and images
 
 def test_the_same_files_make_the_same_layer():
-    assert layer({"b": b"2", "a": b"1"}) == layer({"a": b"1", "b": b"2"})
-    assert layer({"a": b"1"}) != layer({"a": b"1"}, {"a": 0o755})
+    assert tar_layer({"b": b"2", "a": b"1"}) == tar_layer({"a": b"1", "b": b"2"})
+    assert tar_layer({"a": b"1"}) != tar_layer({"a": b"1"}, {"a": 0o755})
 
 
 def test_a_layer_is_an_ordinary_archive_with_the_rights_asked_for():
-    with tarfile.open(fileobj=io.BytesIO(layer({"bin/tool": b"x"}, {"bin/tool": 0o4755}))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(tar_layer({"bin/tool": b"x"}, {"bin/tool": 0o4755}))) as archive:
         assert [(o.name, o.mode, o.mtime, o.uid) for o in archive] == [("bin/tool", 0o4755, 0, 0)]
 
 
@@ -76,25 +76,25 @@ def image(folder, *layers):
 
 
 def test_an_image_is_read_as_it_was_written(tmp_path):
-    config, layers = image(tmp_path, layer({"a": b"1"}), layer({"b/c": b"22"}))
+    config, layers = image(tmp_path, tar_layer({"a": b"1"}), tar_layer({"b/c": b"22"}))
     assert config == {"User": "7"}
     assert [(o.made_by, o.size, o.files) for o in layers] == [("step 0", 1, {"a": b"1"}), ("step 1", 2, {"b/c": b"22"})]
 
 
 def test_what_a_layer_hides_is_not_seen_but_held(tmp_path):
-    _, layers = image(tmp_path, layer({"app/.env": b"", "app/x/1": b"", "keep": b""}), layer({"app/.wh..env": b"", "app/.wh.x": b""}))
-    assert seen(layers) == {"keep": 0}
-    assert [o.path for o in risks(layers)] == ["app/.env"]
+    _, layers = image(tmp_path, tar_layer({"app/.env": b"", "app/x/1": b"", "keep": b""}), tar_layer({"app/.wh..env": b"", "app/.wh.x": b""}))
+    assert visible_files(layers) == {"keep": 0}
+    assert [o.path for o in find_risks(layers)] == ["app/.env"]
 
 
 def test_an_opaque_folder_hides_only_what_lies_below(tmp_path):
-    _, layers = image(tmp_path, layer({"x/old": b""}), layer({"x/.wh..wh..opq": b"", "x/new": b""}))
-    assert seen(layers) == {"x/new": 1}
+    _, layers = image(tmp_path, tar_layer({"x/old": b""}), tar_layer({"x/.wh..wh..opq": b"", "x/new": b""}))
+    assert visible_files(layers) == {"x/new": 1}
 
 
 @pytest.mark.parametrize("which", ["layer", "config", "manifest"])
 def test_a_changed_byte_is_refused(tmp_path, which):
-    image(tmp_path, layer({"a": b"1"}))
+    image(tmp_path, tar_layer({"a": b"1"}))
     manifest = json.loads((tmp_path / "index.json").read_text())["manifests"][0]["digest"]
     inside = json.loads((tmp_path / "blobs/sha256" / manifest[7:]).read_text())
     digest = {"layer": inside["layers"][0]["digest"], "config": inside["config"]["digest"], "manifest": manifest}[which]
@@ -114,19 +114,19 @@ def test_a_folder_that_is_no_image_is_refused(tmp_path):
     ("packages/x.py", b"https://user:password@host", []), ("packages/.env", b"", ["secret"]), ("app/keys.py", b"monkey = 1", []),
 ])
 def test_the_scanner_knows_a_secret(tmp_path, path, content, kinds):
-    _, layers = image(tmp_path, layer({path: content}))
-    assert [o.kind for o in risks(layers)] == kinds
+    _, layers = image(tmp_path, tar_layer({path: content}))
+    assert [o.kind for o in find_risks(layers)] == kinds
 
 
 def test_the_scanner_knows_risky_rights(tmp_path):
-    _, layers = image(tmp_path, layer(dict.fromkeys("abc", b""), {"a": 0o4755, "b": 0o666, "c": 0o755}))
-    assert [(o.kind, o.path) for o in risks(layers)] == [("setuid", "a"), ("writable", "b")]
+    _, layers = image(tmp_path, tar_layer(dict.fromkeys("abc", b""), {"a": 0o4755, "b": 0o666, "c": 0o755}))
+    assert [(o.kind, o.path) for o in find_risks(layers)] == [("setuid", "a"), ("writable", "b")]
 
 
 def test_the_inventory_lists_both_kinds_of_packages(tmp_path):
-    _, layers = image(tmp_path, layer({"var/lib/dpkg/status": b"Package: libc6\nVersion: 2.36\n\nPackage: zlib1g\nVersion: 1:1.2\n",
+    _, layers = image(tmp_path, tar_layer({"var/lib/dpkg/status": b"Package: libc6\nVersion: 2.36\n\nPackage: zlib1g\nVersion: 1:1.2\n",
                                        "packages/a-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: A\nVersion: 1\n\nText: no"}))
-    assert [o["purl"] for o in inventory(layers)["components"]] == ["pkg:deb/debian/libc6@2.36", "pkg:deb/debian/zlib1g@1:1.2", "pkg:pypi/a@1"]
+    assert [o["purl"] for o in make_sbom(layers)["components"]] == ["pkg:deb/debian/libc6@2.36", "pkg:deb/debian/zlib1g@1:1.2", "pkg:pypi/a@1"]
 
 
 # Contexts and caches
@@ -136,12 +136,12 @@ def test_the_inventory_lists_both_kinds_of_packages(tmp_path):
     ("a/b", "a/?", True), ("a/b/c", "a/*/c", True), ("x/.env", ".env", False), ("a.b", "a?b", True), ("a/b", "a*b", False),
 ])
 def test_patterns_mean_what_docker_means(path, pattern, expected):
-    assert matches(path, pattern) == expected
+    assert matches_pattern(path, pattern) == expected
 
 
 def test_the_last_line_that_means_a_file_decides():
-    assert in_context(["a/x", "a/y", "b"], "*\n!a\na/y") == ["a/x"]
-    assert in_context(["a"], "# a\n\n") == ["a"]
+    assert context_files(["a/x", "a/y", "b"], "*\n!a\na/y") == ["a/x"]
+    assert context_files(["a"], "# a\n\n") == ["a"]
 
 
 def test_only_what_the_image_holds_travels(root):
@@ -149,49 +149,49 @@ def test_only_what_the_image_holds_travels(root):
     stays = [".env", ".git/config", ".venv/bin/python", "_course/tracking/mlflow.db", "deploy/secrets/postgres", "data/v1/x.png", "nbs/a.ipynb",
              "mlops_course/.env", "mlops_course/tools/.env", "mlops_course/reader/.env", "mlops_course/__pycache__/serving.cpython-311.pyc",
              "mlops_course/reader/__pycache__/custom.cpython-311.pyc", "bench/course.py"]
-    assert in_context(stays, ignore) == []
+    assert context_files(stays, ignore) == []
     text = (root / "deploy/Dockerfile").read_text(encoding="utf-8")
-    named = [w for o in steps(text) if o.word == "COPY" and "--from" not in o.rest for w in o.rest.split()[:-1]]
+    named = [w for o in parse_dockerfile(text) if o.word == "COPY" and "--from" not in o.rest for w in o.rest.split()[:-1]]
     for o in named: # each thing that is copied is there, and travels
         files = [p.relative_to(root).as_posix() for p in ([root / o] if (root / o).is_file() else (root / o).rglob("*.py"))]
         assert files, o
-        assert in_context(files, ignore) == files
+        assert context_files(files, ignore) == files
 
 
 DOCKERFILE = "FROM a AS one\nCOPY lock .\nRUN install \\\n  --all\nFROM a\nCOPY --from=one /x /x\nCOPY src src\nRUN check\n"
 
 
 def test_lines_that_go_on_are_one_step():
-    assert [(o.word, o.stage) for o in steps(DOCKERFILE)] == [("FROM", 0), ("COPY", 0), ("RUN", 0), ("FROM", 1), ("COPY", 1), ("COPY", 1), ("RUN", 1)]
-    assert steps(DOCKERFILE)[2].rest == "install --all"
+    assert [(o.word, o.stage) for o in parse_dockerfile(DOCKERFILE)] == [("FROM", 0), ("COPY", 0), ("RUN", 0), ("FROM", 1), ("COPY", 1), ("COPY", 1), ("RUN", 1)]
+    assert parse_dockerfile(DOCKERFILE)[2].rest == "install --all"
 
 
 def test_a_file_without_from_is_refused():
-    with pytest.raises(ValueError, match="begins with FROM"): steps("RUN x")
-    with pytest.raises(ValueError, match="nothing"): steps("# empty")
+    with pytest.raises(ValueError, match="begins with FROM"): parse_dockerfile("RUN x")
+    with pytest.raises(ValueError, match="nothing"): parse_dockerfile("# empty")
 
 
 @pytest.mark.parametrize(("changed", "again"), [
     ("src/a", ["src src", "check"]), ("lock", ["lock .", "install --all", "--from=one /x /x", "src src", "check"]), ("README", [])])
 def test_a_change_is_followed_through_the_stages(changed, again):
     before = {"lock": b"1", "src/a": b"1", "README": b"1"}
-    assert [o.rest for o in done_again(DOCKERFILE, before, before | {changed: b"2"})] == again
+    assert [o.rest for o in uncached_instructions(DOCKERFILE, before, before | {changed: b"2"})] == again
 
 
 def test_another_base_does_everything_again():
-    other = steps(DOCKERFILE.replace("FROM a", "FROM b"))
-    assert not set(keys(steps(DOCKERFILE), {})) & set(keys(other, {}))
+    other = parse_dockerfile(DOCKERFILE.replace("FROM a", "FROM b"))
+    assert not set(cache_keys(parse_dockerfile(DOCKERFILE), {})) & set(cache_keys(other, {}))
 
 
 # What lies in deploy/
 
 def test_the_linter_has_nothing_to_say(root):
-    for path in (root / "deploy").rglob("Dockerfile"): assert lint(path) == []
+    for path in (root / "deploy").rglob("Dockerfile"): assert lint_dockerfile(path) == []
 
 
 def test_the_linter_says_what_it_cannot_read(tmp_path):
     (tmp_path / "Dockerfile").write_text("FROM\n")
-    assert [o["level"] for o in lint(tmp_path / "Dockerfile")] == ["error"]
+    assert [o["level"] for o in lint_dockerfile(tmp_path / "Dockerfile")] == ["error"]
 
 
 def test_the_image_locks_are_part_of_the_course_lock(root):
@@ -228,9 +228,9 @@ def test_compose_gives_each_service_few_rights(root):
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("openssl"), reason="the lines are for a shell with openssl")
 def test_whoever_stops_the_service_waits_for_what_it_began(root):
-    from mlops_course.base.servers import server_options
-    from mlops_course.base.settings import Api
-    longest = server_options(Api())["timeout_graceful_shutdown"]
+    from mlops_course.base.servers import uvicorn_options
+    from mlops_course.base.settings import ApiSettings
+    longest = uvicorn_options(ApiSettings())["timeout_graceful_shutdown"]
     compose = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))
     pod = yaml.safe_load((root / "deploy/kubernetes/deployment.yaml").read_text(encoding="utf-8"))["spec"]["template"]["spec"]
     asleep = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
@@ -319,8 +319,8 @@ def test_without_an_engine_the_message_says_what_to_install(monkeypatch):
 
 def test_the_service_reads_without_what_the_image_leaves_out(root):
     "As in the image, but with this machine's packages: those that its lock does not name cannot be imported."
-    code = ("import sys\nfrom importlib.util import find_spec\nfrom mlops_course.absent import do_without\n"
-            f"gone = {[o for o in LEFT_OUT if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
+    code = ("import sys\nfrom importlib.util import find_spec\nfrom mlops_course.absent import stub_missing_modules\n"
+            f"gone = {[o for o in OPTIONAL_MODULES if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
             "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
             "sys.meta_path.insert(0, No())\ndo_without()\n"
             "from mlops_course.base.images import load_image\nfrom mlops_course.serving import Source, create_app\n"
@@ -335,13 +335,13 @@ def built(root, tmp_path_factory):
     for o in ("podman", "buildah", "mmdebstrap"): needs(o, "builds and runs the image")
     helper = script(root, "image")
     subprocess.run(["bash", root / "scripts/base_image.sh"], check=True, timeout=600)
-    build(root, wheels=helper.fetch_wheels(tmp_path_factory.mktemp("wheels")), revision="0" * 40)
+    build_image(root, wheels=helper.fetch_wheels(tmp_path_factory.mktemp("wheels")), revision="0" * 40)
     return helper
 
 
 @pytest.mark.slow
 def test_the_image_is_small_and_holds_nothing_risky(built):
-    found = built.look_inside(IMAGE)
+    found = built.look_inside(IMAGE_TAG)
     assert found["mb"] < 650
     assert found["mb"] - found["base_mb"] < 450
     assert (found["user"], found["secrets"], found["writable"]) == ("10001:10001", 0, 0), found["found"]
@@ -349,7 +349,7 @@ def test_the_image_is_small_and_holds_nothing_risky(built):
 
 @pytest.mark.slow
 def test_the_image_says_what_it_is(built):
-    about = json.loads(podman("image", "inspect", IMAGE))[0]
+    about = json.loads(podman("image", "inspect", IMAGE_TAG))[0]
     assert about["Labels"]["org.opencontainers.image.revision"] == "0" * 40
     assert about["Healthcheck"]["Test"] == ["CMD", "python", "healthy.py"]
     assert not [o for o in about["Config"]["Env"] if "PIP" in o]
@@ -372,8 +372,8 @@ print(os.getuid(), int(status['CapBnd'], 16), int(status['NoNewPrivs']), root[3]
 
 @pytest.mark.slow
 def test_nothing_can_be_written_and_nothing_is_root(built):
-    assert podman("run", "--rm", *LOCKED_DOWN, "--entrypoint", "python", IMAGE, "-c", HELD).splitlines()[-1] == "10001 0 1 ro"
-    assert podman("run", "--rm", "--entrypoint", "python", IMAGE, "-c", HELD).splitlines()[-1] != "10001 0 1 ro"
+    assert podman("run", "--rm", *HARDENING_OPTIONS, "--entrypoint", "python", IMAGE_TAG, "-c", HELD).splitlines()[-1] == "10001 0 1 ro"
+    assert podman("run", "--rm", "--entrypoint", "python", IMAGE_TAG, "-c", HELD).splitlines()[-1] != "10001 0 1 ro"
 
 
 def pod(root, folder, files):
@@ -394,9 +394,9 @@ def pod(root, folder, files):
 
 @pytest.mark.slow
 def test_the_pod_of_kubernetes_answers_and_a_container_ends_with_its_block(root, built, tmp_path):
-    key = Keys(tmp_path / "keys.json").add("ana")
+    key = KeyStore(tmp_path / "keys.json").add("ana")
     options = pod(root, tmp_path / "mounts", {"keys.json": (tmp_path / "keys.json").read_text(encoding="utf-8")})
-    with pytest.raises(ZeroDivisionError), running(IMAGE, *LOCKED_DOWN, *options) as (name, url): # noqa: PT012 (one start for both)
+    with pytest.raises(ZeroDivisionError), run_container(IMAGE_TAG, *HARDENING_OPTIONS, *options) as (name, url): # noqa: PT012 (one start for both)
         page = (root / "data/pages/render_3.png").read_bytes()
         assert httpx.post(f"{url}/v1/read", files={"file": page}, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 200
         1 / 0 # noqa: B018
@@ -406,13 +406,13 @@ def test_the_pod_of_kubernetes_answers_and_a_container_ends_with_its_block(root,
 
 @pytest.mark.slow
 def test_a_container_that_ends_at_once_says_why(built):
-    with pytest.raises(TimeoutError, match="No such command"), running(IMAGE, command=["no-such"]): pass
+    with pytest.raises(TimeoutError, match="No such command"), run_container(IMAGE_TAG, command=["no-such"]): pass
 
 
 @pytest.mark.slow
 def test_sigterm_counts_while_it_is_starting(built):
     name = f"reader-start-{os.getpid()}"
-    podman("run", "--detach", "--name", name, "--network", "none", *LOCKED_DOWN, IMAGE)
+    podman("run", "--detach", "--name", name, "--network", "none", *HARDENING_OPTIONS, IMAGE_TAG)
     try:
         podman("stop", "--time", "10", name)
         assert podman("inspect", "--format", "{{.State.ExitCode}}", name) in ("143", "0") # 137 would be: killed
@@ -444,18 +444,18 @@ def test_the_machine_at_amazon_takes_up_what_is_well_and_keeps_what_was(root, bu
         (tmp_path / o).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (tmp_path / o).chmod(0o755)
     config = {} if Path("/run/systemd/system").exists() else {"CONTAINERS_CONF": str(root / "deploy/containers.conf")}
-    env = {**os.environ, **config, "PATH": f"{tmp_path}:{os.environ['PATH']}", "REPOSITORY": IMAGE, "REGION": "here", "INSTANCE": "this", "PORT": str(port)}
+    env = {**os.environ, **config, "PATH": f"{tmp_path}:{os.environ['PATH']}", "REPOSITORY": IMAGE_TAG, "REGION": "here", "INSTANCE": "this", "PORT": str(port)}
 
     def delivered(tag, script=script):
         done = subprocess.run(["bash", "-e", "-c", script], env={**env, "GITHUB_SHA": tag}, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
     def at_work(): return podman("container", "inspect", "--format", "{{.Id}} {{.State.Running}}", name)
-    def answers(): return came_up(f"http://127.0.0.1:{port}/ready", lambda: True, 30)
-    tags = [f"{IMAGE}:{name}-{o}" for o in ("well", "ill")]
-    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nENTRYPOINT [\"false\"]\n", encoding="utf-8")
+    def answers(): return wait_until_ready(f"http://127.0.0.1:{port}/ready", lambda: True, 30)
+    tags = [f"{IMAGE_TAG}:{name}-{o}" for o in ("well", "ill")]
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE_TAG}\nENTRYPOINT [\"false\"]\n", encoding="utf-8")
     try:
-        podman("tag", IMAGE, tags[0])
-        build(tmp_path, "Dockerfile", tags[1])
+        podman("tag", IMAGE_TAG, tags[0])
+        build_image(tmp_path, "Dockerfile", tags[1])
         assert delivered(f"{name}-well")[0] == 0
         first, key = at_work(), podman("exec", name, "python", "serve.py", "keys", "add", "ana")
         assert answers()
@@ -521,8 +521,8 @@ def together(root, built, tmp_path):
         (tmp_path / name).with_suffix(".Dockerfile").write_text(
             f"FROM python:3.11-slim\nCOPY {' '.join(inside)} /bin/\nCOPY templates {templates}\nRUN install --directory --owner=65534 /{name}\n"
             f'USER 65534\nENTRYPOINT ["/bin/{name}"]\n', encoding="utf-8")
-        build(tmp_path, f"{name}.Dockerfile", services[name]["image"])
-    podman("tag", IMAGE, services["reader"]["image"])
+        build_image(tmp_path, f"{name}.Dockerfile", services[name]["image"])
+    podman("tag", IMAGE_TAG, services["reader"]["image"])
     with composed(tmp_path, "reader", *OTHERS) as (project, call):
         call("up", "--detach")
         yield project
@@ -572,9 +572,9 @@ def test_mlflow_keeps_its_runs_in_postgresql(root, tmp_path):
     services = yaml.safe_load((root / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]
     (tmp_path / "Dockerfile").write_text(POSTGRES, encoding="utf-8")
     (tmp_path / "start.sh").write_text(START, encoding="utf-8")
-    build(tmp_path, "Dockerfile", services["postgres"]["image"])
+    build_image(tmp_path, "Dockerfile", services["postgres"]["image"])
     wheels = script(root, "image").fetch_wheels(tmp_path / "wheels", ["mlflow/requirements.lock"])
-    build(root / "deploy/mlflow", "Dockerfile", services["mlflow"]["image"], wheels)
+    build_image(root / "deploy/mlflow", "Dockerfile", services["mlflow"]["image"], wheels)
     (tmp_path / "deploy/secrets").mkdir(exist_ok=True)
     (tmp_path / "deploy/secrets/postgres").write_text("p@ss/w%rd", encoding="utf-8") # what an address could not hold as it is
     with composed(tmp_path, "postgres", "mlflow") as (project, call):

@@ -16,12 +16,12 @@ from mlops_course.reader import datasets
 from mlops_course.reader.datasets import load_folder, make_version
 from mlops_course.reader.degradations import DEGRADATIONS, degrade
 from mlops_course.reader.feed import FEED, check_feed, fetch_feed, load_feed
-from mlops_course.reader.fonts import DISPLAY, FONTS, SEGMENTS, drawable, family, glyph, render_line, segment_glyph
+from mlops_course.reader.fonts import DISPLAY_FONT, FONTS, SEGMENTS, draw_glyph, draw_segment_glyph, drawable_characters, font_family, render_line
 from mlops_course.reader.lines import line_batch
 from mlops_course.reader.pages import photograph, render_page
 from mlops_course.reader.recognition import ALPHABET
-from mlops_course.reader.sources import sources
-from mlops_course.splitting import SHARES, split_by
+from mlops_course.reader.sources import split_sources
+from mlops_course.splitting import SPLIT_SHARES, split_by
 
 
 @pytest.fixture(scope="module")
@@ -125,24 +125,24 @@ def test_lines_of_v1_are_dark_on_light_and_v2_has_displays():
 @pytest.mark.parametrize("font", FONTS)
 def test_fonts_draw_every_character_as_itself(font):
     "No two characters of a font look the same, and none is the sign for a missing one."
-    shapes = {o: glyph(FONTS[font], 40, o)[0] for o in drawable(font) - {" "}}
-    missing = glyph(FONTS[font], 40, "\uffff")[0].tobytes()
+    shapes = {o: draw_glyph(FONTS[font], 40, o)[0] for o in drawable_characters(font) - {" "}}
+    missing = draw_glyph(FONTS[font], 40, "\uffff")[0].tobytes()
     seen = {}
     for char, shape in shapes.items():
-        key = shape.tobytes(), glyph(FONTS[font], 40, char)[2]
+        key = shape.tobytes(), draw_glyph(FONTS[font], 40, char)[2]
         assert key not in seen, f"{char} looks like {seen[key]}"
         assert shape.tobytes() != missing
         seen[key] = char
 
 
 def test_display_shows_each_character_differently():
-    shapes = {o: segment_glyph(40, o)[0] for o in SEGMENTS if o not in " "}
+    shapes = {o: draw_segment_glyph(40, o)[0] for o in SEGMENTS if o not in " "}
     assert len({(o.shape, o.tobytes()) for o in shapes.values()}) == len(shapes)
     assert set("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ:.-/()") <= set(SEGMENTS)
 
 
 @pytest.mark.parametrize(("text", "font", "says"), [("", "DejaVuSans", "Drop empty lines"), ("A<B", "cmr10", "would lie"), ("é", "DejaVuSans", "cannot draw"),
-    ("lower", DISPLAY, "another font"), ("█", DISPLAY, "another font"), ("A", "Dejavu", "The fonts are")])
+    ("lower", DISPLAY_FONT, "another font"), ("█", DISPLAY_FONT, "another font"), ("A", "Dejavu", "The fonts are")])
 def test_line_that_cannot_be_drawn_is_refused(text, font, says):
     with pytest.raises(ValueError, match=says): render_line(text, font)
 
@@ -217,7 +217,7 @@ def ink_share(page, line):
     return (abs(part - np.median(part)) > 60).mean()
 
 
-@pytest.mark.parametrize("split", SHARES)
+@pytest.mark.parametrize("split", SPLIT_SHARES)
 def test_pages_have_boxes_around_their_ink(feed, split):
     for seed in range(8):
         page = render_page(feed, seed, split)
@@ -232,7 +232,7 @@ def test_pages_have_boxes_around_their_ink(feed, split):
         assert len(plain) > .97*len(below), "ink stands outside all boxes"
 
 
-@pytest.mark.parametrize("split", SHARES)
+@pytest.mark.parametrize("split", SPLIT_SHARES)
 def test_rows_are_the_drawn_text(feed, split):
     for seed in range(8):
         page = render_page(feed, seed, split)
@@ -278,13 +278,13 @@ def test_no_group_stands_in_two_splits():
         seed = int(rng.integers(1000))
         split = split_by(groups, seed)
         assert pd.crosstab(pd.Series(groups), split).gt(0).sum(axis=1).max() == 1
-        assert set(split) == set(SHARES)
+        assert set(split) == set(SPLIT_SHARES)
         assert split.tolist() == split_by(groups, seed).tolist()
 
 
 def test_shares_are_met_where_groups_are_small():
     share = split_by(np.arange(4000) // 2, 1).value_counts(normalize=True)
-    assert all(abs(share[o] - wanted) < .01 for o, wanted in SHARES.items())
+    assert all(abs(share[o] - wanted) < .01 for o, wanted in SPLIT_SHARES.items())
 
 
 def test_split_does_not_depend_on_the_order_of_rows():
@@ -301,21 +301,21 @@ def test_split_that_cannot_be_is_refused():
 
 def test_splits_share_no_line_trip_stop_or_family(feed):
     for seed in range(5):
-        found = list(sources(feed, seed=seed).values())
+        found = list(split_sources(feed, seed=seed).values())
         for i, one in enumerate(found):
             assert one.trips
             assert one.fonts
             for other in found[i + 1:]:
                 assert not {o.line for o in one.trips} & {o.line for o in other.trips}
                 assert not {s for o in one.trips for s, _ in o.calls} & {s for o in other.trips for s, _ in o.calls}
-                assert not {family(o) for o in one.fonts} & {family(o) for o in other.fonts}
+                assert not {font_family(o) for o in one.fonts} & {font_family(o) for o in other.fonts}
 
 
 def test_sisters_of_a_font_are_one_family():
-    assert len({family(o) for o in FONTS}) == 7
-    assert family("STIXGeneralBolIta") == family("STIXGeneral")
-    assert family("DejaVuSansMono-Bold") == "DejaVuSansMono"
-    assert family("cmb10") == "cmr10"
+    assert len({font_family(o) for o in FONTS}) == 7
+    assert font_family("STIXGeneralBolIta") == font_family("STIXGeneral")
+    assert font_family("DejaVuSansMono-Bold") == "DejaVuSansMono"
+    assert font_family("cmb10") == "cmr10"
 
 
 # Versions
@@ -346,7 +346,7 @@ def test_version_is_what_it_says(tmp_path):
     for line in labels.itertuples(): assert cv2.imread(str(tmp_path / "v2" / line.file), cv2.IMREAD_GRAYSCALE).shape[0] == 32
     pages = json.loads((tmp_path / "v2" / "pages.json").read_text(encoding="utf-8"))
     assert len(pages) == 9
-    assert {o["split"] for o in pages} == set(SHARES)
+    assert {o["split"] for o in pages} == set(SPLIT_SHARES)
     assert all((tmp_path / "v2" / o["file"]).is_file() for o in pages)
     source = json.loads((tmp_path / "v2" / "source.json").read_text(encoding="utf-8"))
     assert (source["version"], source["lines"], source["pages"], source["seed"]) == ("v2", 40, 6, 0)
@@ -357,7 +357,7 @@ def test_version_has_no_leaks(tmp_path):
     labels = make_version("v2", tmp_path / "v2", 200, 0)
     drawn = labels[labels.kind != "display"]
     real = labels[labels.route != "-"]
-    assert drawn.assign(family=drawn.font.map(family)).groupby("family").split.nunique().max() == 1
+    assert drawn.assign(family=drawn.font.map(font_family)).groupby("family").split.nunique().max() == 1
     assert real.assign(line=real.route.str.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")).groupby("line").split.nunique().max() == 1
 
 

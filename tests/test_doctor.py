@@ -13,15 +13,15 @@ import yaml
 
 from mlops_course.tools import doctor as clinic
 from mlops_course.tools.doctor import (
-    Finding,
+    Diagnosis,
     check_disk,
+    check_easyocr_weights,
     check_kernel,
     check_packages,
     check_port,
     check_tool,
-    check_weights,
-    doctor,
-    report,
+    diagnose,
+    print_diagnoses,
 )
 
 LOCK = "# pins\npackaging=={packaging}\n{extra}\n"
@@ -29,7 +29,7 @@ LOCK = "# pins\npackaging=={packaging}\n{extra}\n"
 
 def lock(folder: Path, *extra: str) -> Path:
     "A folder with a lock that names `extra` too."
-    (folder / "requirements.lock").write_text(LOCK.format(packaging=clinic.installed("packaging"), extra="\n".join(extra)), encoding="utf-8")
+    (folder / "requirements.lock").write_text(LOCK.format(packaging=clinic.installed_version("packaging"), extra="\n".join(extra)), encoding="utf-8")
     return folder
 
 
@@ -46,7 +46,7 @@ def busy() -> int:
 def test_remedies_can_be_typed_in_any_folder_of_the_project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
     monkeypatch.chdir(root / where)
     packages = next(iter(check_packages(root, lambda name: "0" if name == "uv" else "")))
-    for finding in (packages, check_kernel(root, tmp_path), check_weights(root, tmp_path), clinic.check_feed(root, tmp_path)):
+    for finding in (packages, check_kernel(root, tmp_path), check_easyocr_weights(root, tmp_path), clinic.check_feed_file(root, tmp_path)):
         words = [o.strip('"') for o in shlex.split(finding.remedy, posix=False)]
         paths = [o for o in words if o.endswith(("python", "python.exe", ".lock", ".txt"))]
         assert paths, finding
@@ -65,7 +65,7 @@ def test_missing_package_is_found_with_the_command_that_installs_it(tmp_path: Pa
 def test_other_version_of_a_package_is_found(tmp_path: Path):
     (finding,) = check_packages(lock(tmp_path, "rich==0.1"))
     assert not finding.ok
-    assert f"rich {clinic.installed('rich')} (not ==0.1)" in finding.found
+    assert f"rich {clinic.installed_version('rich')} (not ==0.1)" in finding.found
 
 
 def test_package_for_another_system_is_not_asked_for(tmp_path: Path):
@@ -74,7 +74,7 @@ def test_package_for_another_system_is_not_asked_for(tmp_path: Path):
 
 
 def test_local_build_of_a_pinned_version_counts_as_that_version(tmp_path: Path):
-    (finding,) = check_packages(lock(tmp_path, "torch==2.13.0"), lambda name: "2.13.0+cpu" if name == "torch" else clinic.installed(name))
+    (finding,) = check_packages(lock(tmp_path, "torch==2.13.0"), lambda name: "2.13.0+cpu" if name == "torch" else clinic.installed_version(name))
     assert finding.ok
 
 
@@ -84,7 +84,7 @@ def test_many_wrong_packages_fit_on_one_line(tmp_path: Path):
 
 
 def test_missing_uv_is_brought_by_pip(tmp_path: Path):
-    (finding,) = check_packages(lock(tmp_path, "uv==0.13.8"), lambda name: "" if name == "uv" else clinic.installed(name))
+    (finding,) = check_packages(lock(tmp_path, "uv==0.13.8"), lambda name: "" if name == "uv" else clinic.installed_version(name))
     assert finding.remedy.endswith("-m pip install uv")
 
 
@@ -106,8 +106,8 @@ def test_two_opencvs_are_found_with_the_command_that_leaves_one(tmp_path: Path):
 
 def test_cut_off_weights_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for name in clinic.WEIGHTS: (tmp_path / name).write_bytes(b"cut off")
-    finding = check_weights(tmp_path, tmp_path)
+    for name in clinic.EXPECTED_WEIGHTS: (tmp_path / name).write_bytes(b"cut off")
+    finding = check_easyocr_weights(tmp_path, tmp_path)
     assert not finding.ok
     assert finding.needed
     assert "craft_mlt_25k.pth has another checksum" in finding.found
@@ -117,20 +117,20 @@ def test_cut_off_weights_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_weights_package_that_is_not_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clinic, "weights_folder", lambda: None)
-    finding = check_weights(tmp_path)
+    finding = check_easyocr_weights(tmp_path)
     assert not finding.ok
     assert "not installed" in finding.found
 
 
 def test_doctor_and_lessons_expect_the_same_files():
     from mlops_course.reader import easyocr, feed
-    assert clinic.WEIGHTS == easyocr.WEIGHTS
-    assert (clinic.FEED, clinic.FEED_SHA256) == (feed.FEED, feed.FEED_SHA256)
+    assert clinic.EXPECTED_WEIGHTS == easyocr.EASYOCR_WEIGHTS
+    assert (clinic.EXPECTED_FEED, clinic.EXPECTED_FEED_SHA256) == (feed.FEED, feed.FEED_SHA256)
 
 
 def test_damaged_feed_is_found_with_the_way_to_a_whole_one(tmp_path: Path):
-    (tmp_path / clinic.FEED).write_bytes(b"cut off")
-    finding = clinic.check_feed(tmp_path, tmp_path)
+    (tmp_path / clinic.EXPECTED_FEED).write_bytes(b"cut off")
+    finding = clinic.check_feed_file(tmp_path, tmp_path)
     assert not finding.ok
     assert finding.needed
     assert finding.remedy.startswith("Delete that file, then: ")
@@ -180,14 +180,14 @@ def test_low_disk_is_found(tmp_path: Path):
 
 
 def test_low_disk_makes_the_whole_doctor_fail(capsys: pytest.CaptureFixture[str]):
-    assert report(doctor(least_gb=1e9)) == 1
+    assert print_diagnoses(diagnose(least_gb=1e9)) == 1
     assert "make clean" in capsys.readouterr().out
 
 
 def test_missing_tools_do_not_make_it_fail(capsys: pytest.CaptureFixture[str]):
-    findings = [Finding("Python", True, True, "3.11"), *(check_tool(replace(o, name="Other", commands=("no-such-program",))) for o in clinic.TOOLS)]
+    findings = [Diagnosis("Python", True, True, "3.11"), *(check_tool(replace(o, name="Other", commands=("no-such-program",))) for o in clinic.TOOLS)]
     assert not any(o.ok for o in findings[1:])
-    assert report(findings) == 0
+    assert print_diagnoses(findings) == 0
     printed = capsys.readouterr().out
     for finding in findings:
         assert finding.ok or finding.remedy in printed
@@ -216,7 +216,7 @@ def test_gpu_is_what_its_driver_says_and_never_needed(tmp_path: Path, monkeypatc
 
 
 def test_report_says_in_words_what_colours_say(capsys: pytest.CaptureFixture[str]):
-    report([Finding("A", True, True, "there"), Finding("B", False, True, "gone", "bring B"), Finding("C", False, False, "gone", "bring C")])
+    print_diagnoses([Diagnosis("A", True, True, "there"), Diagnosis("B", False, True, "gone", "bring B"), Diagnosis("C", False, False, "gone", "bring C")])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["ok", "mend", "optional"]
     assert "    bring B" in lines
@@ -226,12 +226,12 @@ def test_report_says_in_words_what_colours_say(capsys: pytest.CaptureFixture[str
 def test_remedy_is_never_broken_over_two_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "40")
     command = "python -m uv pip install -r requirements.lock --overrides scripts/overrides.txt"
-    report([Finding("Packages", False, True, "none", command)])
+    print_diagnoses([Diagnosis("Packages", False, True, "none", command)])
     assert f"    {command}" in capsys.readouterr().out.splitlines()
 
 
 def test_brackets_in_a_finding_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]):
-    report([Finding("A", False, True, "[red]found[/red]", "pip install pydantic-settings[yaml]")])
+    print_diagnoses([Diagnosis("A", False, True, "[red]found[/red]", "pip install pydantic-settings[yaml]")])
     printed = capsys.readouterr().out
     assert "[red]found[/red]" in printed
     assert "pydantic-settings[yaml]" in printed
@@ -246,18 +246,18 @@ def test_broken_settings_are_found(tmp_path: Path):
 
 
 def test_command_prints_one_json_object_for_each_finding(capsys: pytest.CaptureFixture[str]):
-    clinic.run(as_json=True)
+    clinic.run_doctor(as_json=True)
     findings = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(set(o) == {"name", "ok", "needed", "found", "remedy"} for o in findings)
     assert all(bool(o["remedy"]) != o["ok"] for o in findings)
 
 
 def test_this_machine_has_what_the_lessons_need():
-    assert [o for o in doctor() if o.needed and not o.ok] == []
+    assert [o for o in diagnose() if o.needed and not o.ok] == []
 
 
 def test_doctor_loads_no_heavy_package():
-    code = "import sys; from mlops_course.tools.doctor import doctor; doctor(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
+    code = "import sys; from mlops_course.tools.doctor import diagnose; doctor(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
 
@@ -306,9 +306,9 @@ def test_git_is_missed():
 def test_each_thing_that_a_lesson_needs_makes_the_doctor_fail(monkeypatch, capsys, module: str, name: str):
     real = getattr(clinic, module)
     monkeypatch.setattr(clinic, module, lambda *words: replace(real(*words), ok=False, remedy="bring it back"))
-    findings = doctor()
+    findings = diagnose()
     assert [o.name for o in findings if o.needed and not o.ok] == [name]
-    assert report(findings) == 1
+    assert print_diagnoses(findings) == 1
     assert f"  {name}: " in capsys.readouterr().out
 
 
@@ -336,7 +336,7 @@ def test_alertmanager_is_found_by_both_names_and_not_through_prometheus(name: st
     assert check_tool(tools["Alertmanager"], there.get).found == f"/opt/{name}"
     assert not check_tool(tools["Alertmanager"], {"prometheus": "/opt/prometheus"}.get).ok
     monkeypatch.setattr(monitoring.shutil, "which", there.get)
-    assert monitoring.installed() # lesson 18 takes the same ones
+    assert monitoring.has_prometheus() # lesson 18 takes the same ones
     assert monitoring.program_path("prometheus-alertmanager") == f"/opt/{name}"
 
 

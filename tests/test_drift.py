@@ -22,24 +22,24 @@ from prometheus_client import generate_latest, make_asgi_app
 from scipy.stats import ks_2samp
 
 from mlops_course import pipelines
-from mlops_course.base.history import Audit
-from mlops_course.base.processes import Process
+from mlops_course.base.history import AuditLog
+from mlops_course.base.processes import ServerProcess
 from mlops_course.base.servers import on_free_port
-from mlops_course.base.settings import Api, load_settings
-from mlops_course.drift import distance, looks, margin, mmd, moved, psi, report
-from mlops_course.drift_store import Claims, Labels, Memory, Monitor, registry_of
-from mlops_course.keys import Keys
-from mlops_course.monitoring import PROGRAMS, Hook, Note, watching
-from mlops_course.pipelines import RULE
-from mlops_course.prefect_server import FlowServer
-from mlops_course.reader.custom import Custom, load_custom, ready
-from mlops_course.reader.features import FEATURES, Sensor, look, slope
-from mlops_course.reader.services import Retraining, Tracker, services
+from mlops_course.base.settings import ApiSettings, load_settings
+from mlops_course.drift import drift_lower_bounds, drift_over_time, drift_report, ks_distance, ks_margin, mmd_p_value, psi
+from mlops_course.drift_store import Cooldown, DriftMonitor, LabelStore, SharedDatabase, drift_registry
+from mlops_course.keys import KeyStore
+from mlops_course.monitoring import PROMETHEUS_PROGRAMS, AlertNotice, AlertReceiver, run_monitoring
+from mlops_course.pipelines import TRIGGER_NAME
+from mlops_course.prefect_server import PrefectServer
+from mlops_course.reader.custom import CustomEngine, load_custom, warm_up_engine
+from mlops_course.reader.features import FEATURES, Sensor, image_features, text_slope
+from mlops_course.reader.services import DriftTracker, RetrainingTrigger, start_services
 from mlops_course.reader.serving import create_app
 from mlops_course.reader.steps import Order
-from mlops_course.reader.trials import trial_lines
+from mlops_course.reader.trials import draw_trial_lines
 from mlops_course.reader.weights import load_recogniser
-from mlops_course.registry import history
+from mlops_course.registry import model_history
 from mlops_course.scoring import rate, score
 from mlops_course.store import open_store
 
@@ -59,7 +59,7 @@ def champion():
 
 @pytest.fixture(scope='module')
 def lines():
-    return {k: [image for image, _ in o] for k, o in trial_lines(40, 3).items()}
+    return {k: [image for image, _ in o] for k, o in draw_trial_lines(40, 3).items()}
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,7 @@ def sensor(champion, lines):
 
 @pytest.fixture
 def monitor(tmp_path):
-    with Monitor(tmp_path/'drift.db', FEATURES, window=50, every_s=60) as found:
+    with DriftMonitor(tmp_path/'drift.db', FEATURES, window=50, every_s=60) as found:
         yield found
 
 
@@ -78,14 +78,14 @@ def monitor(tmp_path):
 def test_slope_finds_a_tilted_line():
     image = np.full((64, 400), 255, np.uint8)
     cv2.putText(image, 'Central 07:15 to the Airport', (10, 40), cv2.FONT_HERSHEY_SIMPLEX, .7, 0, 2)
-    level = slope(image)
+    level = text_slope(image)
     for angle in (-4, 4): # OpenCV turns counter-clockwise, and downhill is positive here
         turned = cv2.warpAffine(image, cv2.getRotationMatrix2D((200, 32), angle, 1), (400, 64), borderValue=255)
-        assert slope(turned) - level == pytest.approx(-angle, abs=1)
+        assert text_slope(turned) - level == pytest.approx(-angle, abs=1)
 
 
 def test_slope_of_an_empty_image_is_level():
-    assert slope(np.full((32, 100), 200, np.uint8)) == 0
+    assert text_slope(np.full((32, 100), 200, np.uint8)) == 0
 
 
 @pytest.mark.parametrize(('change', 'feature', 'sign'), [
@@ -94,15 +94,15 @@ def test_slope_of_an_empty_image_is_level():
     (lambda o: np.clip(o + np.random.default_rng(0).normal(0, 12, o.shape), 0, 255).astype(np.uint8), 'noise', 1),
     (lambda o: np.hstack([o, o]), 'size', 1)])
 def test_look_sees_what_was_done_to_an_image(lines, change, feature, sign):
-    before, after = ([look(f(o))[feature] for o in lines['render'][:10]] for f in (lambda o: o, change))
+    before, after = ([image_features(f(o))[feature] for o in lines['render'][:10]] for f in (lambda o: o, change))
     assert all(sign*(b - a) > 0 for a, b in zip(before, after)), f"{feature}: {before} became {after}"
 
 
 def test_look_ignores_colour_and_contrast_does_not_change_sharpness(lines):
     image = lines['render'][0]
-    assert look(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))['sharpness'] == pytest.approx(look(image)['sharpness'])
+    assert image_features(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))['sharpness'] == pytest.approx(image_features(image)['sharpness'])
     pale = (image.astype(float)*.5 + 100).astype(np.uint8)
-    assert look(pale)['sharpness'] == pytest.approx(look(image)['sharpness'], rel=.05)
+    assert image_features(pale)['sharpness'] == pytest.approx(image_features(image)['sharpness'], rel=.05)
 
 
 def test_sensor_measures_every_feature_and_finds_other_lines_strange(sensor, lines):
@@ -137,12 +137,12 @@ def test_sensor_asks_for_lines():
 def test_distance_is_that_of_scipy():
     rng = np.random.default_rng(0)
     for a, b in ((rng.normal(size=80), rng.normal(.3, 1, 50)), (rng.integers(0, 5, 60), rng.integers(0, 6, 90)), (np.zeros(9), np.ones(4))):
-        assert distance(a, b) == pytest.approx(ks_2samp(a, b).statistic)
+        assert ks_distance(a, b) == pytest.approx(ks_2samp(a, b).statistic)
 
 
 def test_margin_lets_chance_beyond_as_often_as_it_says():
     rng = np.random.default_rng(1)
-    over = np.mean([distance(rng.normal(size=300), rng.normal(size=100)) > margin(300, 100, .1) for _ in range(600)])
+    over = np.mean([ks_distance(rng.normal(size=300), rng.normal(size=100)) > ks_margin(300, 100, .1) for _ in range(600)])
     assert .05 < over < .13
 
 
@@ -151,29 +151,29 @@ def test_margin_is_that_of_scipy_for_many_lines():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=n), rng.normal(.1, 1, m)
     found = ks_2samp(a, b, method='asymp')
-    assert margin(n, m, found.pvalue) == pytest.approx(found.statistic, rel=.02)
+    assert ks_margin(n, m, found.pvalue) == pytest.approx(found.statistic, rel=.02)
 
 
 def test_moved_rings_for_nothing_as_seldom_as_it_says():
     "Ten independent features: the worst case for ten looks at once."
-    rings = np.mean([max(moved(sample(300, 2*i), sample(100, 2*i + 1), .1).values()) > 0 for i in range(200)])
+    rings = np.mean([max(drift_lower_bounds(sample(300, 2*i), sample(100, 2*i + 1), .1).values()) > 0 for i in range(200)])
     assert rings < .15
 
 
 def test_moved_is_a_lower_bound_on_the_share_that_changed():
     reference = sample(2000, 0)
     mixed = pd.concat([sample(700, 1), sample(300, 2, shift=50)])
-    found = moved(reference, mixed)
+    found = drift_lower_bounds(reference, mixed)
     assert all(.2 < o <= .3 for o in found.values())
 
 
 def test_moved_names_the_column_that_is_missing():
-    with pytest.raises(ValueError, match='no column noise'): moved(sample(9, 0), sample(9, 1).drop(columns='noise'))
-    with pytest.raises(ValueError, match='no column a, b'): moved(pd.DataFrame({'a': [1], 'b': [1]}), sample(9, 1))
+    with pytest.raises(ValueError, match='no column noise'): drift_lower_bounds(sample(9, 0), sample(9, 1).drop(columns='noise'))
+    with pytest.raises(ValueError, match='no column a, b'): drift_lower_bounds(pd.DataFrame({'a': [1], 'b': [1]}), sample(9, 1))
 
 
 def test_moved_refuses_empty_samples():
-    with pytest.raises(ValueError, match='9 and 0 lines'): moved(sample(9, 0), sample(0, 1))
+    with pytest.raises(ValueError, match='9 and 0 lines'): drift_lower_bounds(sample(9, 0), sample(0, 1))
 
 
 def test_psi_is_what_the_formula_says():
@@ -194,53 +194,53 @@ def test_mmd_sees_a_change_that_no_number_alone_shows():
     rng = np.random.default_rng(0)
     before = rng.normal(size=(150, 1)) + rng.normal(scale=.1, size=(150, 2))
     after = rng.normal(size=(100, 1)) + rng.normal(scale=.1, size=(100, 2))
-    assert mmd(before, after*[1, -1], 99) == .01
-    assert mmd(before, after, 99) > .05
+    assert mmd_p_value(before, after*[1, -1], 99) == .01
+    assert mmd_p_value(before, after, 99) > .05
 
 
 def test_mmd_rings_for_nothing_as_seldom_as_it_says():
     rng = np.random.default_rng(3)
-    assert np.mean([mmd(rng.normal(size=(40, 5)), rng.normal(size=(30, 5)), 39, i) <= .1 for i in range(150)]) < .18
+    assert np.mean([mmd_p_value(rng.normal(size=(40, 5)), rng.normal(size=(30, 5)), 39, i) <= .1 for i in range(150)]) < .18
 
 
 def test_mmd_of_equal_rows_is_one():
-    assert mmd(np.ones((20, 3)), np.ones((10, 3)), 19) == 1
+    assert mmd_p_value(np.ones((20, 3)), np.ones((10, 3)), 19) == 1
 
 
 def test_looks_ring_after_the_change_and_not_before():
     stream = pd.concat([sample(200, 1), sample(100, 2, shift=3)])
-    found = looks(sample(400, 0), stream, window=100, every=20).max(axis=1)
+    found = drift_over_time(sample(400, 0), stream, window=100, every=20).max(axis=1)
     assert list(found.index) == list(range(100, 301, 20))
     assert (found.loc[:200] == 0).all()
     assert found[300] > .5
 
 
 def test_looks_ask_for_a_stream_as_long_as_the_window():
-    with pytest.raises(ValueError, match='30 lines, fewer than'): looks(sample(9, 0), sample(30, 1), 50)
+    with pytest.raises(ValueError, match='30 lines, fewer than'): drift_over_time(sample(9, 0), sample(30, 1), 50)
 
 
 # A memory that survives
 
 def test_monitor_goes_on_after_a_restart(tmp_path):
     reference, rows = sample(200, 0), sample(60, 1, shift=3).to_dict('records')
-    with Monitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
+    with DriftMonitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
         monitor.refer(reference)
         for o in rows[:30]: monitor.track(o)
-    with Monitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
+    with DriftMonitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
         assert monitor.judge() == {} # too few, whatever they say
         for o in rows[30:]: monitor.track(o)
-    with Monitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
-        assert monitor.judge() == moved(reference, pd.DataFrame(rows))
+    with DriftMonitor(tmp_path/'a.db', FEATURES, window=60) as monitor:
+        assert monitor.judge() == drift_lower_bounds(reference, pd.DataFrame(rows))
 
 
 def test_monitor_takes_any_names_and_keeps_them(tmp_path):
     names = ['sepal length (cm)', 'a "quoted" one']
-    with Monitor(tmp_path/'a.db', names, window=20) as monitor:
+    with DriftMonitor(tmp_path/'a.db', names, window=20) as monitor:
         monitor.refer(pd.DataFrame(np.random.default_rng(0).normal(size=(100, 2)), columns=names))
         for i in range(20): monitor.track({names[0]: 9. + i, names[1]: 0.})
         monitor.flush()
         assert list(monitor.judge()) == names
-    with pytest.raises(ValueError, match=r'holds sepal length .*, and width came'): Monitor(tmp_path/'a.db', ['width'])
+    with pytest.raises(ValueError, match=r'holds sepal length .*, and width came'): DriftMonitor(tmp_path/'a.db', ['width'])
 
 
 def test_monitor_goes_on_with_a_file_of_before(tmp_path):
@@ -249,22 +249,22 @@ def test_monitor_goes_on_with_a_file_of_before(tmp_path):
         db.executescript(f"""CREATE TABLE image (id INTEGER PRIMARY KEY, at REAL, sha256 TEXT, model TEXT, text TEXT, {columns} REAL);
             CREATE TABLE reference ({columns} REAL);""")
         with db: db.execute(f"INSERT INTO image VALUES (NULL, 1, 'sha', 'reader/1', 'Airport'{', 2'*len(FEATURES)})") # noqa: S608 (numbers only)
-    with Monitor(tmp_path/'a.db', FEATURES) as monitor:
+    with DriftMonitor(tmp_path/'a.db', FEATURES) as monitor:
         monitor.track(ROW, 'other', text='Harbour')
         monitor.flush()
         assert monitor.current()[['text', 'noise']].to_numpy().tolist() == [['Airport', 2.], ['Harbour', 1.]]
 
 
 def test_labels_may_come_before_the_monitor(tmp_path):
-    labels = Labels(tmp_path/'a.db')
+    labels = LabelStore(tmp_path/'a.db')
     labels.add({'sha': 'Airport'})
     assert labels.joined().empty
-    with Monitor(tmp_path/'a.db', FEATURES) as monitor: monitor.track(ROW, 'sha', text='Airp0rt')
+    with DriftMonitor(tmp_path/'a.db', FEATURES) as monitor: monitor.track(ROW, 'sha', text='Airp0rt')
     assert labels.joined()[['pred', 'truth']].to_numpy().tolist() == [['Airp0rt', 'Airport']]
 
 
 def test_monitor_that_is_killed_loses_no_more_than_its_last_moment(tmp_path):
-    code = ("import sys, time; from mlops_course.drift_store import Monitor; m = Monitor(sys.argv[1], ['a', 'b'], every_s=.05); row = dict.fromkeys('ab', 1.)\n"
+    code = ("import sys, time; from mlops_course.drift_store import DriftMonitor; m = Monitor(sys.argv[1], ['a', 'b'], every_s=.05); row = dict.fromkeys('ab', 1.)\n"
             "for i in range(300): m.track(row)\n"
             "while m.waiting: time.sleep(.01)\n"
             "m.flush(); print('written', flush=True)\n" # flush waits for a write that is under way
@@ -272,19 +272,19 @@ def test_monitor_that_is_killed_loses_no_more_than_its_last_moment(tmp_path):
     with subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'a.db')], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == 'written\n'
         process.kill()
-    with Memory(tmp_path/'a.db').opened() as db:
+    with SharedDatabase(tmp_path/'a.db').opened() as db:
         assert db.execute('PRAGMA integrity_check').fetchone() == ('ok',)
         assert db.execute('SELECT count(*) FROM image').fetchone()[0] >= 300
 
 
 def test_monitors_write_to_one_file_at_once(tmp_path):
     def write(name):
-        with Monitor(tmp_path/'a.db', FEATURES, every_s=.005) as monitor:
+        with DriftMonitor(tmp_path/'a.db', FEATURES, every_s=.005) as monitor:
             for _ in range(500):
                 monitor.track(ROW, model=name)
                 if not monitor.waiting: time.sleep(0)
     with ThreadPoolExecutor(4) as pool: list(pool.map(write, 'abcd'))
-    with Memory(tmp_path/'a.db').opened() as db:
+    with SharedDatabase(tmp_path/'a.db').opened() as db:
         assert db.execute('SELECT model, count(*) FROM image GROUP BY model').fetchall() == [(o, 500) for o in 'abcd']
 
 
@@ -323,7 +323,7 @@ def test_monitor_keeps_what_the_file_does_not_take(monitor):
 
 
 def test_monitor_writes_by_itself_and_survives_a_failure(tmp_path):
-    with Monitor(tmp_path/'a.db', FEATURES, every_s=.01) as monitor:
+    with DriftMonitor(tmp_path/'a.db', FEATURES, every_s=.01) as monitor:
         with monitor.opened() as db: db.execute('ALTER TABLE image RENAME TO elsewhere')
         monitor.track(ROW)
         time.sleep(.1)
@@ -335,7 +335,7 @@ def test_monitor_writes_by_itself_and_survives_a_failure(tmp_path):
 
 
 def test_monitor_forgets_the_oldest(tmp_path):
-    with Monitor(tmp_path/'a.db', FEATURES, keep=10) as monitor:
+    with DriftMonitor(tmp_path/'a.db', FEATURES, keep=10) as monitor:
         for i in range(3):
             for _ in range(8): monitor.track(ROW, model=str(i))
             monitor.flush()
@@ -370,7 +370,7 @@ def test_refer_asks_for_enough_whole_rows(monitor):
 def test_labels_join_what_was_read_when_they_come(monitor):
     for i, text in enumerate(('Central 07:15', 'Airp0rt', 'Harbour')): monitor.track(ROW, f'sha{i}', 'reader/1', text, at=float(i))
     monitor.flush()
-    labels = Labels(monitor.path)
+    labels = LabelStore(monitor.path)
     labels.add({'sha1': 'Airport', 'never seen': 'x'}, at=10)
     labels.add({'sha0': 'Central 07:15'}, at=20)
     known = labels.joined(until=15)
@@ -382,19 +382,19 @@ def test_labels_join_what_was_read_when_they_come(monitor):
 def test_labels_are_corrected_by_a_second_word(monitor):
     monitor.track(ROW, 'sha', text='a')
     monitor.flush()
-    labels = Labels(monitor.path)
+    labels = LabelStore(monitor.path)
     for text in ('wrong', 'right'): labels.add({'sha': text})
     assert list(labels.joined()['truth']) == ['right']
 
 
 def test_labels_refuse_blanks(tmp_path):
-    with pytest.raises(ValueError, match="1 of 2 labels lack"): Labels(tmp_path/'a.db').add({'sha': ' ', 'other': 'x'})
+    with pytest.raises(ValueError, match="1 of 2 labels lack"): LabelStore(tmp_path/'a.db').add({'sha': ' ', 'other': 'x'})
 
 
 # From the service to the alert
 
 def test_registry_of_a_monitor_has_its_drift_and_how_many_came(monitor):
-    def said(): return generate_latest(registry_of(monitor, 'ocr')).decode()
+    def said(): return generate_latest(drift_registry(monitor, 'ocr')).decode()
     assert 'ocr_drift{' not in said()
     assert 'ocr_tracked_total 0.0' in said()
     monitor.refer(sample(200, 0))
@@ -408,12 +408,12 @@ def test_registry_of_a_monitor_has_its_drift_and_how_many_came(monitor):
 
 @pytest.mark.slow # a whole service, with its detector
 def test_tracker_measures_what_the_service_reads(champion, sensor, lines, monitor, tmp_path):
-    app = create_app(Shelf(ready(Custom(champion)), 'reader/7'), tmp_path, Api(rate=1e6, burst=10**6))
-    tracker = Tracker(app.state.service, monitor, sensor)
+    app = create_app(Shelf(warm_up_engine(CustomEngine(champion)), 'reader/7'), tmp_path, ApiSettings(rate=1e6, burst=10**6))
+    tracker = DriftTracker(app.state.service, monitor, sensor)
     files = [cv2.imencode('.png', o)[1].tobytes() for o in lines['render'][:3]]
     page = cv2.imencode('.png', np.vstack([cv2.copyMakeBorder(o, 20, 20, 20, max(20, 700 - o.shape[1]), cv2.BORDER_CONSTANT, value=255)[:, :700]
                                            for o in lines['render'][:3]]))[1].tobytes()
-    with on_free_port(app) as url, httpx.Client(headers={'Authorization': f"Bearer {Keys(tmp_path/'keys.json').add('ana')}"}, trust_env=False) as client:
+    with on_free_port(app) as url, httpx.Client(headers={'Authorization': f"Bearer {KeyStore(tmp_path/'keys.json').add('ana')}"}, trust_env=False) as client:
         answers = [client.post(f'{url}/v1/read', params={'line': True}, files={'file': o}).raise_for_status().json() for o in files]
         assert client.post(f'{url}/v1/read', files={'file': b'no image'}).status_code == 422
         answers.append(client.post(f'{url}/v1/read', files={'file': page}).raise_for_status().json())
@@ -429,8 +429,8 @@ def test_tracker_measures_what_the_service_reads(champion, sensor, lines, monito
 
 
 def test_tracker_never_harms_the_service(monitor, sensor, capfd):
-    service = SimpleNamespace(batcher=SimpleNamespace(work=lambda jobs: ['read']*len(jobs)), limits=Api())
-    tracker = Tracker(service, monitor, sensor)
+    service = SimpleNamespace(batcher=SimpleNamespace(work=lambda jobs: ['read']*len(jobs)), limits=ApiSettings())
+    tracker = DriftTracker(service, monitor, sensor)
     class File:
         def seek(self, _): pass
         def read(self): return b'no image'
@@ -446,7 +446,7 @@ def test_tracker_skips_what_it_cannot_keep_up_with(monitor, sensor):
     from threading import Event
     go = Event()
     service = SimpleNamespace(batcher=SimpleNamespace(work=lambda jobs: [('model', 'reading') for _ in jobs]))
-    tracker = Tracker(service, monitor, sensor, most=2)
+    tracker = DriftTracker(service, monitor, sensor, most=2)
     tracker.measure = lambda *_: go.wait(20)
     class File:
         def seek(self, _): pass
@@ -462,7 +462,7 @@ def test_tracker_skips_what_it_cannot_keep_up_with(monitor, sensor):
 def test_tracker_minds_no_file_that_is_closed(monitor, sensor):
     "As when a user has waited too long, and is gone."
     service = SimpleNamespace(batcher=SimpleNamespace(work=lambda jobs: [('model', 'reading') for _ in jobs]))
-    tracker = Tracker(service, monitor, sensor)
+    tracker = DriftTracker(service, monitor, sensor)
     file = BytesIO(b'x')
     file.close()
     assert service.batcher.work([SimpleNamespace(file=file, line=True)]) == [('model', 'reading')]
@@ -471,33 +471,33 @@ def test_tracker_minds_no_file_that_is_closed(monitor, sensor):
 
 
 def test_claims_are_given_once_in_a_cool_down(tmp_path):
-    found = [Claims(tmp_path/'a.db').take('retraining', 100, now) for now in (0, 50, 99, 100, 150, 250)] # each a new process, as it were
+    found = [Cooldown(tmp_path/'a.db').take('retraining', 100, now) for now in (0, 50, 99, 100, 150, 250)] # each a new process, as it were
     assert found == [True, False, False, True, False, True]
 
 
 def test_claims_are_given_to_one_of_many(tmp_path):
-    claims = [Claims(tmp_path/'a.db') for _ in range(8)]
+    claims = [Cooldown(tmp_path/'a.db') for _ in range(8)]
     with ThreadPoolExecutor(8) as pool: assert sum(pool.map(lambda o: o.take('retraining', 100), claims)) == 1
 
 
 def note(alert='Drift', status='firing'):
-    return Note(0., alert, status, 'ticket', 'noise has moved', 'look')
+    return AlertNotice(0., alert, status, 'ticket', 'noise has moved', 'look')
 
 
 def test_retraining_starts_once_for_many_alerts(tmp_path, monkeypatch):
     orders = []
-    monkeypatch.setattr(pipelines, 'data_changed', orders.append)
-    retraining = Retraining(Claims(tmp_path/'a.db'), Order(data='v2'))
+    monkeypatch.setattr(pipelines, 'emit_data_changed', orders.append)
+    retraining = RetrainingTrigger(Cooldown(tmp_path/'a.db'), Order(data='v2'))
     assert [retraining(o) for o in (note(status='resolved'), note('Slow'), note(), note(), note())] == [False, False, True, False, False]
     assert orders == [Order(data='v2')]
 
 
 def test_retraining_that_failed_to_start_may_be_tried_again(tmp_path, monkeypatch):
     def broken(order): raise ConnectionError
-    retraining = Retraining(Claims(tmp_path/'a.db'), Order(data='v2'))
-    monkeypatch.setattr(pipelines, 'data_changed', broken)
+    retraining = RetrainingTrigger(Cooldown(tmp_path/'a.db'), Order(data='v2'))
+    monkeypatch.setattr(pipelines, 'emit_data_changed', broken)
     with pytest.raises(ConnectionError): retraining(note())
-    monkeypatch.setattr(pipelines, 'data_changed', lambda order: None)
+    monkeypatch.setattr(pipelines, 'emit_data_changed', lambda order: None)
     assert retraining(note())
 
 
@@ -508,32 +508,32 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
     monkeypatch.setenv('MLOPS_COURSE_PARAMS__GATES__P95_MS', '1000000') # on a busy machine
     monkeypatch.delenv('PRODUCTION_URL', raising=False)
     order = Order(data='v2', steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))
-    with FlowServer(tmp_path/'prefect') as server, Monitor(tmp_path/'drift.db', FEATURES) as monitor, ExitStack() as stack:
+    with PrefectServer(tmp_path/'prefect') as server, DriftMonitor(tmp_path/'drift.db', FEATURES) as monitor, ExitStack() as stack:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.sorting import FlowRunSort
         client = stack.enter_context(get_client(sync_client=True))
         code = 'from mlops_course.pipelines import serve_retraining; from mlops_course.reader.steps import Order; ' \
                'serve_retraining("mlops_course.reader.steps.deliver", Order())'
-        stack.enter_context(Process([sys.executable, '-c', code], f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
-        until(lambda: client.read_automations_by_name(RULE), 60)
-        retraining = Retraining(Claims(monitor.path), order)
-        hook = stack.enter_context(on_free_port(Hook(retraining), lifespan='off'))
-        target = stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))
-        stack.enter_context(watching({'drift': target}, hook, 1000, .3))
+        stack.enter_context(ServerProcess([sys.executable, '-c', code], f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
+        until(lambda: client.read_automations_by_name(TRIGGER_NAME), 60)
+        retraining = RetrainingTrigger(Cooldown(monitor.path), order)
+        hook = stack.enter_context(on_free_port(AlertReceiver(retraining), lifespan='off'))
+        target = stack.enter_context(on_free_port(make_asgi_app(drift_registry(monitor, 'ocr')), lifespan='off'))
+        stack.enter_context(run_monitoring({'drift': target}, hook, 1000, .3))
         monitor.refer(sample(200, 0))
         for o in sample(monitor.window, 1, 3.).to_dict('records'): monitor.track(o)
         def ended():
             runs = [o for o in client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=50) if o.parameters.get('approved_by') == 'the retraining']
             return runs if runs and all(o.state.is_final() for o in runs) else []
         assert [(o.state.name, o.parameters['order']['data']) for o in until(ended, 300)] == [('Completed', 'v2')]
-    last = history(open_store())[-1]
+    last = model_history(open_store())[-1]
     assert (last['who'], last['what'], last['version']) == ('the retraining', 'promoted', 1)
 
 
 @pytest.mark.slow # importing Evidently takes six seconds or more
 def test_report_says_what_scipy_says(tmp_path):
     a, b = sample(200, 0), sample(100, 1).assign(noise=lambda o: o['noise'] + 2)
-    found = report(a, b, tmp_path/'report.html')
+    found = drift_report(a, b, tmp_path/'report.html')
     assert list(found.index[found['drifted']]) == ['noise']
     assert found['p']['size'] == pytest.approx(ks_2samp(a['size'], b['size']).pvalue, rel=.05)
     page = (tmp_path/'report.html').read_text(encoding='utf-8')
@@ -545,14 +545,14 @@ def test_report_says_what_scipy_says(tmp_path):
 
 @pytest.mark.slow
 def test_services_serve_watch_and_end(tmp_path, monkeypatch):
-    for o in PROGRAMS: needs(o, 'watches')
+    for o in PROMETHEUS_PROGRAMS: needs(o, 'watches')
     monkeypatch.setenv('MLOPS_COURSE_SERVICES__API__RATE', '1000000')
     for o in ('CERTIFICATE', 'KEY'): monkeypatch.setenv(f'MLOPS_COURSE_SERVICES__API__TLS_{o}', 'of another place')
-    Keys(tmp_path/'keys.json').add('probe') # as the time before left it
-    user = {'Authorization': f"Bearer {Keys(tmp_path/'keys.json').add('ana')}"}
-    photos = [cv2.imencode('.png', o)[1].tobytes() for o,_ in trial_lines(50, 0, ('photo_simulated',))['photo_simulated']]
-    shelf = Shelf(ready(load_custom()))
-    with services(tmp_path, lines=2, every_s=.3, source=shelf) as found, httpx.Client(headers=user, timeout=60, trust_env=False) as client:
+    KeyStore(tmp_path/'keys.json').add('probe') # as the time before left it
+    user = {'Authorization': f"Bearer {KeyStore(tmp_path/'keys.json').add('ana')}"}
+    photos = [cv2.imencode('.png', o)[1].tobytes() for o,_ in draw_trial_lines(50, 0, ('photo_simulated',))['photo_simulated']]
+    shelf = Shelf(warm_up_engine(load_custom()))
+    with start_services(tmp_path, lines=2, every_s=.3, source=shelf) as found, httpx.Client(headers=user, timeout=60, trust_env=False) as client:
         assert found.keys() == {'reader', 'probe', 'drift', 'prometheus', 'alertmanager'}
         def asked(query):
             result = client.get(f"{found['prometheus']}/api/v1/query", params={'query': query}).json()['data']['result']
@@ -568,9 +568,9 @@ def test_services_serve_watch_and_end(tmp_path, monkeypatch):
 
 
 def test_a_second_start_is_refused_and_leaves_the_first_ones_probe_its_key(tmp_path):
-    Keys(tmp_path/'keys.json').add('probe')
-    audit,before = Audit(tmp_path/'audit.jsonl'),(tmp_path/'keys.json').read_bytes()
-    with pytest.raises(BlockingIOError, match='Another service writes'), services(tmp_path): pass
+    KeyStore(tmp_path/'keys.json').add('probe')
+    audit,before = AuditLog(tmp_path/'audit.jsonl'),(tmp_path/'keys.json').read_bytes()
+    with pytest.raises(BlockingIOError, match='Another service writes'), start_services(tmp_path): pass
     assert (tmp_path/'keys.json').read_bytes() == before
     audit.close()
 

@@ -7,10 +7,10 @@ import nbformat
 import pytest
 from conftest import code, write_notebook
 
-from mlops_course.tools.exercises import contract, solutions, stale_exercises
+from mlops_course.tools.exercises import exercise_faults, solution_paths, stale_exercises
 from mlops_course.tools.house import lessons
 
-SOLUTIONS = solutions()
+SOLUTIONS = solution_paths()
 
 
 def papermill(source, out, *words, **env):
@@ -30,13 +30,13 @@ SLOW = ['06_versioning'] # its questions start DVC dozens of times
 
 @pytest.mark.parametrize('path', [pytest.param(o, marks=pytest.mark.slow if o.stem in SLOW else (), id=o.stem) for o in SOLUTIONS])
 def test_every_question_keeps_its_contract(path):
-    assert contract(path) == []
+    assert exercise_faults(path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem[:2] < '06'], ids=lambda p: p.stem)
 def test_checks_hold_for_25_seeds(path):
-    assert contract(path, tuple(range(25))) == []
+    assert exercise_faults(path, tuple(range(25))) == []
 
 
 def registry_with(messages, path):
@@ -51,12 +51,12 @@ def registry_with(messages, path):
 
 
 def test_every_wrong_answer_names_a_message(tmp_path):
-    [said] = contract(registry_with(['', '', ''], tmp_path/'11_registry.ipynb'))
+    [said] = exercise_faults(registry_with(['', '', ''], tmp_path/'11_registry.ipynb'))
     assert "start each wrong answer with '# wrong: <part of its message>'; [1, 2, 3] do not" in said
 
 
 def test_no_two_wrong_answers_to_a_question_share_a_message(tmp_path):
-    said = '\n'.join(contract(registry_with(['came back', 'was called', 'for a label that was never called'], tmp_path/'11_registry.ipynb')))
+    said = '\n'.join(exercise_faults(registry_with(['came back', 'was called', 'for a label that was never called'], tmp_path/'11_registry.ipynb')))
     assert "'came back' of wrong answer 1 fits [2, 3] too with seed 0" in said
     assert 'wrong answer 3 fits' not in said
 
@@ -67,7 +67,7 @@ def test_a_rejected_right_answer_breaks_the_contract(tmp_path):
     answer,wrong = (next(c for c in nb.cells if role in c.metadata.get('tags', [])) for role in ('answer', 'wrong'))
     nb.cells += [code(c.source, answer.metadata.tags[0], 'right') for c in (answer, wrong)]
     nbformat.write(nb, path)
-    said = '\n'.join(contract(path, seeds=(0,)))
+    said = '\n'.join(exercise_faults(path, seeds=(0,)))
     assert "right answer 2 with seed 0: expected passed '', got failed" in said
     assert 'right answer 1' not in said
 

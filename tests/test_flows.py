@@ -24,12 +24,12 @@ from filelock import FileLock
 from mlops_course import pipelines, prefect_server, workflows
 from mlops_course.base import processes
 from mlops_course.base.environment import fingerprint
-from mlops_course.base.processes import Process, came_up, free_port
+from mlops_course.base.processes import ServerProcess, free_port, wait_until_ready
 from mlops_course.base.settings import Params
-from mlops_course.pipelines import Board, Refused, Step, code_files, folder_of, journal, times_done
-from mlops_course.prefect_server import FlowServer
+from mlops_course.pipelines import GateRefused, PipelineView, Step, code_files, count_journal, order_folder, read_journal
+from mlops_course.prefect_server import PrefectServer
 from mlops_course.reader import steps
-from mlops_course.reader.steps import Order, production, smoke, swap
+from mlops_course.reader.steps import Order, production_client, reload_champion, smoke_test
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
 TINY = Order(start='', steps=2, lines=2)
@@ -46,17 +46,17 @@ def runs(tmp_path, monkeypatch):
 
 def key_of(name, order, done):
     "The key of one of the reader's steps."
-    return pipelines.key_of(steps.STEPS, name, order, done)
+    return pipelines.step_key(steps.STEPS, name, order, done)
 
 
 def one_step(name, order, approved_by=''):
     "One of the reader's steps."
-    return pipelines.one_step(steps.STEPS, name, order, approved_by)
+    return pipelines.run_one_step(steps.STEPS, name, order, approved_by)
 
 
 def as_flow(report=None):
     "The reader's flow."
-    return pipelines.as_flow(steps.STEPS, Order, report)
+    return pipelines.make_flow(steps.STEPS, Order, report)
 
 
 # An order, and what is known about steps
@@ -147,14 +147,14 @@ def files_of(name, root):
 
 
 def test_quality_looks_at_all_that_ruff_does(root):
-    shown = subprocess.run([processes.program('ruff'), 'check', '--show-files'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    shown = subprocess.run([processes.find_program('ruff'), 'check', '--show-files'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
     shown = {Path(o).relative_to(root).as_posix() for o in shown}
     assert {o for o in shown if Path(o).suffix in ('.py', '.ipynb')} <= files_of('quality', root)
 
 
 @pytest.mark.parametrize('name', ['data', 'train', 'validate'])
 def test_code_of_a_step_names_the_modules_that_it_imports(root, name):
-    text = inspect.getsource(steps.STEPS[name].does) + inspect.getsource(steps.judged)*(name == 'validate')
+    text = inspect.getsource(steps.STEPS[name].does) + inspect.getsource(steps.evaluation_set)*(name == 'validate')
     used = {f'mlops_course/{o.replace(".", "/")}.py' for o in re.findall(r'from mlops_course\.([\w.]+) import', text)}
     assert len(used) > 1
     assert used | {'mlops_course/pipelines.py', 'mlops_course/reader/steps.py'} <= files_of(name, root)
@@ -169,41 +169,41 @@ def test_code_of_a_step_names_what_its_imports_import(root):
 # Steps
 
 def test_quality_says_what_is_wrong(monkeypatch):
-    monkeypatch.setitem(steps.CHECKS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
-    with pytest.raises(Refused, match='ruff is not content: line 3 is bad'): steps.quality(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(steps.QUALITY_COMMANDS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
+    with pytest.raises(GateRefused, match='ruff is not content: line 3 is bad'): steps.quality_step(Order(checks=('ruff',)), {})
 
 
 def test_quality_names_a_missing_program(monkeypatch):
-    monkeypatch.setitem(steps.CHECKS, 'ruff', ('no-such-program',))
-    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): steps.quality(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(steps.QUALITY_COMMANDS, 'ruff', ('no-such-program',))
+    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): steps.quality_step(Order(checks=('ruff',)), {})
 
 
 def test_failed_tests_are_named(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('def test_good(): pass\ndef test_bad(): assert 1 == 2\n')
-    with pytest.raises(Refused, match='1 tests failed: test_bad'): steps.tests(Order(tests=(str(path),)), {})
+    with pytest.raises(GateRefused, match='1 tests failed: test_bad'): steps.tests_step(Order(tests=(str(path),)), {})
 
 
 def test_passed_tests_of_a_folder_are_counted(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_skipped(): pass\n')
-    assert steps.tests(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
+    assert steps.tests_step(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
 
 
 def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
     from mlops_course.reader import checks
     found = SimpleNamespace(frame=[0]*40, rejected={1, 2, 3}, findings=[SimpleNamespace(reason='no ink')])
     monkeypatch.setattr(checks, 'check_folder', lambda folder: found)
-    with pytest.raises(Refused, match='3 of 40 rows of v1 are rejected, such as: no ink'): steps.data(Order(), {})
+    with pytest.raises(GateRefused, match='3 of 40 rows of v1 are rejected, such as: no ink'): steps.data_step(Order(), {})
 
 
 @pytest.mark.slow
 def test_training_that_is_done_is_not_done_again(runs, monkeypatch):
-    first = steps.train(TINY, GIVEN)
-    assert steps.train(TINY, GIVEN) == first
-    assert steps.train(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
+    first = steps.train_step(TINY, GIVEN)
+    assert steps.train_step(TINY, GIVEN) == first
+    assert steps.train_step(TINY, GIVEN | {'data': {'rows': 2}})['run'] != first['run'] # other data, another training
     monkeypatch.setitem(steps.STEPS, 'train', steps.STEPS['train']._replace(code=('setup.py',)))
-    assert steps.train(TINY, GIVEN)['run'] != first['run'] # other code too
+    assert steps.train_step(TINY, GIVEN)['run'] != first['run'] # other code too
 
 
 @pytest.mark.slow
@@ -219,24 +219,24 @@ def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
         return real(recipe, report, **more)
     real = tracked.train
     monkeypatch.setattr(tracked, 'train', cut_off)
-    with pytest.raises(KeyboardInterrupt): steps.train(order, GIVEN)
+    with pytest.raises(KeyboardInterrupt): steps.train_step(order, GIVEN)
     monkeypatch.setattr(tracked, 'train', real)
-    steps.train(order, GIVEN)
-    found = tracking.runs(open_store())
+    steps.train_step(order, GIVEN)
+    found = tracking.find_runs(open_store())
     assert len(found) == 1
     assert found[0]['status'] == 'FINISHED'
     assert 'resumed' in found[0]['tags']
 
 
 def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
-    with pytest.raises(Refused, match=r'CER of render: .* at most 0.05 is allowed'): steps.validate(TINY, {'train': steps.train(TINY, GIVEN)})
+    with pytest.raises(GateRefused, match=r'CER of render: .* at most 0.05 is allowed'): steps.validate_step(TINY, {'train': steps.train_step(TINY, GIVEN)})
 
 
 @pytest.mark.slow
 def test_registering_twice_makes_one_version(runs):
-    done = {'train': steps.train(TINY, GIVEN)}
-    assert steps.register(TINY, done) == {'version': 1}
-    assert steps.register(TINY, done) == {'version': 1}
+    done = {'train': steps.train_step(TINY, GIVEN)}
+    assert steps.register_step(TINY, done) == {'version': 1}
+    assert steps.register_step(TINY, done) == {'version': 1}
 
 
 @contextmanager
@@ -248,37 +248,37 @@ def well(version):
 @pytest.fixture
 def two_versions(runs, monkeypatch):
     "A champion that reads nothing, and the shipped recogniser as its challenger."
-    monkeypatch.setattr(steps, 'production', well)
-    monkeypatch.setattr(steps, 'smoke', lambda client, version, order: {'reads': 0})
+    monkeypatch.setattr(steps, 'production_client', well)
+    monkeypatch.setattr(steps, 'smoke_test', lambda client, version, order: {'reads': 0})
     orders = [TINY.model_copy(update={'lines': 24}), TINY.model_copy(update={'start': 'recogniser', 'lines': 24})]
-    done = [{**GIVEN, 'register': steps.register(o, {'train': steps.train(o, GIVEN)})} for o in orders]
-    assert steps.release(orders[0], done[0])['champion'] == 1
+    done = [{**GIVEN, 'register': steps.register_step(o, {'train': steps.train_step(o, GIVEN)})} for o in orders]
+    assert steps.release_step(orders[0], done[0])['champion'] == 1
     return orders,done
 
 
 def champion():
     "The champion's version and the last entry of the history."
-    from mlops_course.registry import history, standing
+    from mlops_course.registry import expected_aliases, model_history
     from mlops_course.store import open_store
-    entries = history(open_store())
-    return standing(entries)['champion'],entries[-1]
+    entries = model_history(open_store())
+    return expected_aliases(entries)['champion'],entries[-1]
 
 
 @pytest.mark.slow
 def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
     (_,order),(_,done) = two_versions
-    assert steps.release(order, done)['champion'] == 2
+    assert steps.release_step(order, done)['champion'] == 2
     version,last = champion()
     assert (version, last['who'], last['what']) == (2, 'Ana', 'promoted')
-    assert steps.release(order, done)['champion'] == 2
+    assert steps.release_step(order, done)['champion'] == 2
     assert champion()[1]['n'] == last['n']
 
 
 @pytest.mark.slow
 def test_release_that_the_gates_refuse_changes_nothing(two_versions):
     (old,order),(before,done) = two_versions
-    steps.release(order, done)
-    with pytest.raises(Refused, match='Version 1 stays a challenger'): steps.release(old, before)
+    steps.release_step(order, done)
+    with pytest.raises(GateRefused, match='Version 1 stays a challenger'): steps.release_step(old, before)
     assert champion()[0] == 2
 
 
@@ -286,8 +286,8 @@ def test_release_that_the_gates_refuse_changes_nothing(two_versions):
 def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     (_,order),(_,done) = two_versions
     def ill(client, version, order): raise ConnectionError('503')
-    monkeypatch.setattr(steps, 'smoke', ill)
-    with pytest.raises(Refused, match='Version 2 was not well in production, and version 1 is back: 503'): steps.release(order, done)
+    monkeypatch.setattr(steps, 'smoke_test', ill)
+    with pytest.raises(GateRefused, match='Version 2 was not well in production, and version 1 is back: 503'): steps.release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -310,30 +310,30 @@ HTTPServer(('127.0.0.1', PORT), Service).serve_forever()
 def dying(tmp_path, monkeypatch):
     "A service in production that dies of its first read, and none of the stand-ins."
     port = free_port()
-    monkeypatch.setattr(steps, 'production', production)
-    monkeypatch.setattr(steps, 'smoke', smoke)
+    monkeypatch.setattr(steps, 'production_client', production_client)
+    monkeypatch.setattr(steps, 'smoke_test', smoke_test)
     monkeypatch.setenv('PRODUCTION_URL', f'http://127.0.0.1:{port}')
     monkeypatch.setenv('PRODUCTION_KEY', 'any')
-    with Process([sys.executable, '-c', DYING.replace('PORT', str(port))], f'http://127.0.0.1:{port}', tmp_path/'dying.log'): yield
+    with ServerProcess([sys.executable, '-c', DYING.replace('PORT', str(port))], f'http://127.0.0.1:{port}', tmp_path/'dying.log'): yield
 
 
 @pytest.mark.slow
 def test_release_whose_service_dies_is_taken_back(two_versions, dying):
     (_,order),(_,done) = two_versions
-    with pytest.raises(Refused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): steps.release(order, done)
+    with pytest.raises(GateRefused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): steps.release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
 
 def test_first_release_that_is_not_well_says_that_it_stays(runs, monkeypatch, dying):
     from mlops_course import registry
-    monkeypatch.setattr(registry, 'history', lambda store: [{'what': 'promoted', 'version': 1}])
-    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): steps.release(TINY, GIVEN)
+    monkeypatch.setattr(registry, 'model_history', lambda store: [{'what': 'promoted', 'version': 1}])
+    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): steps.release_step(TINY, GIVEN)
 
 
 def test_service_that_is_gone_is_a_failure_that_may_pass():
     with httpx.Client(base_url=f'http://127.0.0.1:{free_port()}') as client:
-        for ask in (swap, partial(smoke, version=1, order=TINY)):
+        for ask in (reload_champion, partial(smoke_test, version=1, order=TINY)):
             with pytest.raises(ConnectionError, match='The service does not answer'): ask(client)
 
 
@@ -341,7 +341,7 @@ def test_production_asks_for_a_key(monkeypatch):
     monkeypatch.setenv('PRODUCTION_URL', 'http://127.0.0.1:9')
     monkeypatch.delenv('PRODUCTION_KEY', raising=False)
     with pytest.raises(PermissionError, match='mlops-course keys add pipeline --role admin'):
-        with steps.production(1): pass
+        with steps.production_client(1): pass
 
 
 def answering(handle):
@@ -356,7 +356,7 @@ def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
     def handle(request):
         if 'line=true' not in str(request.url): return httpx.Response(stranger)
         return httpx.Response(status, json={'model': model, 'text': ''})
-    with pytest.raises((Refused, ConnectionError), match=said): steps.smoke(answering(handle), 2, Order(), reads=3)
+    with pytest.raises((GateRefused, ConnectionError), match=said): steps.smoke_test(answering(handle), 2, Order(), reads=3)
 
 
 # One step at a time
@@ -379,15 +379,15 @@ def test_one_step_hands_on_what_it_said(runs, monkeypatch):
     monkeypatch.setattr(steps, 'STEPS', {'a': Step(lambda order, done: {'x': 1}), 'b': Step(lambda order, done: {'y': done['a']['x'] + 1}, ('a',))})
     one_step('a', Order())
     assert one_step('b', Order()) == {'y': 2}
-    assert [o['what'] for o in journal()] == ['began', 'ended']*2
+    assert [o['what'] for o in read_journal()] == ['began', 'ended']*2
 
 
 def test_step_that_fails_leaves_no_result(runs, monkeypatch):
-    def fail(order, done): raise Refused('no')
+    def fail(order, done): raise GateRefused('no')
     monkeypatch.setattr(steps, 'STEPS', {'a': Step(fail)})
-    with pytest.raises(Refused): one_step('a', Order())
-    assert not list(folder_of(Order()).glob('*.json'))
-    assert [o['what'] for o in journal()] == ['began']
+    with pytest.raises(GateRefused): one_step('a', Order())
+    assert not list(order_folder(Order()).glob('*.json'))
+    assert [o['what'] for o in read_journal()] == ['began']
 
 
 # The command
@@ -438,7 +438,7 @@ def test_interrupted_command_ends_at_once_with_a_line(runs):
 def test_waiting_command_ends_without_a_trace(runs, ends):
     with started(sys.executable, '-c', 'from mlops_course.tools.cli import main; main(["pipeline", "--wait"])') as child:
         url = re.search(r'http://\S+/api', child.stdout.readline())[0]
-        assert came_up(f'{url}/deployments/name/deliver/retraining', lambda: child.poll() is None, 100)
+        assert wait_until_ready(f'{url}/deployments/name/deliver/retraining', lambda: child.poll() is None, 100)
         time.sleep(1) # until Prefect's own handlers are there
         os.killpg(child.pid, ends)
         _,said = child.communicate(timeout=60)
@@ -447,7 +447,7 @@ def test_waiting_command_ends_without_a_trace(runs, ends):
 
 
 def test_command_fails_where_a_gate_refuses(runs, monkeypatch):
-    def fail(order, done): raise Refused('CER too high')
+    def fail(order, done): raise GateRefused('CER too high')
     monkeypatch.setattr(steps, 'STEPS', {'validate': Step(fail)})
     assert say('validate') == (1, 'Refused: CER too high\n')
 
@@ -462,16 +462,16 @@ def test_command_prints_a_line_of_json_for_each_step(runs, monkeypatch):
 # The board
 
 def test_board_tells_kept_from_done():
-    board = Board(('a', 'b', 'c'))
+    board = PipelineView(('a', 'b', 'c'))
     for name,state in (('a', 'Running'), ('a', 'Completed'), ('b', 'Running'), ('b', 'Cached')): board(name, state, {'x': 1} if state != 'Running' else None)
     assert repr(board) == 'a: done\nb: kept\nc: waiting'
 
 
 def test_board_shows_the_error_of_a_failed_step():
     from rich.console import Console
-    board,console = Board(('a',)),Console(width=100, record=True, file=open(os.devnull, 'w')) # noqa: SIM115
+    board,console = PipelineView(('a',)),Console(width=100, record=True, file=open(os.devnull, 'w')) # noqa: SIM115
     board('a', 'Running', None)
-    board('a', 'Failed', Refused('CER 0.31 [is] too high'))
+    board('a', 'Failed', GateRefused('CER 0.31 [is] too high'))
     console.print(board)
     assert 'CER 0.31 [is] too high' in console.export_text()
 
@@ -482,7 +482,7 @@ def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
     port = free_port()
     url = f'http://127.0.0.1:{port}/'
     with pytest.raises(ZeroDivisionError): # noqa: PT012 (the block is what is tried)
-        with Process([sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
+        with ServerProcess([sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1'], url, tmp_path/'log'):
             assert httpx.get(url).status_code == 200
             1/0 # noqa: B018
     with pytest.raises(httpx.ConnectError): httpx.get(url)
@@ -490,7 +490,7 @@ def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
 
 def test_process_that_never_gets_ready_says_why(tmp_path):
     with pytest.raises(ConnectionError, match='no such luck'):
-        with Process([sys.executable, '-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{free_port()}/', tmp_path/'log'): pass
+        with ServerProcess([sys.executable, '-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{free_port()}/', tmp_path/'log'): pass
 
 
 def test_importing_does_not_import_prefect():
@@ -502,13 +502,13 @@ def test_importing_does_not_import_prefect():
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
-    with FlowServer(tmp_path_factory.mktemp('prefect')) as opened: yield opened
+    with PrefectServer(tmp_path_factory.mktemp('prefect')) as opened: yield opened
 
 
 STEPS = """
 import os, time
 from pathlib import Path
-from mlops_course.pipelines import Refused, Step, as_flow
+from mlops_course.pipelines import GateRefused, Step, make_flow
 from mlops_course.reader import steps
 from mlops_course.reader.steps import Order
 folder = Path(os.environ['MLOPS_COURSE_PATHS__RUNS'])
@@ -543,31 +543,31 @@ def test_killed_flow_goes_on_where_it_was(server, few_steps):
             time.sleep(.05)
     finally: child.kill()
     assert child.wait() == -signal.SIGKILL
-    assert times_done(steps.STEPS) == {'one': 1, 'two': 1}
+    assert count_journal(steps.STEPS) == {'one': 1, 'two': 1}
     (few_steps/'mended').touch()
-    board = Board(tuple(steps.STEPS))
+    board = PipelineView(tuple(steps.STEPS))
     assert as_flow(board)(Order(), 'Ana') == {'one': {'n': 1}, 'two': {'n': 2}, 'release': {'by': 'Ana'}}
     assert repr(board) == 'one: kept\ntwo: done\nrelease: done'
-    assert times_done(steps.STEPS) == {'one': 1, 'two': 2, 'release': 1}
-    assert times_done(steps.STEPS, 'ended') == {'one': 1, 'two': 1, 'release': 1}
+    assert count_journal(steps.STEPS) == {'one': 1, 'two': 2, 'release': 1}
+    assert count_journal(steps.STEPS, 'ended') == {'one': 1, 'two': 1, 'release': 1}
 
 
 @pytest.mark.slow
 def test_without_approval_the_flow_ends_before_release(server, few_steps, monkeypatch):
     (few_steps/'mended').touch()
-    board = Board(tuple(steps.STEPS))
+    board = PipelineView(tuple(steps.STEPS))
     assert 'release' not in as_flow(board)(Order(seed=1))
     assert board.rows['release'][0] == 'waiting'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('error', 'times'), [(ConnectionError('gone'), 3), (Refused('no'), 1)])
+@pytest.mark.parametrize(('error', 'times'), [(ConnectionError('gone'), 3), (GateRefused('no'), 1)])
 def test_only_what_may_pass_is_tried_again(server, runs, monkeypatch, error, times):
     def fail(order, done): raise error
     monkeypatch.setattr(steps, 'STEPS', {'a': Step(fail, tries=3, code=()), 'b': Step(lambda order, done: {}, ('a',), code=())})
-    board = Board(('a', 'b'))
+    board = PipelineView(('a', 'b'))
     with pytest.raises(type(error)): as_flow(board)(Order())
-    assert times_done(steps.STEPS) == {'a': times}
+    assert count_journal(steps.STEPS) == {'a': times}
     assert repr(board) == 'a: failed\nb: waiting'
 
 
@@ -575,14 +575,14 @@ def test_only_what_may_pass_is_tried_again(server, runs, monkeypatch, error, tim
 def test_changed_gate_is_judged_anew(server, runs, monkeypatch):
     from mlops_course.base.settings import load_settings
     def judge(order, done):
-        if (limit := load_settings().params.testing.cer) < .01: raise Refused(f'at most {limit} is allowed')
+        if (limit := load_settings().params.testing.cer) < .01: raise GateRefused(f'at most {limit} is allowed')
         return {}
     monkeypatch.setattr(steps, 'STEPS', {'validate': steps.STEPS['validate']._replace(does=judge, needs=(), after=())})
     for state in ('done', 'kept'):
-        as_flow(board := Board(('validate',)))(TINY)
+        as_flow(board := PipelineView(('validate',)))(TINY)
         assert repr(board) == f'validate: {state}'
     monkeypatch.setenv('MLOPS_COURSE_PARAMS__TESTING__CER', '1e-9')
-    with pytest.raises(Refused, match='at most 1e-09 is allowed'): as_flow()(TINY)
+    with pytest.raises(GateRefused, match='at most 1e-09 is allowed'): as_flow()(TINY)
 
 
 @pytest.mark.slow
@@ -618,7 +618,7 @@ def test_a_second_server_says_that_it_waits_for_the_first(tmp_path, monkeypatch,
             time.sleep(.3)
     Thread(target=first).start()
     assert held.wait(10)
-    with pytest.raises(InterruptedError): FlowServer(tmp_path).start()
+    with pytest.raises(InterruptedError): PrefectServer(tmp_path).start()
     assert 'another server of this project runs' in ''.join(capfd.readouterr())
     with FileLock(tmp_path/'server.lock', timeout=0): pass
 
@@ -628,7 +628,7 @@ def test_server_leaves_nothing_behind(tmp_path, monkeypatch):
     import psutil
     monkeypatch.delenv('PREFECT_API_URL', raising=False)
     before = {o.pid for o in psutil.Process().children(recursive=True)}
-    with FlowServer(tmp_path) as opened: url = opened.url
+    with PrefectServer(tmp_path) as opened: url = opened.url
     assert 'PREFECT_API_URL' not in os.environ
     with pytest.raises(httpx.ConnectError): httpx.get(f'{url}/health')
     assert {o.pid for o in psutil.Process().children(recursive=True)} <= before
@@ -640,22 +640,22 @@ WORKFLOW = Path(__file__).resolve().parent.parent/'.github'/'workflows'/'deliver
 
 
 def test_cloud_gets_its_role_without_a_key():
-    jobs = workflows.jobs_of(WORKFLOW)
+    jobs = workflows.workflow_jobs(WORKFLOW)
     assert [o for o in jobs if 'id-token' in jobs[o].get('permissions', {})] == ['cloud']
     assert 'AWS_SECRET' not in WORKFLOW.read_text()
     assert 'AWS_ACCESS_KEY' not in WORKFLOW.read_text()
 
 
 def test_production_waits_for_approval_and_comes_last():
-    jobs = workflows.jobs_of(WORKFLOW)
-    needs,found,new = workflows.needs_of(jobs),set(),{'production'}
+    jobs = workflows.workflow_jobs(WORKFLOW)
+    needs,found,new = workflows.job_needs(jobs),set(),{'production'}
     while new: found |= (new := set().union(*(needs[o] for o in new)) - found)
     assert found == {'quality', 'tests', 'build', 'model', 'staging'}
     assert jobs['production']['environment'] == jobs['cloud']['environment'] == 'production'
 
 
 def test_amazon_gets_the_champion():
-    jobs = workflows.jobs_of(WORKFLOW)
+    jobs = workflows.workflow_jobs(WORKFLOW)
     assert (jobs['image']['needs'], jobs['cloud']['needs']) == ('production', 'image')
     done = [o.get('run', '').split(' --')[0] for o in jobs['image']['steps']]
     assert done.index('.venv/bin/mlops-course models export champion') < done.index('docker build')
@@ -667,7 +667,7 @@ def test_amazon_gets_the_champion():
     ([], 'a-token', 'starter'), ([('production', 'approved', 'ana')], '', 'starter')])
 def test_the_name_is_that_of_the_approver(reviews, token, by, tmp_path):
     "The step itself; a file stands in for GitHub's answer."
-    step = next(o for o in workflows.jobs_of(WORKFLOW)['production']['steps'] if o.get('id') == 'approval')
+    step = next(o for o in workflows.workflow_jobs(WORKFLOW)['production']['steps'] if o.get('id') == 'approval')
     answer = tmp_path/'repos/it/it/actions/runs/7/approvals'
     answer.parent.mkdir(parents=True)
     answer.write_text(json.dumps([{'environments': [{'name': where}], 'state': state, 'user': {'login': who}} for where,state,who in reviews]))
@@ -686,41 +686,41 @@ def test_without_a_variable_the_workflow_takes_the_whole_order():
 
 
 def test_jobs_call_steps_that_exist():
-    called = [line.split()[2] for job in workflows.jobs_of(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
+    called = [line.split()[2] for job in workflows.workflow_jobs(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
     assert set(called) == set(steps.STEPS)
 
 
 @pytest.mark.slow
 def test_act_runs_the_jobs_up_to_production(tmp_path):
     from mlops_course.base.servers import on_free_port
-    from mlops_course.reader.serving import Source, create_app
-    from mlops_course.registry import history
+    from mlops_course.reader.serving import ModelSource, create_app
+    from mlops_course.registry import model_history
     from mlops_course.store import open_store
     registry = tmp_path/'registry'/'mlflow.db'
     store = open_store(registry)
-    app = create_app(Source(store), tmp_path/'serving')
+    app = create_app(ModelSource(store), tmp_path/'serving')
     order = Order(steps=8, checks=('zizmor',), tests=('tests/test_practice.py',))
     with on_free_port(app) as url:
         key = app.state.service.keys.add('pipeline', 'admin')
-        ran,printed = workflows.run_jobs(WORKFLOW, tmp_path/'act', env={'MLOPS_COURSE_PARAMS__GATES__P95_MS': '1000000'},
+        ran,printed = workflows.run_workflow(WORKFLOW, tmp_path/'act', env={'MLOPS_COURSE_PARAMS__GATES__P95_MS': '1000000'},
                                      variables={'ORDER': order.model_dump_json(), 'PRODUCTION_URL': url},
                                      secrets={'MLFLOW_TRACKING_URI': f'sqlite:///{registry}', 'PRODUCTION_KEY': key})
         assert {o.outcome for o in ran} == {'success'}, printed[-3000:]
         assert {o.job for o in ran} == {'quality', 'tests', 'build', 'model', 'staging', 'production'}
         assert app.state.service.model.version == 'reader/1'
-    assert history(store)[-1]['who'] == 'nektos/act'
+    assert model_history(store)[-1]['who'] == 'nektos/act'
 
 
 def test_act_says_which_step_failed(tmp_path):
     path = tmp_path/'it.yml'
     path.write_text('on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: "true"\n      - run: "false"\n')
-    ran,_ = workflows.run_jobs(path, tmp_path/'act')
+    ran,_ = workflows.run_workflow(path, tmp_path/'act')
     assert [(o.step, o.outcome) for o in ran] == [('true', 'success'), ('false', 'failure')]
 
 
 def test_act_has_no_stand_in_for_an_unknown_action(tmp_path):
     path = tmp_path/'it.yml'
     path.write_text(f'on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - uses: some/action@{"a"*40}\n')
-    ran,printed = workflows.run_jobs(path, tmp_path/'act')
+    ran,printed = workflows.run_workflow(path, tmp_path/'act')
     assert ran[-1].outcome == 'failure'
     assert 'there is no stand-in for some/action' in printed

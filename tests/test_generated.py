@@ -11,7 +11,7 @@ import pytest
 
 from mlops_course.tools.house import lessons
 from mlops_course.tools.modules import module_table, with_table
-from mlops_course.tools.readme import readme
+from mlops_course.tools.readme import readme_text
 
 BIN = Path(sys.executable).parent
 
@@ -30,7 +30,7 @@ def test_the_library_is_what_the_notebooks_export(root, tmp_path):
 
 
 def test_the_readme_is_made_from_the_index(root):
-    assert (root/'README.md').read_text(encoding='utf-8') == readme()
+    assert (root/'README.md').read_text(encoding='utf-8') == readme_text()
 
 
 def test_the_index_lists_every_lesson_as_it_is_now(root):

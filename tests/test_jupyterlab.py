@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mlops_course.tools.exercises import role_of
-from mlops_course.tools.practice import MIME, question_of
-from mlops_course.tools.running import end
+from mlops_course.tools.exercises import cell_role
+from mlops_course.tools.practice import OUTCOME_MIME, question_of
+from mlops_course.tools.running import end_process_tree
 
 pytestmark = pytest.mark.slow
 SHOTS = Path(os.environ.get('MLOPS_COURSE_SHOTS', os.devnull)) # a folder, to look at what a learner sees
@@ -54,7 +54,7 @@ def lab(project):
                 if time.monotonic() > until or server.poll() is not None: pytest.fail((project.parent/'lab.log').read_text())
                 time.sleep(.1)
         yield f'http://127.0.0.1:{port}'
-    finally: end(server.pid)
+    finally: end_process_tree(server.pid)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def answers(root):
     "The first question of exercise 02: its id, a wrong answer and the solution."
     cells = json.loads((root/'solutions'/'02_ocr.ipynb').read_text(encoding='utf-8'))['cells']
     question = next(q for c in cells if (q := question_of(c)))
-    def source(role): return next(''.join(c['source']) for c in cells if question_of(c) == question and role_of(c) == role)
+    def source(role): return next(''.join(c['source']) for c in cells if question_of(c) == question and cell_role(c) == role)
     return question, source('wrong'), source('answer')
 
 
@@ -141,7 +141,7 @@ def put(page, source):
 def outcome_of(question, outcome):
     "Whether saved cells hold this `outcome` of `question`, and all of them ran."
     def done(code):
-        said = [o['data'].get(MIME, {}) for c in code for o in c['outputs'] if 'data' in o]
+        said = [o['data'].get(OUTCOME_MIME, {}) for c in code for o in c['outputs'] if 'data' in o]
         return all_ran(code) and any((o.get('question'), o.get('outcome')) == (question, outcome) for o in said)
     return done
 

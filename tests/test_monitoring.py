@@ -17,32 +17,32 @@ from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
 from mlops_course import monitoring
 from mlops_course.base.servers import on_free_port
-from mlops_course.base.settings import Api
-from mlops_course.dashboards import curves_of, dashboard, legend_of
-from mlops_course.drift_store import Monitor, registry_of
-from mlops_course.durations import seconds_of, shortened
-from mlops_course.keys import Keys
-from mlops_course.monitoring import Hook, installed, program, read_deploy, watching
-from mlops_course.probe import probing
-from mlops_course.promql import Samples, evaluate, grown, labelled, quantile
-from mlops_course.reader.custom import load_custom, ready
+from mlops_course.base.settings import ApiSettings
+from mlops_course.dashboards import fill_legend, make_dashboard, panel_curves
+from mlops_course.drift_store import DriftMonitor, drift_registry
+from mlops_course.durations import duration_seconds, shorten_durations
+from mlops_course.keys import KeyStore
+from mlops_course.monitoring import AlertReceiver, has_prometheus, load_deploy_file, program_on_free_port, run_monitoring
+from mlops_course.probe import run_probe
+from mlops_course.promql import SampleStore, counter_increase, evaluate_promql, histogram_quantile, series_labels
+from mlops_course.reader.custom import load_custom, warm_up_engine
 from mlops_course.reader.features import FEATURES
 from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.serving import PREFIX, create_app
-from mlops_course.reader.trials import trial_lines
-from mlops_course.serving import Meters
-from mlops_course.watching import Watch, filled
+from mlops_course.reader.trials import draw_trial_lines
+from mlops_course.serving import ServiceMetrics
+from mlops_course.watching import EmbeddedPrometheus, fill_template
 
-OPEN = Api(rate=1e6, burst=10**6)
-
-
-@pytest.fixture(scope='module')
-def engine(): return ready(load_custom())
+OPEN = ApiSettings(rate=1e6, burst=10**6)
 
 
 @pytest.fixture(scope='module')
-def lines(): return trial_lines(8, 0, ('render',))['render']
+def engine(): return warm_up_engine(load_custom())
+
+
+@pytest.fixture(scope='module')
+def lines(): return draw_trial_lines(8, 0, ('render',))['render']
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def live(engine, tmp_path):
     "A service, its source, an admin's client and the probe's key."
     shelf = Shelf(engine)
     app = create_app(shelf, tmp_path, OPEN)
-    keys = {o: Keys(tmp_path/'keys.json').add(o, 'admin' if o == 'ana' else 'reader') for o in ('ana', 'probe')}
+    keys = {o: KeyStore(tmp_path/'keys.json').add(o, 'admin' if o == 'ana' else 'reader') for o in ('ana', 'probe')}
     with on_free_port(app) as url, httpx.Client(base_url=url, headers={'Authorization': f"Bearer {keys['ana']}"}, timeout=60, trust_env=False) as client:
         yield shelf, client, url, keys['probe']
 
 
 def slipped(engine):
     "The recogniser with an alphabet that is one letter off."
-    found = ready(load_custom())
+    found = warm_up_engine(load_custom())
     found.net.design = replace(engine.net.design, alphabet=ALPHABET[1:] + ALPHABET[0])
     return found
 
@@ -108,7 +108,7 @@ def test_accuracy_counts_characters_and_not_lines(live, lines, monkeypatch):
 
 def test_a_probe_exports_for_prometheus(live, lines):
     _, _, url, key = live
-    with probing(line_probe(url, key, lines[:2]), every_s=.1) as address:
+    with run_probe(line_probe(url, key, lines[:2]), every_s=.1) as address:
         until = time.monotonic() + 20
         while 'ocr_model_accuracy{' not in (text := httpx.get(f'{address}/metrics', follow_redirects=True, trust_env=False).text):
             assert time.monotonic() < until
@@ -161,7 +161,7 @@ def story(models, statuses, n=60):
 def parts_of(series):
     "Its labels."
     name, _, rest = series.partition('{')
-    return labelled(name, **dict(o.split('=', 1) for o in rest.rstrip('}').replace('"', '').split(',') if o))
+    return series_labels(name, **dict(o.split('=', 1) for o in rest.rstrip('}').replace('"', '').split(',') if o))
 
 
 def written(labels):
@@ -170,7 +170,7 @@ def written(labels):
     return name + '{' + ','.join(f'{k}="{v}"' for k, v in sorted(named.items())) + '}'
 
 
-OURS = sorted({o['expr'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules']}
+OURS = sorted({o['expr'] for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules']}
               | {o for panel in PANELS for o in panel.curves.values()})
 MORE = ['increase(ocr_predictions_total{status="500"}[2m])',
         'sum(rate(ocr_predictions_total{status=~"2..|5.."}[37s]))', 'rate(ocr_predictions_total{status!~"5..|422"}[1m])',
@@ -186,14 +186,14 @@ MORE = ['increase(ocr_predictions_total{status="500"}[2m])',
 @pytest.mark.parametrize('which', [ONE, TWO], ids=['one model', 'two models'])
 def test_values_are_those_of_promtool(tmp_path, which):
     "Every expression of rules and dashboard, and more, at awkward moments, to the last bit."
-    promtool, step, series, samples = needs('promtool', 'evaluates PromQL'), 15, story(*which), Samples()
+    promtool, step, series, samples = needs('promtool', 'evaluates PromQL'), 15, story(*which), SampleStore()
     for name, values in series.items():
         for i, value in enumerate(values):
             if value is not None: samples.put(name, {parts_of(name): value}, i*step)
     tests = []
     for expr in (*OURS, *MORE):
         for at in (0, 15, 290, 303, 500, 617, 870):
-            found = evaluate(expr, samples, float(at))
+            found = evaluate_promql(expr, samples, float(at))
             found = found if isinstance(found, dict) else {frozenset(): found}
             if any(map(math.isnan, found.values())): continue # promtool has it that not a number is never what was expected
             tests.append({'expr': expr, 'eval_time': f'{at}s', 'exp_samples': [{'labels': written(k), 'value': v} for k, v in found.items()]})
@@ -216,14 +216,14 @@ def test_a_wrong_value_would_be_noticed_by_promtool(tmp_path):
     ([30, 45], [0, 10], 20), ([30, 45], [7, 7], 0), ([50], [3], None), ([], [], None),
 ])
 def test_growth_stretches_to_the_window_but_not_below_zero(times, values, expected):
-    assert grown(times, values, 0, 60) == (None if expected is None else pytest.approx(expected))
+    assert counter_increase(times, values, 0, 60) == (None if expected is None else pytest.approx(expected))
 
 
 def test_a_quantile_beyond_the_last_edge_is_that_edge():
-    assert quantile(.99, [(1, 5), (2, 6), (math.inf, 100)]) == 2
-    assert quantile(.5, [(1, 0), (2, 10), (math.inf, 10)]) == 1.5
-    assert math.isnan(quantile(.5, [(1, 0), (math.inf, 0)]))
-    assert math.isnan(quantile(.5, [(1, 3), (2, 5)]))
+    assert histogram_quantile(.99, [(1, 5), (2, 6), (math.inf, 100)]) == 2
+    assert histogram_quantile(.5, [(1, 0), (2, 10), (math.inf, 10)]) == 1.5
+    assert math.isnan(histogram_quantile(.5, [(1, 0), (math.inf, 0)]))
+    assert math.isnan(histogram_quantile(.5, [(1, 3), (2, 5)]))
 
 
 @pytest.mark.parametrize(('expr', 'words'), [
@@ -231,39 +231,39 @@ def test_a_quantile_beyond_the_last_edge_is_that_edge():
     ('x > bool 1', 'not known here'), ('x * on (a) group_left y', 'not known here'), ('x ^ 2', 'not known here'), ('sum(', 'is no PromQL'),
 ])
 def test_what_is_not_known_is_refused_and_never_guessed(expr, words):
-    samples = Samples()
+    samples = SampleStore()
     for i in range(3): samples.scrape('j', 'i', f'x{{a="1"}} {i}\ny{{a="1"}} 1\n', 15.*i)
-    with pytest.raises(ValueError, match=words): evaluate(expr, samples, 30.)
+    with pytest.raises(ValueError, match=words): evaluate_promql(expr, samples, 30.)
 
 
 def test_series_that_cannot_be_told_apart_are_refused():
-    samples = Samples()
+    samples = SampleStore()
     samples.scrape('j', 'i', 'x{a="1",b="1"} 1\nx{a="1",b="2"} 2\ny{a="1"} 1\n', 0.)
-    with pytest.raises(ValueError, match='Sum one side first'): evaluate('y / on (a) x', samples, 0.)
-    with pytest.raises(ValueError, match='Sum one side first'): evaluate('x / on (a) y', samples, 0.)
+    with pytest.raises(ValueError, match='Sum one side first'): evaluate_promql('y / on (a) x', samples, 0.)
+    with pytest.raises(ValueError, match='Sum one side first'): evaluate_promql('x / on (a) y', samples, 0.)
 
 
 def test_a_series_that_vanished_is_not_one_of_now():
-    samples = Samples()
+    samples = SampleStore()
     samples.scrape('j', 'i', 'x 1\ny 2\n', 0.)
     samples.scrape('j', 'i', 'x 1\n', 15.)
-    assert evaluate('y', samples, 14.)
-    assert evaluate('y', samples, 15.) == {}
-    assert evaluate('increase(y[1m])', samples, 15.) == {} # one number, and an end
+    assert evaluate_promql('y', samples, 14.)
+    assert evaluate_promql('y', samples, 15.) == {}
+    assert evaluate_promql('increase(y[1m])', samples, 15.) == {} # one number, and an end
 
 
 def test_a_target_that_does_not_answer_is_down_and_its_series_end():
-    samples = Samples()
+    samples = SampleStore()
     samples.scrape('j', 'i', 'x 1\n', 0.)
     samples.scrape('j', 'i', None, 15.)
-    assert evaluate('up', samples, 15.) == {labelled('up', job='j', instance='i'): 0}
-    assert evaluate('x', samples, 15.) == {}
+    assert evaluate_promql('up', samples, 15.) == {series_labels('up', job='j', instance='i'): 0}
+    assert evaluate_promql('x', samples, 15.) == {}
 
 
 def test_old_samples_are_forgotten():
-    samples = Samples(keep_s=100)
-    for i in range(1000): samples.put('s', {labelled('x'): i}, float(i))
-    times, values = samples.series[labelled('x')]
+    samples = SampleStore(keep_s=100)
+    for i in range(1000): samples.put('s', {series_labels('x'): i}, float(i))
+    times, values = samples.series[series_labels('x')]
     assert 100 <= len(times) <= 202
     assert values[-1] == 999
 
@@ -279,12 +279,12 @@ def test_the_rules_pass_their_stories(root):
 def test_every_alert_has_a_story_in_which_it_speaks_and_one_in_which_it_is_silent(root):
     stories = yaml.safe_load((root/'deploy/prometheus/rules_test.yml').read_text(encoding='utf-8'))['tests']
     tried = [(o['alertname'], bool(o['exp_alerts'])) for test in stories for o in test.get('alert_rule_test', [])]
-    for rule in (o for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'alert' in o):
+    for rule in (o for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'alert' in o):
         assert {(rule['alert'], True), (rule['alert'], False)} <= set(tried), rule['alert']
 
 
 def test_every_alert_says_what_happened_and_what_to_do():
-    for rule in (o for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'alert' in o):
+    for rule in (o for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'alert' in o):
         assert rule['annotations'].keys() == {'summary', 'action'}, rule['alert']
         assert rule['labels']['severity'] in ('page', 'ticket')
 
@@ -295,29 +295,29 @@ def test_the_objective_stands_in_one_place(root):
 
 
 def test_a_shortened_file_is_the_same_file_with_other_durations():
-    rules, short = read_deploy('prometheus/rules.yml', 1), read_deploy('prometheus/rules.yml', 60)
+    rules, short = load_deploy_file('prometheus/rules.yml', 1), load_deploy_file('prometheus/rules.yml', 60)
     flat = [[o for group in found['groups'] for o in group['rules']] for found in (rules, short)]
     for a, b in zip(*flat):
         assert a.keys() == b.keys()
         assert {k: a[k] for k in a.keys() - {'expr', 'for'}} == {k: b[k] for k in b.keys() - {'expr', 'for'}}
-        if 'for' in a: assert seconds_of(b['for']) == pytest.approx(seconds_of(a['for'])/60)
-    assert shortened('sum(rate(x{a="5m"}[1h30m]))', 60) == 'sum(rate(x{a="5m"}[90000ms]))'
-    assert shortened({'a': ['30s', 'page', 3, None]}, 10) == {'a': ['3000ms', 'page', 3, None]}
+        if 'for' in a: assert duration_seconds(b['for']) == pytest.approx(duration_seconds(a['for'])/60)
+    assert shorten_durations('sum(rate(x{a="5m"}[1h30m]))', 60) == 'sum(rate(x{a="5m"}[90000ms]))'
+    assert shorten_durations({'a': ['30s', 'page', 3, None]}, 10) == {'a': ['3000ms', 'page', 3, None]}
 
 
 @pytest.mark.parametrize(('text', 'seconds'), [('90s', 90), ('1h30m', 5400), ('500ms', .5), ('2d', 172800)])
-def test_durations_are_read(text, seconds): assert seconds_of(text) == seconds
+def test_durations_are_read(text, seconds): assert duration_seconds(text) == seconds
 
 
 @pytest.mark.parametrize('text', ['', 'soon', '5', 'm5', '5m '])
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(ValueError, match='is no duration'): seconds_of(text)
+    with pytest.raises(ValueError, match='is no duration'): duration_seconds(text)
 
 
 def test_words_of_an_alert_are_filled_in():
-    assert filled('{{ $labels.model }}: {{ $value | humanizePercentage }}', {'model': 'a'}, .16667) == 'a: 16.67%'
-    assert filled('{{ $value | printf "%.1f" }} s{{ $labels.none }}', {}, 2.94) == '2.9 s'
-    with pytest.raises(ValueError, match=r'humanizeDuration.*is not known here'): filled('{{ $value | humanizeDuration }}', {}, 1.)
+    assert fill_template('{{ $labels.model }}: {{ $value | humanizePercentage }}', {'model': 'a'}, .16667) == 'a: 16.67%'
+    assert fill_template('{{ $value | printf "%.1f" }} s{{ $labels.none }}', {}, 2.94) == '2.9 s'
+    with pytest.raises(ValueError, match=r'humanizeDuration.*is not known here'): fill_template('{{ $value | humanizeDuration }}', {}, 1.)
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def small():
     "A watch over a gauge, without any server: x above 1 for 30 s."
     high = {'alert': 'High', 'expr': 'twice > 2', 'for': '30s', 'labels': {'severity': 'page'}, 'annotations': {'summary': '{{ $labels.a }}'}}
     rules = {'groups': [{'rules': [{'record': 'twice', 'expr': '2 * x'}, high]}]}
-    watch = Watch({}, rules, '')
+    watch = EmbeddedPrometheus({}, rules, '')
     def at(seconds, value):
         watch.samples.scrape('j', 'i', f'x{{a="b"}} {value}\n', float(seconds))
         return [(status, o.labels['alertname']) for status, o in watch.judge(float(seconds))]
@@ -356,7 +356,7 @@ def test_a_webhook_that_is_away_hears_it_later(small):
     watch.samples.scrape('j', 'i', 'x{a="b"} 2\n', 30.)
     watch.hook = 'http://127.0.0.1:1'
     watch.tell(watch.judge(30.), 30.)
-    hook = Hook()
+    hook = AlertReceiver()
     with on_free_port(hook, lifespan='off') as watch.hook:
         watch.tell([], 45.)
         watch.tell([], 60.)
@@ -367,7 +367,7 @@ def test_a_webhook_that_is_away_hears_it_later(small):
 def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
     "The alerts of two stories of rules_test.yml, evaluated by us at each minute."
     for fast, minutes in ((True, 70), (False, 420)):
-        watch, rung = Watch({}, read_deploy('prometheus/rules.yml', 1), ''), {}
+        watch, rung = EmbeddedPrometheus({}, load_deploy_file('prometheus/rules.yml', 1), ''), {}
         good = bad = 0
         for minute in range(minutes + 1):
             if minute: good, bad = (good + 60*(minute <= 60), bad + 60*(minute > 60)) if fast else (good + 96, bad + 4)
@@ -384,23 +384,23 @@ def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
 @pytest.fixture(params=[True, False], ids=['embedded', 'prometheus'])
 def embedded(request):
     if not request.param:
-        for o in (*monitoring.PROGRAMS, 'amtool'): needs(o, 'watches and tells')
+        for o in (*monitoring.PROMETHEUS_PROGRAMS, 'amtool'): needs(o, 'watches and tells')
     return request.param
 
 
 @pytest.mark.slow
 def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lines, tmp_path):
     shelf, client, url, key = live
-    hook = Hook()
+    hook = AlertReceiver()
     with ExitStack() as stack:
         hook_url = stack.enter_context(on_free_port(hook, lifespan='off'))
-        monitor = stack.enter_context(Monitor(tmp_path/'drift.db', FEATURES, window=50))
+        monitor = stack.enter_context(DriftMonitor(tmp_path/'drift.db', FEATURES, window=50))
         rows = pd.DataFrame(np.random.default_rng(0).normal(size=(150, len(FEATURES))), columns=FEATURES)
         monitor.refer(rows[:100])
         for o in rows[100:].to_dict('records'): monitor.track(o)
-        targets = {'reader': url, 'probe': stack.enter_context(probing(line_probe(url, key, lines[:4]), .3)),
-                   'drift': stack.enter_context(on_free_port(make_asgi_app(registry_of(monitor, 'ocr')), lifespan='off'))}
-        watch = stack.enter_context(watching(targets, hook_url, 200, .3, embedded))
+        targets = {'reader': url, 'probe': stack.enter_context(run_probe(line_probe(url, key, lines[:4]), .3)),
+                   'drift': stack.enter_context(on_free_port(make_asgi_app(drift_registry(monitor, 'ocr')), lifespan='off'))}
+        watch = stack.enter_context(run_monitoring(targets, hook_url, 200, .3, embedded))
         def wait(true):
             until = time.monotonic() + 30
             while not true(): assert time.monotonic() < until; time.sleep(.1)
@@ -417,17 +417,17 @@ def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lin
         def empty():
             client.post('/v1/read', headers={'Authorization': 'Bearer nobody'}) # for the panel of refusals
             end = time.time()
-            return {panel.title for panel in PANELS if not curves_of(watch, panel, end - 12, end, .5, 200)}
+            return {panel.title for panel in PANELS if not panel_curves(watch, panel, end - 12, end, .5, 200)}
         wait(lambda: not empty())
 
 
 @pytest.mark.slow
 def test_a_service_that_is_gone_is_reported(embedded):
-    registry, hook = CollectorRegistry(), Hook()
+    registry, hook = CollectorRegistry(), AlertReceiver()
     Gauge('x', 'x', registry=registry)
     with on_free_port(hook, lifespan='off') as hook_url, ExitStack() as stack:
         url = stack.enter_context(on_free_port(make_asgi_app(registry), lifespan='off'))
-        with watching({'reader': url}, hook_url, 200, .2, embedded) as watch:
+        with run_monitoring({'reader': url}, hook_url, 200, .2, embedded) as watch:
             until = time.monotonic() + 20
             while not watch.now('up == 1'): assert time.monotonic() < until; time.sleep(.1)
             stack.close()
@@ -435,27 +435,27 @@ def test_a_service_that_is_gone_is_reported(embedded):
 
 
 def test_waiting_for_an_alert_in_vain_says_what_was_heard():
-    with pytest.raises(TimeoutError, match=r'Slow was not firing .* Heard: nothing'): Hook().wait('Slow', seconds=.05)
+    with pytest.raises(TimeoutError, match=r'Slow was not firing .* Heard: nothing'): AlertReceiver().wait('Slow', seconds=.05)
 
 
 def test_a_program_that_is_missing_says_where_it_comes_from(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
-    assert not installed()
-    with pytest.raises(FileNotFoundError, match=r'prometheus is missing.*debian\.sh'), program('prometheus', tmp_path): pass
+    assert not has_prometheus()
+    with pytest.raises(FileNotFoundError, match=r'prometheus is missing.*debian\.sh'), program_on_free_port('prometheus', tmp_path): pass
 
 
 def test_a_program_that_does_not_start_says_why(tmp_path):
     needs('prometheus', 'refuses a configuration')
     (tmp_path/'bad.yml').write_text('nonsense: 1\n')
     with pytest.raises(ConnectionError, match='nonsense'):
-        with program('prometheus', tmp_path, f"--config.file={tmp_path/'bad.yml'}", '--web.listen-address=127.0.0.1:{port}'): pass
+        with program_on_free_port('prometheus', tmp_path, f"--config.file={tmp_path/'bad.yml'}", '--web.listen-address=127.0.0.1:{port}'): pass
 
 
 def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
     needs('prometheus-alertmanager', 'is stopped')
     (tmp_path/'a.yml').write_text('route: {receiver: a}\nreceivers: [{name: a}]\n')
     with pytest.raises(RuntimeError, match='of the test'): # noqa: PT012 (the block is what is tested)
-        with program('prometheus-alertmanager', tmp_path, f"--config.file={tmp_path/'a.yml'}", f"--storage.path={tmp_path/'d'}",
+        with program_on_free_port('prometheus-alertmanager', tmp_path, f"--config.file={tmp_path/'a.yml'}", f"--storage.path={tmp_path/'d'}",
                      '--web.listen-address=127.0.0.1:{port}', '--cluster.listen-address=') as url:
             assert httpx.get(f'{url}/-/healthy', trust_env=False).status_code == 200
             raise RuntimeError('of the test')
@@ -466,15 +466,15 @@ def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
 
 def test_the_dashboard_is_made_from_the_panels(root):
     path = 'deploy/grafana/dashboards/reader.json'
-    rewrite = (f"Write it anew: python -c \"from mlops_course.dashboards import dashboard; from mlops_course.reader.metrics import PANELS; "
+    rewrite = (f"Write it anew: python -c \"from mlops_course.dashboards import make_dashboard; from mlops_course.reader.metrics import PANELS; "
                f"open('{path}', 'w').write(dashboard(PANELS, 'Reader'))\"")
-    assert (root/path).read_text(encoding='utf-8') == dashboard(PANELS, 'Reader'), rewrite
+    assert (root/path).read_text(encoding='utf-8') == make_dashboard(PANELS, 'Reader'), rewrite
 
 
 def test_grafana_finds_its_way_through_the_dashboard():
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
-    board = json.loads(dashboard(PANELS, 'Reader'))
+    board = json.loads(make_dashboard(PANELS, 'Reader'))
     assert json.loads(JSONEncoder().encode(Dashboard.from_json(board))) == board # Grafana's own types read what they wrote
     assert [o['title'] for o in board['panels']] == [o.title for o in PANELS]
     places = [tuple(o['gridPos'][k] for k in 'xywh') for o in board['panels']]
@@ -486,12 +486,12 @@ def test_grafana_finds_its_way_through_the_dashboard():
 
 
 def test_rules_and_panels_ask_for_what_is_exported(lines, tmp_path):
-    with Monitor(tmp_path/'drift.db', FEATURES) as monitor:
-        registries = Meters(PREFIX, 'images').registry, line_probe('', '', lines).registry, registry_of(monitor, 'ocr')
+    with DriftMonitor(tmp_path/'drift.db', FEATURES) as monitor:
+        registries = ServiceMetrics(PREFIX, 'images').registry, line_probe('', '', lines).registry, drift_registry(monitor, 'ocr')
         exported = {s.name for registry in registries for o in registry.collect() for s in (o, *o.samples)}
-    exported |= {o['record'] for group in read_deploy('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
+    exported |= {o['record'] for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
     asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}
     assert [o for o in asked if o not in exported and re.sub(r'_(total|bucket|sum|count)$', '', o) not in exported] == []
 
 
-def test_a_legend_shows_its_labels(): assert legend_of('{{model}}, {{none}}', labelled('x', model='a')) == 'a, '
+def test_a_legend_shows_its_labels(): assert fill_legend('{{model}}, {{none}}', series_labels('x', model='a')) == 'a, '

@@ -18,10 +18,10 @@ from PIL import Image, ImageFile
 from rapidfuzz.distance import Levenshtein
 
 from mlops_course.base.files import find_root
-from mlops_course.base.images import check_image, find_page, load_image
-from mlops_course.reader.easyocr import WEIGHTS, check_weights
+from mlops_course.base.images import check_image, check_image_file, load_image
+from mlops_course.reader.easyocr import EASYOCR_WEIGHTS, check_weights
 from mlops_course.reader.engines import ENGINES, Engine, available_engines, join_words, load_engine, load_tesseract
-from mlops_course.reader.layout import Line, Reading, corners, draw_boxes, in_reading_order, rows
+from mlops_course.reader.layout import Line, Reading, clip_corners, draw_boxes, group_rows, in_reading_order
 from mlops_course.reader.preparation import fold_angle, level_light, light_on_dark, prepare, rotate, skew_angle
 
 PAGES = find_root()/'data'/'pages'
@@ -265,7 +265,7 @@ def test_a_path_may_be_text_and_may_hold_spaces_and_letters_of_any_kind(tmp_path
     path = tmp_path/'Fahrplan für Zürich 線.png'
     Image.fromarray(GREY).save(path)
     assert load_image(str(path)).shape == (8, 16, 3)
-    assert find_page(str(path)) == path
+    assert check_image_file(str(path)) == path
 
 
 def test_the_array_may_be_drawn_on(tmp_path):
@@ -346,11 +346,11 @@ def test_pieces_of_a_page_seen_from_the_side_come_back_in_reading_order(seed):
 
 def test_one_short_box_does_not_tilt_the_page():
     long, short = Line('far', 1., [[0, 0], [40, 2], [40, 22], [0, 20]]), Line('away', 1., [[600, 0], [640, 0], [640, 20], [600, 20]])
-    assert rows([short, long]) == [[long, short]]
+    assert group_rows([short, long]) == [[long, short]]
 
 
 def test_no_pieces_are_no_rows():
-    assert rows([]) == []
+    assert group_rows([]) == []
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -374,7 +374,7 @@ def test_a_blank_page_is_an_empty_text():
 
 
 def test_corners_are_plain_and_inside_the_page():
-    found = corners(np.array([[-3, -3], [99.6, 2], [50, 70], [0, 9]], np.float32), (60, 90, 3))
+    found = clip_corners(np.array([[-3, -3], [99.6, 2], [50, 70], [0, 9]], np.float32), (60, 90, 3))
     assert found == [[0, 0], [89, 2], [50, 59], [0, 9]]
     assert {type(o) for point in found for o in point} == {int}
 
@@ -470,7 +470,7 @@ def test_the_installed_weights_are_the_expected_ones():
 
 def test_other_weights_are_refused(tmp_path):
     (tmp_path/'english_g2.pth').write_bytes(b'other')
-    with pytest.raises(ValueError, match='damaged or replaced') as found: check_weights(tmp_path, {'english_g2.pth': WEIGHTS['english_g2.pth']})
+    with pytest.raises(ValueError, match='damaged or replaced') as found: check_weights(tmp_path, {'english_g2.pth': EASYOCR_WEIGHTS['english_g2.pth']})
     assert 'english_g2.pth' in str(found.value)
 
 
@@ -481,5 +481,5 @@ def test_missing_weights_are_refused(tmp_path):
 
 def test_easyocr_loads_nothing_when_its_weights_are_not_the_expected_ones(tmp_path, monkeypatch):
     monkeypatch.setattr('easyocr_en_models.model_dir', lambda: str(tmp_path))
-    for name in WEIGHTS: (tmp_path/name).write_bytes(b'other')
+    for name in EASYOCR_WEIGHTS: (tmp_path/name).write_bytes(b'other')
     with pytest.raises(ValueError, match='damaged or replaced'): load_engine('easyocr')

@@ -19,13 +19,13 @@ from click.testing import CliRunner
 
 from mlops_course.base.images import write_png
 from mlops_course.base.settings import load_settings
-from mlops_course.cache import Cache, page_key
-from mlops_course.performance import Scaling, cost, fit_scaling, gain, spots
-from mlops_course.reader.folder import images_in, read_folder, reader_id, results
+from mlops_course.cache import ReadingCache, page_key
+from mlops_course.performance import ScalingModel, amdahl_speedup, find_hotspots, fit_scaling, measure_cost
+from mlops_course.reader.folder import list_images, read_folder, reader_id, run_batches
 from mlops_course.reader.lines import line_batch
-from mlops_course.record import Record
+from mlops_course.record import ReadingLog
 from mlops_course.tools.cli import main
-from mlops_course.workers import Crew, crew, local_cluster
+from mlops_course.workers import WorkerPool, local_cluster, open_pool
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers cannot import the tests
 
@@ -47,27 +47,27 @@ def folder(lines, tmp_path):
 def test_spots_tell_own_time_from_the_time_of_what_was_called():
     def busy(): return sum(i*i for i in range(200_000))
     def idle(): return busy()
-    found = {o.where.rpartition('.')[2]: o for o in spots(idle)}
+    found = {o.where.rpartition('.')[2]: o for o in find_hotspots(idle)}
     assert found['idle'].all > .9 > .1 > found['idle'].own
     assert found['busy'].calls == 1
 
 
 def test_spots_share_out_the_whole():
-    assert sum(o.own for o in spots(lambda: sorted(range(1000)))) == pytest.approx(1)
+    assert sum(o.own for o in find_hotspots(lambda: sorted(range(1000)))) == pytest.approx(1)
 
 
 def test_cost_takes_the_best_of_its_tries():
     waits = iter([.05, .001, .05])
-    assert cost(lambda: time.sleep(next(waits)), 1).wall_ms < 40
+    assert measure_cost(lambda: time.sleep(next(waits)), 1).wall_ms < 40
 
 
 @pytest.mark.parametrize(('share', 'times', 'expected'), [(.5, 2, 4/3), (.6, np.inf, 2.5), (0, np.inf, 1), (1, 3, 3), (1, np.inf, np.inf), (.5, .5, 2/3)])
-def test_gain_is_amdahls_law(share, times, expected): assert gain(share, times) == pytest.approx(expected)
+def test_gain_is_amdahls_law(share, times, expected): assert amdahl_speedup(share, times) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(('share', 'times'), [(-.1, 2), (1.1, 2), (float('nan'), 2), (.5, 0), (.5, -1)])
 def test_gain_refuses_what_is_no_share(share, times):
-    with pytest.raises(ValueError, match='from 0 to 1'): gain(share, times)
+    with pytest.raises(ValueError, match='from 0 to 1'): amdahl_speedup(share, times)
 
 
 # Keys
@@ -88,21 +88,21 @@ def test_another_model_or_another_task_is_another_reader(tmp_path):
 # Cache
 
 def test_an_empty_cache_takes_the_first_value(tmp_path):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     assert cache.get('a') is None
     cache.put('a', {'text': 'Zürich'})
     assert (cache.get('a'), cache.hits, cache.misses) == ({'text': 'Zürich'}, 1, 1)
 
 
 def test_a_cache_outlives_its_connection(tmp_path):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     cache.put('a', 1)
     cache.close()
-    assert (Cache(tmp_path/'c.db').get('a'), cache.get('a')) == (1, 1)
+    assert (ReadingCache(tmp_path/'c.db').get('a'), cache.get('a')) == (1, 1)
 
 
 def test_a_full_cache_keeps_what_is_asked_for(tmp_path):
-    cache = Cache(tmp_path/'c.db', .3)
+    cache = ReadingCache(tmp_path/'c.db', .3)
     for i in range(400):
         cache.put(f'{i}', 'x'*3000)
         cache.get('0')
@@ -113,13 +113,13 @@ def test_a_full_cache_keeps_what_is_asked_for(tmp_path):
 
 
 def test_what_is_put_again_replaces(tmp_path):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     for value in (1, 2): cache.put('a', value)
     assert (len(cache), cache.get('a')) == (1, 2)
 
 
 def test_one_value_cannot_empty_a_cache(tmp_path):
-    cache = Cache(tmp_path/'c.db', .2)
+    cache = ReadingCache(tmp_path/'c.db', .2)
     for i in range(10): cache.put(f'{i}', 'x'*1000)
     cache.put('huge', 'x'*100_000)
     assert (cache.get('huge'), len(cache)) == (None, 10)
@@ -127,7 +127,7 @@ def test_one_value_cannot_empty_a_cache(tmp_path):
 
 @pytest.mark.parametrize('damage', ["value = '{\"text\": 1'", "value = replace(value, 'Central', 'Centre')", "value = ''", "digest = ''"])
 def test_a_damaged_value_is_no_hit(tmp_path, damage):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     cache.put('a', {'text': 'Central'})
     cache.ask(f'update readings set {damage}') # noqa: S608 (our own words)
     assert cache.get('a') is None
@@ -136,7 +136,7 @@ def test_a_damaged_value_is_no_hit(tmp_path, damage):
 
 
 def test_a_value_under_another_key_is_no_hit(tmp_path):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     cache.put('a', 'Central')
     cache.ask("update readings set key = 'b'")
     assert cache.get('b') is None
@@ -145,7 +145,7 @@ def test_a_value_under_another_key_is_no_hit(tmp_path):
 def test_a_cache_never_unpickles(tmp_path):
     class Trap:
         def __reduce__(self): return Path.touch, (tmp_path/'ran',)
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     cache.put('a', 'Central')
     cache.ask('update readings set value = ?', pickle.dumps(Trap()).decode('latin-1'))
     assert cache.get('a') is None
@@ -154,28 +154,28 @@ def test_a_cache_never_unpickles(tmp_path):
 
 def test_a_file_that_is_no_cache_is_refused(tmp_path):
     (tmp_path/'c.db').write_bytes(b'no database'*1000)
-    with pytest.raises(ValueError, match='Delete it'): Cache(tmp_path/'c.db').get('a')
+    with pytest.raises(ValueError, match='Delete it'): ReadingCache(tmp_path/'c.db').get('a')
 
 
 def test_a_cache_without_room_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='expected at least'): Cache(tmp_path/'c.db', .01)
+    with pytest.raises(ValueError, match='expected at least'): ReadingCache(tmp_path/'c.db', .01)
 
 
 def test_a_cache_travels_as_its_place(tmp_path):
-    cache = Cache(tmp_path/'c.db', 5)
+    cache = ReadingCache(tmp_path/'c.db', 5)
     cache.put('a', 1)
     other = pickle.loads(pickle.dumps(cache)) # noqa: S301 (our own)
     assert (other.get('a'), other.most_mb, other.hits, cache.hits) == (1, 5, 1, 0)
 
 
 def test_threads_share_a_cache(tmp_path):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     with ThreadPoolExecutor(8) as pool: list(pool.map(lambda i: cache.put(str(i % 50), i % 50), range(400)))
     assert [cache.get(str(i)) for i in range(50)] == list(range(50))
 
 
 HAMMER = """import sys
-from mlops_course.cache import Cache
+from mlops_course.cache import ReadingCache
 cache = Cache(sys.argv[1], .5)
 print('ready', flush=True)
 for i in range(int(sys.argv[2])):
@@ -197,14 +197,14 @@ def test_processes_share_a_cache_and_one_may_be_killed(tmp_path):
     assert [o.wait(120) for o in crowd] == [0, 0]
     victim.wait()
     for o in (*crowd, victim): o.stdout.close()
-    cache = Cache(tmp_path/'c.db', .5)
+    cache = ReadingCache(tmp_path/'c.db', .5)
     assert cache.ask('pragma integrity_check') == [('ok',)]
     assert all(cache.get(o) == {'key': o, 'text': o*900} for o in cache.keys()) # noqa: SIM118 (no mapping)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='Windows does not fork')
 def test_a_fork_opens_the_cache_for_itself(tmp_path):
-    cache = Cache(tmp_path/'c.db')
+    cache = ReadingCache(tmp_path/'c.db')
     cache.put('a', 1)
     child = os.fork()
     if not child:
@@ -218,25 +218,25 @@ def test_a_fork_opens_the_cache_for_itself(tmp_path):
 
 def test_half_a_line_is_cut_off_and_the_rest_stays(tmp_path):
     path = tmp_path/'r.jsonl'
-    with Record(path) as record:
+    with ReadingLog(path) as record:
         for o in 'ab': record.add({'file': o, 'key': o})
     path.write_bytes(path.read_bytes()[:-3])
-    with Record(path) as record:
+    with ReadingLog(path) as record:
         assert set(record.done) == {('a', 'a')}
         record.add({'file': 'c', 'key': 'c'})
     assert [json.loads(o)['file'] for o in path.read_text().splitlines()] == ['a', 'c']
 
 
 def test_a_record_has_one_writer(tmp_path):
-    with Record(tmp_path/'r.jsonl'), pytest.raises(BlockingIOError, match='Another process writes'): Record(tmp_path/'r.jsonl')
-    Record(tmp_path/'r.jsonl').close()
+    with ReadingLog(tmp_path/'r.jsonl'), pytest.raises(BlockingIOError, match='Another process writes'): ReadingLog(tmp_path/'r.jsonl')
+    ReadingLog(tmp_path/'r.jsonl').close()
 
 
 @pytest.mark.parametrize('text', ['no json\n', '[1]\n', '{"name": 1}\n', 'one line, no end', '{"file": "a"}\nnotes\n', '{"file": half\n'])
 def test_another_file_is_no_record_and_stays_as_it_is(tmp_path, text):
     (tmp_path/'r.jsonl').write_text(text)
     for _ in range(2):
-        with pytest.raises(ValueError, match='is no record'): Record(tmp_path/'r.jsonl')
+        with pytest.raises(ValueError, match='is no record'): ReadingLog(tmp_path/'r.jsonl')
     assert (tmp_path/'r.jsonl').read_text() == text
 
 
@@ -271,7 +271,7 @@ def test_lines_of_a_folder_are_read_and_bad_files_told(folder, lines, tmp_path):
     assert sorted(found) == ['0.png', '1.png', '2.png', '3.png', '4.png', 'bad.png', 'deeper/5.png']
     assert 'not an image' in found['bad.png']['error']
     assert str(tmp_path) not in found['bad.png']['error']
-    assert sum(found[o.relative_to(folder).as_posix()]['text'] == text for o, (_, text) in zip(images_in(folder)[:5], lines)) >= 4
+    assert sum(found[o.relative_to(folder).as_posix()]['text'] == text for o, (_, text) in zip(list_images(folder)[:5], lines)) >= 4
     assert [json.loads(o) for o in (tmp_path/'r.jsonl').read_text(encoding='utf-8').splitlines()] == list(found.values())
 
 
@@ -348,7 +348,7 @@ def test_only_a_few_parts_are_handed_out_at_a_time():
             taken.append(i)
             yield {str(i): b''}
     with ThreadPoolExecutor(1) as pool:
-        found = results(Crew(pool, lambda: 1, ()), parts(), lambda part: {k: {} for k in part}, in_flight=3)
+        found = run_batches(WorkerPool(pool, lambda: 1, ()), parts(), lambda part: {k: {} for k in part}, in_flight=3)
         next(found)
         assert len(taken) <= 3
         found.close()
@@ -360,11 +360,11 @@ def test_a_folder_without_images_is_refused(tmp_path, make, error):
 
 
 def test_an_address_without_a_port_is_refused_at_once():
-    with pytest.raises(ValueError, match='with a port'), crew('nonsense'): pass
+    with pytest.raises(ValueError, match='with a port'), open_pool('nonsense'): pass
 
 
 def test_an_absent_scheduler_is_named():
-    with pytest.raises(ConnectionError, match='dask scheduler'), crew('tcp://127.0.0.1:9', patience_s=.2): pass
+    with pytest.raises(ConnectionError, match='dask scheduler'), open_pool('tcp://127.0.0.1:9', patience_s=.2): pass
 
 
 @pytest.mark.slow
@@ -381,7 +381,7 @@ def test_workers_die_and_nothing_is_lost_nor_finished_twice(tmp_path):
             if len(done) == 4:
                 finished = {o['key'] for o in done}
                 with Client(cluster, set_as_default=False) as client: psutil.Process(next(iter(client.run(os.getpid).values()))).send_signal(signal.SIGKILL)
-    assert sorted(o['file'] for o in done) == sorted(o.name for o in images_in(tmp_path/'in'))
+    assert sorted(o['file'] for o in done) == sorted(o.name for o in list_images(tmp_path/'in'))
     assert [o['file'] for o in done if 'error' in o] == ['zz.png']
     assert all(begun(tmp_path)[o] == 1 for o in finished)
 
@@ -424,7 +424,7 @@ def test_ctrl_c_stops_the_command_with_one_line_and_it_goes_on(tmp_path):
 # Scaling
 
 def test_the_fit_finds_the_law_behind_noise():
-    law, rng = Scaling(1., .004, .1, .001, 0.), np.random.default_rng(0)
+    law, rng = ScalingModel(1., .004, .1, .001, 0.), np.random.default_rng(0)
     found = fit_scaling([(n, p, law.seconds(n, p)*rng.normal(1, .01)) for n in (20, 60, 200) for p in (1, 2, 4, 8)])
     assert found.work_s == pytest.approx(.1, rel=.1)
     assert found.times(16) == pytest.approx(law.times(16), rel=.25)
@@ -432,13 +432,13 @@ def test_the_fit_finds_the_law_behind_noise():
 
 
 def test_two_numbers_of_workers_tell_nothing_of_talk():
-    law = Scaling(1., .004, .1, .001, 0.)
+    law = ScalingModel(1., .004, .1, .001, 0.)
     assert fit_scaling([(n, p, law.seconds(n, p)) for n in (20, 60) for p in (1, 2)]).talk_s == 0
 
 
 def test_times_has_amdahls_limit():
-    assert Scaling(9., .01, .09, 0., 0.).times(1e9) == pytest.approx(10)
-    assert Scaling(9., .01, .09, .01, 0.).times(50) < Scaling(9., .01, .09, .01, 0.).times(3) # more of them are slower
+    assert ScalingModel(9., .01, .09, 0., 0.).times(1e9) == pytest.approx(10)
+    assert ScalingModel(9., .01, .09, .01, 0.).times(50) < ScalingModel(9., .01, .09, .01, 0.).times(3) # more of them are slower
 
 
 @pytest.mark.parametrize('measured', [[], [(1, 1, 1.)]*9, [(1, 1, 1.), (1, 2, 1.), (1, 3, 1.), (1, 4, 1.)], [(1, 1, 1.), (2, 1, 1.), (3, 1, 1.), (4, 1, 1.)]])

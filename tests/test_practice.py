@@ -57,7 +57,7 @@ def test_an_interrupt_is_not_swallowed(learner):
 
 def test_a_learners_attempts_are_kept_and_a_run_leaves_them_alone(learner, tmp_path, monkeypatch):
     for body in (fail(NotImplementedError()), fail(AssertionError()), lambda: None): shown(learner, body)
-    kept = progress.load(tmp_path/'progress.json')['99_example']['double']
+    kept = progress.load_progress(tmp_path/'progress.json')['99_example']['double']
     assert kept['attempts'] == 2
     assert kept['solved']
     monkeypatch.setenv('MLOPS_COURSE_BATCH', '1')
@@ -68,11 +68,11 @@ def test_a_learners_attempts_are_kept_and_a_run_leaves_them_alone(learner, tmp_p
 
 def test_a_full_disk_loses_no_progress(tmp_path, monkeypatch):
     book = tmp_path/'progress.json'
-    progress.record('99_example', 'double', 'failed', book)
+    progress.record_attempt('99_example', 'double', 'failed', book)
     before = book.read_bytes()
     def full(*_): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'replace', full)
-    with pytest.raises(OSError, match='No space left'): progress.record('99_example', 'double', 'passed', book)
+    with pytest.raises(OSError, match='No space left'): progress.record_attempt('99_example', 'double', 'passed', book)
     assert book.read_bytes() == before
     assert [o.name for o in tmp_path.iterdir()] == ['progress.json']
 

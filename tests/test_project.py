@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlops_course.base.environment import environment, fingerprint, seed_everything
-from mlops_course.base.files import find_root, made_once
+from mlops_course.base.files import cached_file, find_root
 from mlops_course.base.logs import get_logger
 from mlops_course.base.settings import Secrets, load_settings
 
@@ -301,8 +301,8 @@ def test_a_file_that_could_not_be_made_is_tried_again(tmp_path, monkeypatch):
     def half(path):
         path.write_text('half')
         raise OSError('the disk is full')
-    with pytest.raises(OSError, match='disk is full'): made_once('it', half)
-    path = made_once('it', lambda path: path.write_text('whole'))
+    with pytest.raises(OSError, match='disk is full'): cached_file('it', half)
+    path = cached_file('it', lambda path: path.write_text('whole'))
     assert path.read_text() == 'whole'
     assert {o.name for o in path.parent.iterdir()} <= {'it', 'it.lock'}
 
@@ -310,7 +310,7 @@ def test_a_file_that_could_not_be_made_is_tried_again(tmp_path, monkeypatch):
 def test_where_the_environment_is_read_only_the_file_lies_at_home(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'prefix', str(tmp_path/'theirs'))
     monkeypatch.setattr(Path, 'home', lambda: tmp_path/'mine')
-    assert made_once('it', Path.touch).is_relative_to(tmp_path/'mine') # the folder `theirs` is not there, so nobody may write in it
+    assert cached_file('it', Path.touch).is_relative_to(tmp_path/'mine') # the folder `theirs` is not there, so nobody may write in it
     (tmp_path/'theirs'/'share'/'mlops-course').mkdir(parents=True)
     (tmp_path/'theirs'/'share'/'mlops-course'/'it').touch()
-    assert made_once('it', Path.touch).is_relative_to(tmp_path/'theirs')
+    assert cached_file('it', Path.touch).is_relative_to(tmp_path/'theirs')

@@ -14,24 +14,24 @@ from click.testing import CliRunner
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.settings import Gates
 from mlops_course.gates import budget_gate, check_gates, lines_gate, slice_gate
-from mlops_course.mlflow_server import Server
+from mlops_course.mlflow_server import MlflowServer
 from mlops_course.reader.package import load_version, promote_reader, register_reader
 from mlops_course.reader.recognition import OnnxRecogniser
 from mlops_course.reader.tracked import train_tracked
-from mlops_course.reader.training import Recipe, cer_of
-from mlops_course.reader.trials import evaluate, f1_by_character, model_table, trial_lines
+from mlops_course.reader.training import Recipe, model_cer
+from mlops_course.reader.trials import draw_trial_lines, evaluate_model, f1_by_character, model_table
 from mlops_course.registry import (
-    alone,
-    fetch,
+    append_history,
+    champions,
+    download_version,
+    expected_aliases,
     find_version,
-    history,
-    read_history,
-    reign,
+    list_versions,
+    model_history,
+    parse_history,
+    registry_lock,
+    restore_aliases,
     roll_back,
-    settle,
-    standing,
-    take_down,
-    versions,
 )
 from mlops_course.scoring import score
 from mlops_course.store import open_store
@@ -61,19 +61,19 @@ def failed(gates):
 # Evaluation
 
 def test_evaluation_agrees_with_the_cer_of_the_training(model):
-    rows = evaluate(model.net, model.lines)
-    assert rows['edits'].sum()/rows['chars'].sum() == pytest.approx(cer_of(model.net, [o for part in model.lines.values() for o in part]))
+    rows = evaluate_model(model.net, model.lines)
+    assert rows['edits'].sum()/rows['chars'].sum() == pytest.approx(model_cer(model.net, [o for part in model.lines.values() for o in part]))
     assert rows['dataset'].value_counts().to_dict() == {'render': 24, 'display': 24}
     assert (rows['seconds'] > 0).all()
 
 
 def test_an_empty_dataset_is_refused_by_name(model):
-    with pytest.raises(ValueError, match='No lines in the dataset display'): evaluate(model.net, {**model.lines, 'display': []})
-    with pytest.raises(ValueError, match='No lines in the dataset all of them'): evaluate(model.net, {})
+    with pytest.raises(ValueError, match='No lines in the dataset display'): evaluate_model(model.net, {**model.lines, 'display': []})
+    with pytest.raises(ValueError, match='No lines in the dataset all of them'): evaluate_model(model.net, {})
 
 
 def test_trial_lines_are_the_same_for_a_seed_and_others_for_another():
-    a, b, c = (trial_lines(3, o, ('render',), 6)['render'] for o in (1, 1, 2))
+    a, b, c = (draw_trial_lines(3, o, ('render',), 6)['render'] for o in (1, 1, 2))
     assert [o for _, o in a] == [o for _, o in b] != [o for _, o in c]
     assert all((x == y).all() for (x, _), (y, _) in zip(a, b))
 
@@ -152,9 +152,9 @@ def test_budgets_say_by_how_much_they_were_missed():
 
 def test_rollbacks_go_back_step_by_step():
     steps = [{'what': 'promoted', 'version': o} for o in (1, 2, 3)] + [{'what': 'rolled back', 'version': 2}, {'what': 'promoted', 'version': 5}]
-    assert reign(steps) == [1, 2, 5]
-    assert standing([{'what': 'registered', 'version': 5}, *steps]) == {'champion': 5}
-    assert standing([*steps, {'what': 'registered', 'version': 6}, {'what': 'refused', 'version': 6}]) == {'champion': 5, 'challenger': 6}
+    assert champions(steps) == [1, 2, 5]
+    assert expected_aliases([{'what': 'registered', 'version': 5}, *steps]) == {'champion': 5}
+    assert expected_aliases([*steps, {'what': 'registered', 'version': 6}, {'what': 'refused', 'version': 6}]) == {'champion': 5, 'challenger': 6}
 
 
 @pytest.fixture(scope='module')
@@ -163,7 +163,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp('registry')
     store = open_store(folder/'mlflow.db')
     made = [train_tracked(TINY.model_copy(update={'seed': o}), store, f'run {o}') for o in range(3)]
-    lines = trial_lines(24, 5, ('render', 'display'), 4)
+    lines = draw_trial_lines(24, 5, ('render', 'display'), 4)
     return type('Model', (), dict(store=store, net=made[0][0], runs=[o for _, o in made], lines=lines, folder=folder))
 
 
@@ -175,7 +175,7 @@ def fill(model, request):
         for i, o in enumerate(what or ('promoted',)*3):
             number = register_reader(store or model.store, model.runs[i], model.lines, 'ana', 'test', name)
             if o == 'promoted':
-                with alone(model.store, name): take_down(model.store, name, 'promoted', number, 'ana', 'test')
+                with registry_lock(model.store, name): append_history(model.store, name, 'promoted', number, 'ana', 'test')
         return name
     return make
 
@@ -186,12 +186,12 @@ def test_a_version_carries_lineage_card_signature_and_example(model, fill, tmp_p
     assert (version['run'], version['aliases'], version['data']) == (model.runs[0], ['challenger'], 'v1')
     assert len(version['git']) >= 12
     assert 'steps=2' in version['recipe']
-    package = fetch(model.store, version, tmp_path)
+    package = download_version(model.store, version, tmp_path)
     assert {'card.md', 'MLmodel', 'input_example.json', 'reader.py'} <= {o.name for o in package.iterdir()}
     assert model.runs[0] in (package/'card.md').read_text(encoding='utf-8')
     assert 'tensor-spec' in (package/'MLmodel').read_text(encoding='utf-8')
     assert [o for o in package.rglob('*') if o.suffix in ('.pkl', '.pickle', '.pt', '.pth')] == []
-    assert cer_of(load_version(model.store, 1, name), model.lines['render']) == cer_of(model.net, model.lines['render'])
+    assert model_cer(load_version(model.store, 1, name), model.lines['render']) == model_cer(model.net, model.lines['render'])
 
 
 def test_a_run_without_a_model_is_not_registered(model):
@@ -212,7 +212,7 @@ def test_a_refused_promotion_leaves_the_aliases_and_is_on_record(model, fill):
     decision = promote_reader(model.store, model.lines, 'ben', 'try', name=name, gates=OPEN.model_copy(update={'size_mb': 1e-6}))
     assert not decision.passed
     assert model.store.client.get_registered_model(name).aliases == before
-    last = history(model.store, name)[-1]
+    last = model_history(model.store, name)[-1]
     assert (last['what'], last['version'], last['who'], last['why']) == ('refused', 2, 'ben', 'try')
     assert any(o.startswith('size: ') and 'over by' in o for o in last['gates'])
 
@@ -221,7 +221,7 @@ def test_the_first_champion_needs_the_budgets_only(model, fill):
     name = fill('registered')
     decision = promote_reader(model.store, model.lines, 'ana', 'first', name=name, gates=OPEN)
     assert [o.name for o in decision.gates] == ['lines', 'latency', 'size']
-    assert standing(history(model.store, name)) == {'champion': 1}
+    assert expected_aliases(model_history(model.store, name)) == {'champion': 1}
     with pytest.raises(ValueError, match='is the champion already'): promote_reader(model.store, model.lines, 'ana', 'again', 1, name, OPEN)
 
 
@@ -248,7 +248,7 @@ def test_an_alias_moved_by_hand_is_seen_and_put_back(model, fill):
     name = fill()
     model.store.client.set_registered_model_alias(name, 'champion', '1')
     with pytest.raises(ValueError, match='champion points to 1, and the history says 3'): roll_back(model.store, 'cleo', 'night', name)
-    assert settle(model.store, name) == {'champion': 3}
+    assert restore_aliases(model.store, name) == {'champion': 3}
     assert roll_back(model.store, 'cleo', 'night', name) == 2
 
 
@@ -256,12 +256,12 @@ def test_a_step_that_was_cut_off_before_the_alias_moved_is_finished_by_settle(mo
     name = fill('promoted', 'registered')
     def power_cut(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr('mlops_course.registry.settle', power_cut)
-        with pytest.raises(KeyboardInterrupt), alone(model.store, name): take_down(model.store, name, 'promoted', 2, 'ana', 'test')
-    with pytest.raises(ValueError, match='a step was cut off'): history(model.store, name)
-    settle(model.store, name)
+        m.setattr('mlops_course.registry.restore_aliases', power_cut)
+        with pytest.raises(KeyboardInterrupt), registry_lock(model.store, name): append_history(model.store, name, 'promoted', 2, 'ana', 'test')
+    with pytest.raises(ValueError, match='a step was cut off'): model_history(model.store, name)
+    restore_aliases(model.store, name)
     assert find_version(model.store, 'champion', name)['version'] == 2
-    assert history(model.store, name)[-1]['what'] == 'promoted'
+    assert model_history(model.store, name)[-1]['what'] == 'promoted'
 
 
 @pytest.mark.parametrize('what', ['changed', 'changed with a fresh hash', 'removed'])
@@ -279,7 +279,7 @@ def test_a_forged_history_is_refused(model, fill, what):
 
 def test_two_entries_of_one_number_are_a_fork():
     texts = [json.dumps({'n': 1, 'what': 'promoted', 'version': o, 'before': ''}) for o in (1, 2)]
-    _, wrong = read_history({f'history.000001.{fingerprint(o)}': o for o in texts})
+    _, wrong = parse_history({f'history.000001.{fingerprint(o)}': o for o in texts})
     assert wrong == ['entry 1 does not follow the one before it']
 
 
@@ -295,7 +295,7 @@ from time import sleep
 from mlops_course.base.settings import Gates
 from mlops_course.gates import check_gates
 from mlops_course.reader.package import load_packaged
-from mlops_course.reader.trials import evaluate, trial_lines
+from mlops_course.reader.trials import evaluate_model, draw_trial_lines
 from mlops_course.registry import promote
 from mlops_course.store import open_store
 db, name, version, ready, other = sys.argv[1:]
@@ -319,19 +319,19 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_must_try_again(model, 
     outs = sorted(out.strip().splitlines()[-1] if out.strip() else err for out, err in said)
     assert 'True' in outs, said
     assert any('became champion. Promote again' in o for o in outs), said
-    entries = history(model.store, name)
+    entries = model_history(model.store, name)
     assert [o['what'] for o in entries].count('promoted') == 2
     assert find_version(model.store, 'champion', name)['version'] == entries[-1]['version']
 
 
 @pytest.mark.slow
 def test_it_works_over_a_server_and_a_stranger_loads_the_champion(model, fill, tmp_path):
-    with Server(f'sqlite:///{(tmp_path/"served.db").as_posix()}', tmp_path/'served') as server:
+    with MlflowServer(f'sqlite:///{(tmp_path/"served.db").as_posix()}', tmp_path/'served') as server:
         store = open_store(server.uri, folder=tmp_path)
         net, run_id = train_tracked(TINY, store, 'remote')
         register_reader(store, run_id, model.lines, 'ana', 'test')
         assert promote_reader(store, model.lines, 'ana', 'first', gates=OPEN).passed
-        assert cer_of(load_version(store), model.lines['render']) == cer_of(net, model.lines['render'])
+        assert model_cer(load_version(store), model.lines['render']) == model_cer(net, model.lines['render'])
         code = "import mlflow; m = mlflow.pyfunc.load_model('models:/reader@champion'); print(list(m.predict(m.input_example).columns))"
         done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'MLFLOW_TRACKING_URI': server.uri}, capture_output=True, text=True)
         assert done.stdout.strip().endswith("['text', 'confidence']"), done.stderr
@@ -365,7 +365,7 @@ def test_models_export_writes_what_an_image_is_built_with(model, fill, monkeypat
     result = CliRunner().invoke(main, ['models', 'export', '2', '--out', str(tmp_path), '--name', name])
     assert result.exit_code == 0, result.output
     drawn = model.lines['render']
-    assert cer_of(OnnxRecogniser(tmp_path/'model.onnx'), drawn) == cer_of(load_version(model.store, 2, name), drawn)
+    assert model_cer(OnnxRecogniser(tmp_path/'model.onnx'), drawn) == model_cer(load_version(model.store, 2, name), drawn)
     assert sorted(o.name for o in tmp_path.iterdir()) == ['model.onnx', 'recogniser.json']
 
 
@@ -376,4 +376,4 @@ def test_models_promote_says_refused_and_exits_with_1(model, fill, monkeypatch):
     result = CliRunner().invoke(main, ['models', 'promote', '--who', 'ana', '--why', 'try', '--name', name, '--lines', '20'])
     assert result.exit_code == 1
     assert 'REFUSED size' in result.output
-    assert versions(model.store, name)[0]['aliases'] == ['champion']
+    assert list_versions(model.store, name)[0]['aliases'] == ['champion']

@@ -11,42 +11,42 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlops_course.base.history import Audit, digest_of, verify_audit
+from mlops_course.base.history import AuditLog, sha256_of_text, verify_audit
 from mlops_course.base.servers import on_free_port
 from mlops_course.experiments import (
-    Contrast,
-    arm_of,
-    contrast,
-    mismatch,
-    ratio,
-    reach,
-    running,
-    slice_contrasts,
-    spot,
+    RateDifference,
+    assign_arm,
+    bucket_of,
+    e_value,
+    interval_half_width,
+    rate_difference,
+    ratio_and_spread,
+    running_differences,
+    sample_ratio_mismatch,
+    slice_differences,
     users_needed,
-    wealth,
 )
-from mlops_course.load import Load
+from mlops_course.load import LoadGenerator
 from mlops_course.reader.lines import line_batch
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.releases import line_requests, reader_router, reader_slot
-from mlops_course.registry import NAME, history, standing, take_down
-from mlops_course.release import canary, recorder, watch
+from mlops_course.registry import MODEL_NAME, append_history, expected_aliases, model_history
+from mlops_course.release import decision_recorder, run_canary, watch_canary_step
 from mlops_course.router import Routes
 from mlops_course.scoring import score
-from mlops_course.slots import Release, let_in
+from mlops_course.slots import Release, issue_keys
 from mlops_course.store import open_store
 from mlops_course.verdicts import (
-    Caution,
-    Tally,
-    Verdict,
-    beyond,
-    edge_at,
-    failed,
+    BadCount,
+    CanaryDecision,
+    CanaryPolicy,
+    alpha_for_look,
+    compare_signals,
+    excess,
+    failed_answers,
+    quantile_edge,
     read_metrics,
-    signals,
-    spent,
-    worse,
+    worse_p_value,
 )
 
 USERS = [f'user {o}' for o in range(4000)]
@@ -62,72 +62,72 @@ def rows_of(edits, chars=10, lines=2, kind='render', first=0):
 # The split
 
 def test_a_split_is_near_its_share_and_the_same_each_time():
-    arms = [arm_of(o, 'a', .3) for o in USERS]
+    arms = [assign_arm(o, 'a', .3) for o in USERS]
     assert .27 < arms.count('challenger')/len(arms) < .33
-    assert arms == [arm_of(o, 'a', .3) for o in USERS]
+    assert arms == [assign_arm(o, 'a', .3) for o in USERS]
 
 
 def test_a_larger_share_takes_the_challenger_from_nobody():
-    small, large = ({o for o in USERS if arm_of(o, 'a', share) == 'challenger'} for share in (.01, .5))
+    small, large = ({o for o in USERS if assign_arm(o, 'a', share) == 'challenger'} for share in (.01, .5))
     assert small < large
 
 
 def test_nobody_and_everybody_are_shares_too():
-    assert {arm_of(o, 'a', 0.) for o in USERS} == {'champion'}
-    assert {arm_of(o, 'a', 1.) for o in USERS} == {'challenger'}
+    assert {assign_arm(o, 'a', 0.) for o in USERS} == {'champion'}
+    assert {assign_arm(o, 'a', 1.) for o in USERS} == {'challenger'}
 
 
 def test_splits_with_other_salts_are_independent():
-    a, b = (np.array([spot(o, salt) for o in USERS]) for salt in 'ab')
+    a, b = (np.array([bucket_of(o, salt) for o in USERS]) for salt in 'ab')
     assert abs(np.corrcoef(a, b)[0, 1]) < .05
 
 
 def test_salt_and_user_cannot_be_mixed_up():
-    assert spot('1user', 'a') != spot('user', 'a1')
+    assert bucket_of('1user', 'a') != bucket_of('user', 'a1')
 
 
 def test_a_mismatch_is_noticed_and_luck_is_not():
-    assert mismatch(5000, 5040) > .1
-    assert mismatch(5000, 4500) < .001
-    assert mismatch(9900, 100, share=.01) > .5
+    assert sample_ratio_mismatch(5000, 5040) > .1
+    assert sample_ratio_mismatch(5000, 4500) < .001
+    assert sample_ratio_mismatch(9900, 100, share=.01) > .5
 
 
 # Differences
 
 def test_a_contrast_is_the_difference_of_the_corpus_rates():
-    found = contrast(rows_of([1, 2, 3, 2]), rows_of([0, 1, 1, 0]))
+    found = rate_difference(rows_of([1, 2, 3, 2]), rows_of([0, 1, 1, 0]))
     assert found.difference == pytest.approx(2/40 - 8/40)
     assert found.se > 0
 
 
 def test_equal_users_leave_no_doubt_and_no_alarm():
-    assert contrast(rows_of([1, 1]), rows_of([1, 1])).p == 1.
+    assert rate_difference(rows_of([1, 1]), rows_of([1, 1])).p == 1.
 
 
 def test_lines_of_one_user_do_not_shrink_the_error():
     edits = np.random.default_rng(0).integers(0, 5, 200).tolist()
-    few, many = (contrast(rows_of(edits[:100], lines=o), rows_of(edits[100:], lines=o)) for o in (1, 9))
+    few, many = (rate_difference(rows_of(edits[:100], lines=o), rows_of(edits[100:], lines=o)) for o in (1, 9))
     assert many.se == pytest.approx(few.se)
-    assert contrast(rows_of(edits[:100], lines=9), rows_of(edits[100:], lines=9), unit=None).se < .5*few.se
+    assert rate_difference(rows_of(edits[:100], lines=9), rows_of(edits[100:], lines=9), unit=None).se < .5*few.se
 
 
 def test_a_single_user_is_refused():
-    with pytest.raises(ValueError, match=r'Found 1 unit.*Wait for more users'): contrast(rows_of([1]), rows_of([1, 2]))
+    with pytest.raises(ValueError, match=r'Found 1 unit.*Wait for more users'): rate_difference(rows_of([1]), rows_of([1, 2]))
 
 
 def test_every_look_says_what_a_contrast_would_have_said():
     rng = np.random.default_rng(1)
     edits, treated = rng.integers(0, 6, 120), rng.random(120) < .4
-    difference, se = running(2.*edits, np.full(120, 20.), treated, [40, 120])
+    difference, se = running_differences(2.*edits, np.full(120, 20.), treated, [40, 120])
     for at, *found in zip((40, 120), difference, se):
-        meant = contrast(rows_of(edits[:at][~treated[:at]].tolist()), rows_of(edits[:at][treated[:at]].tolist()))
+        meant = rate_difference(rows_of(edits[:at][~treated[:at]].tolist()), rows_of(edits[:at][treated[:at]].tolist()))
         assert found == pytest.approx(meant[:2])
 
 
 def test_a_sample_of_the_size_that_was_asked_finds_the_difference_as_often_as_promised():
     rng, spread, wanted = np.random.default_rng(2), .2, .05
     n = users_needed(spread, wanted, power=.8)//2
-    found = [Contrast(o, spread*(2/n)**.5).p < .05 for o in rng.normal(wanted, spread*(2/n)**.5, 4000)]
+    found = [RateDifference(o, spread*(2/n)**.5).p < .05 for o in rng.normal(wanted, spread*(2/n)**.5, 4000)]
     assert .77 < np.mean(found) < .83
 
 
@@ -149,8 +149,8 @@ def test_slices_are_corrected_for_their_number():
     rng = np.random.default_rng(3)
     kinds = [f'kind {o}' for o in range(10)]
     old, new = (pd.concat([rows_of(rng.integers(0, 5, 60).tolist(), kind=k, first=first + 100*i) for i, k in enumerate(kinds)]) for first in (0, 5000))
-    found = slice_contrasts(old, new, 'kind')
-    alone = [contrast(old[old['kind'] == k], new[new['kind'] == k]).p for k in kinds]
+    found = slice_differences(old, new, 'kind')
+    alone = [rate_difference(old[old['kind'] == k], new[new['kind'] == k]).p for k in kinds]
     assert (found['p'].to_numpy(float) >= np.array(alone) - 1e-12).all()
     assert (found['verdict'] == 'undecided').all()
 
@@ -159,13 +159,13 @@ def test_slices_are_corrected_for_their_number():
 
 def test_the_bet_and_its_interval_agree():
     d, se = np.meshgrid(np.linspace(-.3, .3, 61), np.linspace(.005, .1, 40))
-    assert ((wealth(d, se, .05) >= 20) == (np.abs(d) >= reach(se, .05))).all()
+    assert ((e_value(d, se, .05) >= 20) == (np.abs(d) >= interval_half_width(se, .05))).all()
 
 
 def test_the_bet_is_fair_where_nothing_differs():
     se = .03
     d = np.random.default_rng(4).normal(0, se, 400_000)
-    assert wealth(d, se, .02).mean() == pytest.approx(1, abs=.02)
+    assert e_value(d, se, .02).mean() == pytest.approx(1, abs=.02)
 
 
 @pytest.mark.parametrize('expected', [.01, .05, .2])
@@ -174,26 +174,26 @@ def test_looking_every_day_keeps_the_error_rate_of_the_bet_and_not_of_the_naive_
     noise = rng.normal(0, .3, (2000, 1000)).cumsum(1)[:, 49::50]
     n = np.arange(50, 1001, 50)
     difference, se = noise/n, .3/np.sqrt(n)
-    assert (wealth(difference, se, expected) >= 20).any(1).mean() <= .05
+    assert (e_value(difference, se, expected) >= 20).any(1).mean() <= .05
     assert .18 < (np.abs(difference/se) > 1.96).any(1).mean() < .32
 
 
 def test_all_looks_together_spend_alpha():
-    assert sum(spent(.01, o) for o in range(1, 100_000)) == pytest.approx(.01, rel=1e-4)
+    assert sum(alpha_for_look(.01, o) for o in range(1, 100_000)) == pytest.approx(.01, rel=1e-4)
 
 
 # Shares of bad answers
 
 def test_shares_are_compared_exactly():
-    assert worse(Tally(1, 5), Tally(0, 400)) == pytest.approx(5/405)
-    assert worse(Tally(2, 2), Tally(0, 8)) == pytest.approx(1/comb(10, 2))
-    assert worse(Tally(0, 5), Tally(9, 400)) == 1
-    assert worse(Tally(5, 5), Tally(0, 0)) == 1 # nothing to compare with
+    assert worse_p_value(BadCount(1, 5), BadCount(0, 400)) == pytest.approx(5/405)
+    assert worse_p_value(BadCount(2, 2), BadCount(0, 8)) == pytest.approx(1/comb(10, 2))
+    assert worse_p_value(BadCount(0, 5), BadCount(9, 400)) == 1
+    assert worse_p_value(BadCount(5, 5), BadCount(0, 0)) == 1 # nothing to compare with
 
 
 def test_what_is_tolerated_raises_no_alarm():
-    assert worse(Tally(60, 1000), Tally(40, 1000)) < .05
-    assert worse(Tally(60, 1000), Tally(40, 1000), 2.) > .5
+    assert worse_p_value(BadCount(60, 1000), BadCount(40, 1000)) < .05
+    assert worse_p_value(BadCount(60, 1000), BadCount(40, 1000), 2.) > .5
 
 
 METRICS = """# TYPE ocr_predictions_total counter
@@ -213,10 +213,10 @@ ocr_confidence_bucket{le="+Inf",model="a"} 96.0
 
 def test_metrics_are_read_for_all_models_together_and_a_bad_image_is_no_fault():
     found = read_metrics(METRICS, 'ocr')
-    assert failed(found) == (4, 100)
-    assert beyond(found, 'prediction_duration_seconds_bucket', '0.01') == (1, 96)
-    assert edge_at(found, 'prediction_duration_seconds_bucket', .95) == '0.01'
-    assert edge_at(found, 'prediction_duration_seconds_bucket', .5) == '0.005'
+    assert failed_answers(found) == (4, 100)
+    assert excess(found, 'prediction_duration_seconds_bucket', '0.01') == (1, 96)
+    assert quantile_edge(found, 'prediction_duration_seconds_bucket', .95) == '0.01'
+    assert quantile_edge(found, 'prediction_duration_seconds_bucket', .5) == '0.005'
 
 
 def test_each_trouble_raises_its_own_signal():
@@ -224,9 +224,9 @@ def test_each_trouble_raises_its_own_signal():
     slow = read_metrics(METRICS.replace('0.01",model="a"} 95', '0.01",model="a"} 10').replace('500"} 4.0', '500"} 0.0'), 'ocr')
     doubtful = read_metrics(METRICS.replace('0.9",model="a"} 12', '0.9",model="a"} 80').replace('500"} 4.0', '500"} 0.0'), 'ocr')
     broken = read_metrics(METRICS.replace('500"} 4.0', '500"} 40.0'), 'ocr')
-    for new, compared, wanted in ((old, Tally(2, 50), []), (slow, Tally(2, 50), ['latency']), (doubtful, Tally(2, 50), ['confidence']),
-                                  (broken, Tally(2, 50), ['errors']), (old, Tally(45, 50), ['disagreement'])):
-        assert [o.name for o in signals(new, old, compared) if o.alarm(1e-4)] == wanted
+    for new, compared, wanted in ((old, BadCount(2, 50), []), (slow, BadCount(2, 50), ['latency']), (doubtful, BadCount(2, 50), ['confidence']),
+                                  (broken, BadCount(2, 50), ['errors']), (old, BadCount(45, 50), ['disagreement'])):
+        assert [o.name for o in compare_signals(new, old, compared) if o.alarm(1e-4)] == wanted
 
 
 class Counting:
@@ -240,7 +240,7 @@ class Counting:
 
 def watched(doubtful, least=60, **caution):
     "What comes of a step in which answers trickle in one by one."
-    return watch(Counting(1, doubtful), Counting(4, .05), SimpleNamespace(counts=Counter()), [Counter()]*3, least, Caution(every_s=0, **caution), .01/12)
+    return watch_canary_step(Counting(1, doubtful), Counting(4, .05), SimpleNamespace(counts=Counter()), [Counter()]*3, least, CanaryPolicy(every_s=0, **caution), .01/12)
 
 
 def test_answers_that_trickle_in_one_by_one_still_raise_an_alarm():
@@ -258,9 +258,9 @@ def test_a_step_that_gets_too_few_answers_goes_back():
 
 
 def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
-    audit = Audit(tmp_path/'audit.jsonl')
-    record = recorder(audit, why='more fonts')
-    receipt = record(Verdict('back', 'reader/2', 'reader/1', .01, 'errors', '5 of 5 failed', 5, .5))
+    audit = AuditLog(tmp_path/'audit.jsonl')
+    record = decision_recorder(audit, why='more fonts')
+    receipt = record(CanaryDecision('back', 'reader/2', 'reader/1', .01, 'errors', '5 of 5 failed', 5, .5))
     audit.close()
     entry = json.loads((tmp_path/'audit.jsonl').read_text())
     assert (entry['what'], entry['reason'], entry['why'], entry['version']) == ('back', 'errors', 'more fonts', 'reader/2')
@@ -268,33 +268,33 @@ def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
 
 
 def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(tmp_path):
-    store, audit = open_store(tmp_path/'mlflow.db'), Audit(tmp_path/'audit.jsonl')
-    store.client.create_registered_model(NAME)
+    store, audit = open_store(tmp_path/'mlflow.db'), AuditLog(tmp_path/'audit.jsonl')
+    store.client.create_registered_model(MODEL_NAME)
     for version in (1, 2):
-        store.client.create_model_version(NAME, str(tmp_path))
-        take_down(store, NAME, 'registered', version, 'ana', 'a test')
-    def verdict(what, share, reason=''): return Verdict(what, 'reader', 'reader/0', share, reason, 'seen', 9, .1)
-    record = recorder(audit, store, 1)
+        store.client.create_model_version(MODEL_NAME, str(tmp_path))
+        append_history(store, MODEL_NAME, 'registered', version, 'ana', 'a test')
+    def verdict(what, share, reason=''): return CanaryDecision(what, 'reader', 'reader/0', share, reason, 'seen', 9, .1)
+    record = decision_recorder(audit, store, 1)
     for o in (verdict('forward', .1), verdict('stopped', .1, 'champion'), verdict('done', 1.)): record(o)
-    recorder(audit, store, 2)(verdict('back', .1, 'latency'))
-    entries = history(store)
+    decision_recorder(audit, store, 2)(verdict('back', .1, 'latency'))
+    entries = model_history(store)
     assert [(o['version'], o['what']) for o in entries[2:]] == [(1, 'canary'), (1, 'canary'), (1, 'promoted'), (2, 'refused')]
     assert entries[-1]['gates'] == ['latency: seen']
-    with pytest.raises(ValueError, match='Version 2 was refused: latency: seen'): recorder(audit, store, 2)
-    with pytest.raises(ValueError, match='Version 9 is not in the registry'): recorder(audit, store, 9)
+    with pytest.raises(ValueError, match='Version 2 was refused: latency: seen'): decision_recorder(audit, store, 2)
+    with pytest.raises(ValueError, match='Version 9 is not in the registry'): decision_recorder(audit, store, 9)
     audit.close()
-    assert standing(entries) == {'champion': 1, 'challenger': 2}
+    assert expected_aliases(entries) == {'champion': 1, 'challenger': 2}
     assert len((tmp_path/'audit.jsonl').read_text().splitlines()) == 4
 
 
 def test_nobody_releases_without_saying_why(tmp_path):
-    audit = Audit(tmp_path/'audit.jsonl')
-    with pytest.raises(ValueError, match='Say who does this'): recorder(audit, why=' ')
+    audit = AuditLog(tmp_path/'audit.jsonl')
+    with pytest.raises(ValueError, match='Say who does this'): decision_recorder(audit, why=' ')
     audit.close()
 
 
 def test_ratio_knows_the_rate():
-    rate, spread = ratio(np.array([1., 3.]), np.array([10., 10.]))
+    rate, spread = ratio_and_spread(np.array([1., 3.]), np.array([10., 10.]))
     assert rate == pytest.approx(.2)
     assert spread == pytest.approx(.1*2**.5)
 
@@ -321,16 +321,16 @@ class Street:
     "Two slots, keys for their users, and images."
     def __init__(self, root, folder, slots):
         self.good, self.folder, self.slots = Release(root/'data'/'recogniser', 'reader/1'), folder, slots
-        self.keys = list(let_in(slots, USERS[:1000]).values())
+        self.keys = list(issue_keys(slots, USERS[:1000]).values())
         self.lines = line_requests(png(o, folder) for o, _ in line_batch(30, 0, 'v1', 'test'))
-        self.caution = Caution(least=(10, 20, 30))
+        self.caution = CanaryPolicy(least=(10, 20, 30))
 
     def release(self, challenger, steps=(.1, .5, 1.), spoil=None, **routes):
         "Verdicts, the load, and the router, after a canary under load."
         champion = next(o for o in self.slots if o is not challenger)
         router, verdicts = reader_router(Routes(champion.url, challenger.url, **{'shadow': .5, **routes})), []
-        with on_free_port(router) as url, Load(url, self.keys, self.lines) as load:
-            for o in canary(router, champion, challenger, steps, self.caution, verdicts.append):
+        with on_free_port(router) as url, LoadGenerator(url, self.keys, self.lines) as load:
+            for o in run_canary(router, champion, challenger, steps, self.caution, verdicts.append):
                 if spoil and o.passed: spoil()
             sent = []
             for n in (10, 20): # what was under way is finished first
@@ -365,7 +365,7 @@ def test_blue_and_green_change_places_and_back_without_losing_a_request(street):
     blue, green = street.slots
     green.put(street.good)
     router = reader_router(Routes(blue.url, green.url))
-    with on_free_port(router) as url, Load(url, street.keys, street.lines) as load:
+    with on_free_port(router) as url, LoadGenerator(url, street.keys, street.lines) as load:
         for at in (green.url, blue.url):
             n = len(load.answers)
             while len(load.answers) < n + 30: sleep(.02)
@@ -396,23 +396,23 @@ def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_re
     challenger.put(street.good)
     router = reader_router(Routes(champion.url, challenger.url))
     with on_free_port(router) as url:
-        release = canary(router, champion, challenger, (.3, 1.), street.caution)
-        with Load(url, street.keys, street.lines) as load: next(release)
+        release = run_canary(router, champion, challenger, (.3, 1.), street.caution)
+        with LoadGenerator(url, street.keys, street.lines) as load: next(release)
         assert router.routes.share == .3
         release.close() # whoever watched went away
     assert router.routes.share == 0
     served = {by: {user for _, user, _, o in load.answers if o == by} for by in ('champion', 'challenger')}
     assert served['challenger']
-    assert {arm_of(digest_of(f'Bearer {street.keys[o]}'), 'release', .3) for o in served['challenger']} == {'challenger'}
+    assert {assign_arm(sha256_of_text(f'Bearer {street.keys[o]}'), 'release', .3) for o in served['challenger']} == {'challenger'}
     assert load.lost == 0
 
 
 @pytest.mark.slow
 def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_nothing(street):
-    from mlops_course.keys import Keys
+    from mlops_course.keys import KeyStore
     _, challenger = street.slots
     challenger.put(street.good._replace(version='keyless'))
-    keys = Keys(challenger.folder/'keys.json')
+    keys = KeyStore(challenger.folder/'keys.json')
     all_keys = list(keys)
     keys.write([o for o in all_keys if o.name == 'release'])
     try: verdicts, load, _ = street.release(challenger)
@@ -427,11 +427,11 @@ def test_a_dead_champion_stops_a_release_and_says_nothing_against_the_challenger
     with ExitStack() as after:
         champion, challenger = (after.enter_context(reader_slot(tmp_path/o, Release(root/'data'/'recogniser', o))) for o in ('old', 'new'))
         for o in (champion, challenger): o.wait()
-        keys = list(let_in([champion, challenger], USERS[:200]).values())
+        keys = list(issue_keys([champion, challenger], USERS[:200]).values())
         lines, router = line_requests(png(o, tmp_path) for o, _ in line_batch(5, 0, 'v1', 'test')), reader_router(Routes(champion.url, challenger.url))
-        with on_free_port(router) as url, Load(url, keys, lines) as load:
+        with on_free_port(router) as url, LoadGenerator(url, keys, lines) as load:
             verdicts = []
-            for o in canary(router, champion, challenger, (.5, 1.), Caution(least=(10, 10**6)), verdicts.append):
+            for o in run_canary(router, champion, challenger, (.5, 1.), CanaryPolicy(least=(10, 10**6)), verdicts.append):
                 if o.passed: champion.kill()
             n = len(load.answers)
             while len(load.answers) < n + 20: sleep(.02)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mlops_course.base.files import source_hash
 from mlops_course.tools.house import lessons, library_pages
-from mlops_course.tools.running import known_parameters, run_lessons, share_parameters
+from mlops_course.tools.running import assign_parameters, known_parameters, run_lessons
 
 pytestmark = pytest.mark.slow
 QUIET = Console(quiet=True)
@@ -97,7 +97,7 @@ def test_a_parameter_goes_to_the_lessons_that_know_it(tmp_path):
     write_notebook(tmp_path/'98_one.ipynb', code('seed = 0\nn: int = 3', 'parameters'))
     write_notebook(tmp_path/'99_two.ipynb', code('seed = 0', 'parameters'))
     assert known_parameters(tmp_path/'98_one.ipynb') == {'seed', 'n'}
-    assert share_parameters(lessons(tmp_path), {'seed': 1, 'n': 2}) == {'98_one': {'seed': 1, 'n': 2}, '99_two': {'seed': 1}}
+    assert assign_parameters(lessons(tmp_path), {'seed': 1, 'n': 2}) == {'98_one': {'seed': 1, 'n': 2}, '99_two': {'seed': 1}}
 
 
 def test_a_stamp_follows_the_text_and_not_the_outputs(tmp_path):

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from mlops_course.base.stats import enough, latency
+from mlops_course.base.stats import latency, min_calls
 from mlops_course.scoring import (
     METRICS,
     by_slice,
     cer,
     compare,
     counts,
+    edits_per_part,
     exact,
     interval,
     normalise,
@@ -27,10 +28,9 @@ from mlops_course.scoring import (
     score_lines,
     score_table,
     show_edits,
-    spread,
     wer,
 )
-from mlops_course.tools.house import pick
+from mlops_course.tools.house import select_lessons
 from mlops_course.tools.running import run_lessons
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -200,7 +200,7 @@ def test_edits_of_the_parts_add_up_to_the_whole():
     from rapidfuzz.distance import Levenshtein
     for a, b in zip(texts(50, longest=60), texts(50, seed=1, longest=60)):
         parts = [b[i:i + 7] for i in range(0, len(b), 7)]
-        assert spread(parts, a).sum() == Levenshtein.distance(a, b)
+        assert edits_per_part(parts, a).sum() == Levenshtein.distance(a, b)
 
 
 def test_lines_add_up_to_their_pages():
@@ -317,7 +317,7 @@ def test_first_call_stands_apart():
 @pytest.mark.parametrize(("percentile", "calls"), [(.5, 2), (50, 2), (90, 10), (95, 20), (99, 100), (99.9, 1000)])
 def test_a_percentile_needs_its_calls(percentile, calls):
     name = f"p{percentile:g}"
-    assert enough(percentile) == calls
+    assert min_calls(percentile) == calls
     assert np.isnan(latency([1.] * (calls - 1), [percentile], warm_up=0)[name])
     assert latency([1.] * calls, [percentile], warm_up=0)[name] == 1
 
@@ -341,7 +341,7 @@ def test_latency_refuses_what_is_no_duration(seconds, said):
 @pytest.mark.parametrize("percentile", [0, 100, -5, 101])
 def test_a_percentile_lies_between_0_and_100(percentile):
     with pytest.raises(ValueError, match="between 0 and 100"):
-        enough(percentile)
+        min_calls(percentile)
 
 
 # --- the saved readings
@@ -375,7 +375,7 @@ def table_of(source: str, path: Path = DATA.parent / "nbs" / "03_scoring.ipynb")
 
 def test_lesson_shows_each_percentile_that_its_calls_support():
     _first, calls, _mean, p50, p95, p99 = table_of("timed = ")
-    assert enough(95) <= int(calls) < enough(99)
+    assert min_calls(95) <= int(calls) < min_calls(99)
     assert 0 < float(p50) <= float(p95)
     assert p99 == ""
 
@@ -388,5 +388,5 @@ def test_worst_rows_of_the_lesson_are_wrong():
 
 @pytest.mark.slow
 def test_lesson_runs_with_a_single_fresh_page(tmp_path):
-    result, = run_lessons(pick(["03"]), {"n_pages": 1}, out=tmp_path, console=Console(file=io.StringIO()))
+    result, = run_lessons(select_lessons(["03"]), {"n_pages": 1}, out=tmp_path, console=Console(file=io.StringIO()))
     assert result.status == "passed", result.traceback

@@ -28,24 +28,24 @@ from PIL import Image
 
 from mlops_course import http as serving_http
 from mlops_course import uploads
-from mlops_course.base.history import Audit, sealed, verify_audit
+from mlops_course.base.history import AuditLog, seal_entry, verify_audit
 from mlops_course.base.images import load_image
-from mlops_course.base.servers import on_free_port, server_options
-from mlops_course.base.settings import Api
-from mlops_course.batching import Batcher, Later
+from mlops_course.base.servers import on_free_port, uvicorn_options
+from mlops_course.base.settings import ApiSettings
+from mlops_course.batching import Batcher, Deferred
 from mlops_course.contract import contract_failures
 from mlops_course.fetching import fetch_image, is_public
-from mlops_course.keys import Keys
-from mlops_course.limits import Bucket
+from mlops_course.keys import KeyStore
+from mlops_course.limits import TokenBucket
 from mlops_course.reader import custom, serving
-from mlops_course.reader.custom import Custom, load_custom, read_together, ready
+from mlops_course.reader.custom import CustomEngine, load_custom, read_images, warm_up_engine
 from mlops_course.reader.layout import Reading
 from mlops_course.reader.lines import line_batch
-from mlops_course.reader.serving import Source, create_app
+from mlops_course.reader.serving import ModelSource, create_app
 from mlops_course.tools.cli import main
 from mlops_course.uploads import load_upload
 
-OPEN = Api(rate=1e6, burst=10**6)
+OPEN = ApiSettings(rate=1e6, burst=10**6)
 INSIDES = re.compile(r'Traceback|File "|/tmp|/home|/work|/usr|site-packages|mlops_course|\.py\b')
 
 
@@ -67,7 +67,7 @@ class Held:
 
 @pytest.fixture(scope='module')
 def engine():
-    return ready(load_custom())
+    return warm_up_engine(load_custom())
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +103,7 @@ def client(engine, tmp_path_factory):
 @pytest.fixture
 def held(engine):
     net = Held(engine.net)
-    found = Custom(net)
+    found = CustomEngine(net)
     found.detect = engine.detect
     yield found
     net.gate.set()
@@ -137,8 +137,8 @@ def test_images_read_together_are_read_as_if_alone(engine, root):
     pages = [load_image(root/'data'/'pages'/o) for o in ('render_1.png', 'photo_simulated_1.jpg', 'render_3.png')]
     lines = [np.stack([o]*3, 2) for o, _ in line_batch(6, 0, 'v1', 'test')]
     for images, line in ((pages, False), (lines, True)):
-        together = read_together(engine, images, line)
-        alone = [Custom(engine.net, line)(o) for o in images]
+        together = read_images(engine, images, line)
+        alone = [CustomEngine(engine.net, line)(o) for o in images]
         assert [o.text for o in together] == [o.text for o in alone]
         assert [o.engine for o in together] == [o.engine for o in alone]
 
@@ -160,7 +160,7 @@ def test_many_images_come_back_each_with_its_number_and_a_bad_one_stops_nothing(
 
 
 def test_many_images_are_streamed_back_before_the_last_is_read(held, tmp_path, line):
-    with started(Shelf(held), tmp_path, Api(batch=1, rate=1e6, burst=99)) as client:
+    with started(Shelf(held), tmp_path, ApiSettings(batch=1, rate=1e6, burst=99)) as client:
         held.net.gate.set()
         with client.stream('POST', '/v1/batch', params={'line': True}, files=[('file', line)]*3) as found:
             lines = found.iter_lines()
@@ -249,7 +249,7 @@ def test_without_a_known_key_nothing_is_read(client, line, header):
 
 
 def test_a_key_counts_from_the_moment_it_is_made_to_the_moment_it_is_revoked(client):
-    elsewhere = Keys(client.folder/'keys.json')
+    elsewhere = KeyStore(client.folder/'keys.json')
     key = elsewhere.add('guest')
     def ask(): return httpx.get(f'{client.url}/v1/models', headers={'Authorization': f'Bearer {key}'}).status_code
     assert ask() == 200
@@ -258,7 +258,7 @@ def test_a_key_counts_from_the_moment_it_is_made_to_the_moment_it_is_revoked(cli
 
 
 def test_keys_are_kept_as_hashes_and_for_nobody_else(tmp_path):
-    keys = Keys(tmp_path/'keys.json')
+    keys = KeyStore(tmp_path/'keys.json')
     key = keys.add('ana', 'admin')
     assert key not in (tmp_path/'keys.json').read_text()
     assert keys.find(key).name == 'ana'
@@ -269,13 +269,13 @@ def test_keys_are_kept_as_hashes_and_for_nobody_else(tmp_path):
 @pytest.mark.parametrize(('name', 'role', 'words'), [('ana', 'reader', 'There is a key for ana already'), ('ben', 'king', 'choose among reader, admin'),
                                                      ('', 'reader', 'expected one that tells people apart'), ('a\nb', 'reader', 'tells people apart')])
 def test_a_key_that_cannot_be_made_is_refused(tmp_path, name, role, words):
-    keys = Keys(tmp_path/'keys.json')
+    keys = KeyStore(tmp_path/'keys.json')
     keys.add('ana')
     with pytest.raises(ValueError, match=words): keys.add(name, role)
 
 
 def test_an_unknown_key_cannot_be_revoked(tmp_path):
-    with pytest.raises(ValueError, match=r'No key for ana\. There are keys for nobody'): Keys(tmp_path/'keys.json').revoke('ana')
+    with pytest.raises(ValueError, match=r'No key for ana\. There are keys for nobody'): KeyStore(tmp_path/'keys.json').revoke('ana')
 
 
 def test_two_reloads_come_one_after_the_other(engine, tmp_path):
@@ -332,14 +332,14 @@ def test_a_body_that_does_not_say_its_size_is_counted(engine, tmp_path):
         for _ in range(2000):
             sent.append(2**16)
             yield b'x'*2**16
-    with started(Shelf(engine), tmp_path, Api(image_mb=1)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(image_mb=1)) as client:
         found = client.post('/v1/read', content=endless(), headers={'Content-Type': 'multipart/form-data; boundary=abc'})
         assert 'More than 1.1 MB came' in problem(found, 413)
     assert sum(sent) < 100*2**20 # it did not listen to the end
 
 
 def test_each_of_many_images_has_its_own_limit(engine, tmp_path, line):
-    with started(Shelf(engine), tmp_path, Api(image_mb=.1)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(image_mb=.1)) as client:
         assert 'More than 0.1 MB came' in problem(client.post('/v1/batch', files=[('file', line), ('file', b'x'*200_000)]), 413)
 
 
@@ -355,7 +355,7 @@ def test_too_many_pixels_are_413_over_http(client):
 
 
 def test_whoever_asks_too_often_waits_and_others_do_not(engine, tmp_path, line):
-    with started(Shelf(engine), tmp_path, Api(rate=.1, burst=2)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(rate=.1, burst=2)) as client:
         found = [client.read(line, line=True) for _ in range(3)]
         assert [o.status_code for o in found] == [200, 200, 429]
         assert 1 <= int(found[2].headers['retry-after']) <= 10
@@ -365,14 +365,14 @@ def test_whoever_asks_too_often_waits_and_others_do_not(engine, tmp_path, line):
 
 
 def test_many_images_cost_as_much_as_many_requests(engine, tmp_path, line):
-    with started(Shelf(engine), tmp_path, Api(rate=.1, burst=4)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(rate=.1, burst=4)) as client:
         assert client.post('/v1/batch', files=[('file', line)]*4).status_code == 200
         assert client.read(line).status_code == 429
 
 
 def test_a_bucket_fills_again_and_never_beyond_its_brim():
     now = [0.]
-    bucket = Bucket(2, 3, lambda: now[0])
+    bucket = TokenBucket(2, 3, lambda: now[0])
     bucket.pay(3)
     assert bucket.wait() == pytest.approx(.5)
     now[0] = .5
@@ -384,7 +384,7 @@ def test_a_bucket_fills_again_and_never_beyond_its_brim():
 
 
 def test_a_full_service_says_so_at_once_and_is_alive(held, tmp_path, line):
-    with started(Shelf(held), tmp_path, Api(places=2, rate=1e6, burst=99)) as client, ThreadPoolExecutor(2) as pool:
+    with started(Shelf(held), tmp_path, ApiSettings(places=2, rate=1e6, burst=99)) as client, ThreadPoolExecutor(2) as pool:
         first = [pool.submit(client.read, line, line=True) for _ in range(2)]
         until(lambda: client.service.taken == 2)
         found = client.read(line)
@@ -416,11 +416,11 @@ def test_one_key_may_take_some_places_and_leaves_the_others_to_others(engine, tm
 
 
 def test_one_key_cannot_fill_a_service_as_it_comes():
-    assert Api().places_per_key < Api().places
+    assert ApiSettings().places_per_key < ApiSettings().places
 
 
 def test_a_reading_that_takes_too_long_is_given_up_and_on_record(held, tmp_path, line):
-    with started(Shelf(held), tmp_path, Api(timeout_s=.5)) as client:
+    with started(Shelf(held), tmp_path, ApiSettings(timeout_s=.5)) as client:
         problem(client.read(line, line=True), 504)
         assert client.record()[-1]['status'] == 504
         held.net.gate.set()
@@ -428,13 +428,13 @@ def test_a_reading_that_takes_too_long_is_given_up_and_on_record(held, tmp_path,
 
 
 def test_an_image_that_comes_too_slowly_is_given_up(engine, tmp_path):
-    with started(Shelf(engine), tmp_path, Api(timeout_s=.5)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(timeout_s=.5)) as client:
         assert ' 408 ' in raw(client, head(client, 5000), b'--abc\r\n')
         until(lambda: client.service.taken == 0)
 
 
 def test_arrival_and_reading_share_one_time_limit(held, tmp_path, line):
-    with started(Shelf(held), tmp_path, Api(timeout_s=1.)) as client:
+    with started(Shelf(held), tmp_path, ApiSettings(timeout_s=1.)) as client:
         body = b'--abc\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + line + b'\r\n--abc--\r\n'
         begun = time.monotonic()
         with socket.create_connection((client.base_url.host, client.base_url.port)) as door:
@@ -458,7 +458,7 @@ def test_who_hangs_up_is_no_fault_of_ours(engine, tmp_path, capfd):
 
 # Pages that take long
 
-class Doubtful(Custom):
+class Doubtful(CustomEngine):
     "A real engine to which each page is doubtful. What it does about that is to wait."
     def __call__(self, image):
         time.sleep(.4)
@@ -469,13 +469,13 @@ class Doubtful(Custom):
 def doubtful(engine, monkeypatch):
     found = Doubtful(engine.net)
     found.detect = engine.detect
-    monkeypatch.setattr(custom, 'doubtful', lambda lines: True)
+    monkeypatch.setattr(custom, 'is_doubtful', lambda lines: True)
     return found
 
 
 @pytest.mark.slow
 def test_a_batch_of_doubtful_pages_comes_back_one_by_one_and_nobody_else_waits(doubtful, tmp_path, page, line):
-    with started(Shelf(doubtful), tmp_path, Api(rate=1e6, burst=10**6, images=6, batch=3, timeout_s=2.2)) as client:
+    with started(Shelf(doubtful), tmp_path, ApiSettings(rate=1e6, burst=10**6, images=6, batch=3, timeout_s=2.2)) as client:
         with ThreadPoolExecutor(1) as thread:
             begun = time.monotonic()
             def batch():
@@ -495,7 +495,7 @@ def test_a_batch_of_doubtful_pages_comes_back_one_by_one_and_nobody_else_waits(d
 @pytest.mark.slow
 def test_a_batch_that_began_is_finished_when_the_service_stops(doubtful, tmp_path, page):
     with ThreadPoolExecutor(1) as thread:
-        with started(Shelf(doubtful), tmp_path, Api(rate=1e6, burst=10**6, images=6, batch=1, timeout_s=1.)) as client:
+        with started(Shelf(doubtful), tmp_path, ApiSettings(rate=1e6, burst=10**6, images=6, batch=1, timeout_s=1.)) as client:
             running = thread.submit(httpx.post, f'{client.url}/v1/batch', files=[('file', page)]*6, headers=client.headers, timeout=60, trust_env=False)
             until(lambda: client.service.taken == 1)
             time.sleep(.3)
@@ -506,7 +506,7 @@ def test_what_is_for_later_waits_for_all_others():
     done = []
     def work(jobs):
         done.append(''.join(jobs))
-        return [Later(o.upper()) if o in 'ab' else o for o in jobs]
+        return [Deferred(o.upper()) if o in 'ab' else o for o in jobs]
     async def story():
         async with Batcher(work, most=2, wait_s=.05) as batcher: return await asyncio.gather(*map(batcher, 'abcde'))
     assert asyncio.run(story()) == ['A', 'B', 'c', 'd', 'e']
@@ -571,12 +571,12 @@ def test_who_gave_up_is_not_worked_for():
 
 
 def test_an_image_that_breaks_the_engine_does_not_harm_its_neighbours(engine, tmp_path, line, page, monkeypatch):
-    together = serving.read_first
+    together = serving.read_without_detector
     def fragile(engine, images, line):
         if any(o.shape[0] == 99 for o in images): raise RuntimeError('no such image')
         return together(engine, images, line)
-    monkeypatch.setattr(serving, 'read_first', fragile)
-    with started(Shelf(engine), tmp_path, Api(wait_ms=300, rate=1e6, burst=99)) as client:
+    monkeypatch.setattr(serving, 'read_without_detector', fragile)
+    with started(Shelf(engine), tmp_path, ApiSettings(wait_ms=300, rate=1e6, burst=99)) as client:
         bad = png(Image.new('L', (99, 99)))
         found = client.post('/v1/batch', files=[('file', o) for o in (page, bad, line)])
         rows = sorted(map(json.loads, found.text.splitlines()), key=lambda o: o['index'])
@@ -595,7 +595,7 @@ def test_a_broken_worker_tells_all_who_wait_and_goes_on():
 
 
 def test_requests_at_once_share_passes(engine, tmp_path, line):
-    with started(Shelf(engine), tmp_path, Api(batch=8, wait_ms=200, rate=1e6, burst=99)) as client, ThreadPoolExecutor(8) as pool:
+    with started(Shelf(engine), tmp_path, ApiSettings(batch=8, wait_ms=200, rate=1e6, burst=99)) as client, ThreadPoolExecutor(8) as pool:
         assert {o.status_code for o in pool.map(lambda _: client.read(line, line=True), range(8))} == {200}
         assert client.service.meters.registry.get_sample_value('ocr_batch_images_count') < 8
 
@@ -628,10 +628,10 @@ def test_a_model_that_cannot_be_loaded_does_not_replace_the_old_one(engine, tmp_
 
 
 def test_without_a_registry_the_shipped_model_is_served_and_says_why(monkeypatch):
-    monkeypatch.setattr(serving, 'own_store', lambda: None)
-    model = Source().load()
+    monkeypatch.setattr(serving, 'project_store', lambda: None)
+    model = ModelSource().load()
     assert (model.version, model.why) == ('shipped', 'the recogniser in data/recogniser, since there is no registry')
-    assert Source().models() == []
+    assert ModelSource().models() == []
 
 
 # The record
@@ -650,7 +650,7 @@ def test_the_record_says_who_what_which_model_and_how_long(engine, tmp_path, lin
 
 @pytest.fixture
 def record(tmp_path):
-    audit = Audit(tmp_path/'audit.jsonl')
+    audit = AuditLog(tmp_path/'audit.jsonl')
     receipts = [audit.add(who=o, what='read') for o in ('ana', 'ben', 'eve', 'zoe')]
     audit.close()
     return tmp_path/'audit.jsonl', receipts
@@ -664,7 +664,7 @@ def record(tmp_path):
     (lambda o: [o[0], o[0], *o[1:]], 'line 2 does not follow'),
     (lambda o: o[1:], 'line 1 does not follow'),
     (lambda o: [*o[:3], o[3][:20]], 'line 4 was changed or cut off'),
-    (lambda o: [o[0], sealed({**json.loads(o[1]), 'who': 'eve'}), *o[2:]], 'line 2 was changed'),
+    (lambda o: [o[0], seal_entry({**json.loads(o[1]), 'who': 'eve'}), *o[2:]], 'line 2 was changed'),
     (lambda o: [*o, '[]'], 'line 5 was changed'),
 ])
 def test_tampering_is_found_at_its_line(record, change, words):
@@ -685,7 +685,7 @@ def test_a_record_that_was_written_anew_is_found_by_receipts(record):
     entries, before, lines = [json.loads(o) for o in path.read_text().splitlines()], '', []
     for o in entries:
         o.pop('hash')
-        lines.append(sealed({**o, 'who': 'ana', 'before': before}))
+        lines.append(seal_entry({**o, 'who': 'ana', 'before': before}))
         before = json.loads(lines[-1])['hash']
     path.write_text('\n'.join(lines) + '\n')
     assert verify_audit(path) == []
@@ -695,7 +695,7 @@ def test_a_record_that_was_written_anew_is_found_by_receipts(record):
 def test_a_record_goes_on_after_a_restart_and_after_a_power_cut(record):
     path, receipts = record
     with path.open('a') as f: f.write('{"n": 5, "wh')
-    audit = Audit(path)
+    audit = AuditLog(path)
     receipts.append(audit.add(who='ana', what='read'))
     audit.close()
     assert verify_audit(path, receipts) == []
@@ -703,20 +703,20 @@ def test_a_record_goes_on_after_a_restart_and_after_a_power_cut(record):
 
 
 def test_two_services_do_not_write_into_one_record(tmp_path):
-    audit = Audit(tmp_path/'audit.jsonl')
-    with pytest.raises(BlockingIOError, match='Another service writes to'): Audit(tmp_path/'audit.jsonl')
+    audit = AuditLog(tmp_path/'audit.jsonl')
+    with pytest.raises(BlockingIOError, match='Another service writes to'): AuditLog(tmp_path/'audit.jsonl')
     audit.close()
-    Audit(tmp_path/'audit.jsonl').close()
+    AuditLog(tmp_path/'audit.jsonl').close()
 
 
 def test_a_record_with_a_damaged_end_is_not_continued(record):
     path, _ = record
     path.write_text(path.read_text() + 'nonsense\n')
-    with pytest.raises(ValueError, match='is damaged: ask `mlops-course audit`'): Audit(path)
+    with pytest.raises(ValueError, match='is damaged: ask `mlops-course audit`'): AuditLog(path)
 
 
 def test_threads_write_one_whole_chain(tmp_path):
-    audit = Audit(tmp_path/'audit.jsonl')
+    audit = AuditLog(tmp_path/'audit.jsonl')
     with ThreadPoolExecutor(8) as pool: receipts = list(pool.map(lambda i: audit.add(who=str(i), what='read'), range(100)))
     audit.close()
     assert verify_audit(tmp_path/'audit.jsonl', receipts) == []
@@ -725,7 +725,7 @@ def test_threads_write_one_whole_chain(tmp_path):
 def test_an_entry_is_on_the_disk_before_anybody_is_told(record, monkeypatch):
     kept = []
     monkeypatch.setattr(os, 'fsync', lambda file: kept.append(os.fstat(file).st_size))
-    audit = Audit(record[0])
+    audit = AuditLog(record[0])
     audit.add(who='ana')
     assert kept == [record[0].stat().st_size]
     audit.close()
@@ -733,7 +733,7 @@ def test_an_entry_is_on_the_disk_before_anybody_is_told(record, monkeypatch):
 
 def test_a_full_disk_leaves_no_half_line(record, monkeypatch):
     path, receipts = record
-    audit, write = Audit(path), os.write
+    audit, write = AuditLog(path), os.write
     monkeypatch.setattr(os, 'write', lambda file, data: write(file, data[:10]))
     with pytest.raises(OSError, match='the disk is full'): audit.add(who='ana', what='read')
     monkeypatch.undo()
@@ -807,9 +807,9 @@ def test_every_refusal_has_one_shape(client, line, method, path, status):
 def test_a_fault_of_ours_shows_nothing_of_our_insides(engine, tmp_path, line, monkeypatch):
     with started(Shelf(engine), tmp_path) as client:
         def broken(*_, **more): raise RuntimeError('/secret/place: password 1234')
-        monkeypatch.setattr(serving, 'read_first', broken)
-        assert problem(client.read(line), 500) == serving_http.FAULT
-        assert [json.loads(o)['error'] for o in client.post('/v1/batch', files=[('file', line)]*2).text.splitlines()] == [serving_http.FAULT]*2
+        monkeypatch.setattr(serving, 'read_without_detector', broken)
+        assert problem(client.read(line), 500) == serving_http.INTERNAL_ERROR
+        assert [json.loads(o)['error'] for o in client.post('/v1/batch', files=[('file', line)]*2).text.splitlines()] == [serving_http.INTERNAL_ERROR]*2
         until(lambda: client.service.taken == 0) # given back once the answer is out
         monkeypatch.undo()
         assert client.read(line).status_code == 200
@@ -822,7 +822,7 @@ def test_an_address_is_fetched_and_read_where_that_is_allowed(engine, tmp_path, 
         assert url == 'https://example.org/line.png'
         return io.BytesIO(line)
     monkeypatch.setattr(uploads, 'fetch_image', fetched) # over the network: see the tests below
-    with started(Shelf(engine), tmp_path, Api(allow_urls=True)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(allow_urls=True)) as client:
         found = client.post('/v1/read', data={'url': 'https://example.org/line.png'}, files={'x': b''}, params={'line': True})
         assert found.json()['sha256'] == sha256(line).hexdigest()
         assert found.json()['text'] == line_batch(1, 3, 'v1', 'test')[0][1]
@@ -846,7 +846,7 @@ def test_a_public_address_is_public():
 @pytest.mark.parametrize('url', ['http://127.0.0.1/x', 'ftp://example.org/x', 'https://', 'file:///etc/passwd', 'https://user:pw@example.org/x', 'nonsense',
                                  'https://127.0.0.1/x', 'https://localhost/x', 'https://[::1]/x', 'https://x\x00y/', 'https://[nonsense', 'https://2130706433/x'])
 def test_allowed_or_not_these_addresses_are_refused(engine, tmp_path, url):
-    with started(Shelf(engine), tmp_path, Api(allow_urls=True)) as client:
+    with started(Shelf(engine), tmp_path, ApiSettings(allow_urls=True)) as client:
         problem(client.post('/v1/read', data={'url': url}, files={'x': b''}), 422)
 
 
@@ -898,7 +898,7 @@ def test_what_is_fetched_comes_over_https_and_whole(elsewhere):
 # Start and stop
 
 def test_tls_is_switched_on_by_configuration(engine, tmp_path, certificate):
-    limits = Api(tls_certificate=certificate[0], tls_key=certificate[1])
+    limits = ApiSettings(tls_certificate=certificate[0], tls_key=certificate[1])
     app = create_app(Shelf(engine), tmp_path, limits)
     with on_free_port(app) as url:
         assert url.startswith('https://')
@@ -907,7 +907,7 @@ def test_tls_is_switched_on_by_configuration(engine, tmp_path, certificate):
 
 
 def test_half_of_tls_is_refused():
-    with pytest.raises(ValueError, match='https needs both'): server_options(Api(tls_certificate='x.pem'))
+    with pytest.raises(ValueError, match='https needs both'): uvicorn_options(ApiSettings(tls_certificate='x.pem'))
 
 
 def test_stopping_finishes_what_was_begun(held, tmp_path, line):
@@ -939,7 +939,7 @@ def say(*words):
 def test_keys_are_managed_from_the_command_line(tmp_path):
     code, key = say('keys', 'add', 'ana', '--role', 'admin', '--folder', tmp_path)
     assert code == 0
-    assert Keys(tmp_path/'keys.json').find(key.strip()).role == 'admin'
+    assert KeyStore(tmp_path/'keys.json').find(key.strip()).role == 'admin'
     assert json.loads(say('keys', 'list', '--folder', tmp_path)[1])['name'] == 'ana'
     assert say('keys', 'add', 'ana', '--folder', tmp_path)[0] == 2
     assert say('keys', 'revoke', 'ana', '--folder', tmp_path) == (0, '')
@@ -987,8 +987,8 @@ def test_the_record_is_checked_from_the_command_line(record):
 
 def test_a_second_service_on_one_folder_is_told_in_one_line(record, monkeypatch, engine):
     path, _ = record
-    monkeypatch.setattr(serving, 'Source', lambda: Shelf(engine))
-    audit = Audit(path)
+    monkeypatch.setattr(serving, 'ModelSource', lambda: Shelf(engine))
+    audit = AuditLog(path)
     code, said = say('serve', '--folder', path.parent)
     audit.close()
     assert code == 2
@@ -998,7 +998,7 @@ def test_a_second_service_on_one_folder_is_told_in_one_line(record, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGTERM')
 def test_a_terminated_process_finishes_what_it_began(tmp_path, root):
-    key = Keys(tmp_path/'keys.json').add('ana')
+    key = KeyStore(tmp_path/'keys.json').add('ana')
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -1032,12 +1032,12 @@ def test_a_new_champion_is_taken_up_under_load_and_nothing_is_lost(tmp_path, lin
     from mlops_course.reader.package import promote_reader, register_reader
     from mlops_course.reader.tracked import train_tracked
     from mlops_course.reader.training import Recipe
-    from mlops_course.reader.trials import trial_lines
+    from mlops_course.reader.trials import draw_trial_lines
     from mlops_course.reader.weights import load_recogniser
     from mlops_course.store import open_store
     store = open_store(tmp_path/'mlflow.db')
-    lines = trial_lines(24, 0, ('render',))
-    source = Source(store)
+    lines = draw_trial_lines(24, 0, ('render',))
+    source = ModelSource(store)
     assert source.load().why == 'the recogniser in data/recogniser, since the registry has no champion of reader yet'
     net = load_recogniser(serving.load_settings().paths.data/'recogniser')
     _, run_id = train_tracked(Recipe(steps=1, batch=2, rate=1e-5), store, net=net)
@@ -1073,10 +1073,10 @@ from typing import Annotated
 import joblib
 from fastapi import Depends, Request, Response
 
-from mlops_course.batching import attempt
-from mlops_course.http import refusal
-from mlops_course.keys import Key
-from mlops_course.serving import Model, Service, arriving, build_app, entered, known_key
+from mlops_course.batching import isolate_failures
+from mlops_course.http import http_error
+from mlops_course.keys import ApiKey
+from mlops_course.serving import ServedModel, Service, arriving, build_app, entered, key_dependency
 from mlops_course.slots import read_release
 
 
@@ -1127,14 +1127,14 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from toy import serve_flowers
 
-from mlops_course.base.history import Audit, verify_audit
+from mlops_course.base.history import AuditLog, verify_audit
 from mlops_course.base.servers import on_free_port
-from mlops_course.base.settings import Api
-from mlops_course.load import Load
-from mlops_course.release import canary, recorder
+from mlops_course.base.settings import ApiSettings
+from mlops_course.load import LoadGenerator
+from mlops_course.release import run_canary, decision_recorder
 from mlops_course.router import Router, Routes
-from mlops_course.slots import Release, Slot, let_in
-from mlops_course.verdicts import Caution
+from mlops_course.slots import Release, Slot, issue_keys
+from mlops_course.verdicts import CanaryPolicy
 
 work = Path(sys.argv[1])
 rows, labels = load_iris(return_X_y=True)

@@ -12,7 +12,7 @@ import pytest
 from mlops_course.base.files import find_root
 from mlops_course.tools.house import lessons, library_pages
 from mlops_course.tools.overview import quizzes
-from mlops_course.tools.site import build_site, render
+from mlops_course.tools.site import build_site, render_site
 
 pytestmark = pytest.mark.slow # they build the whole site, and open it in a browser
 
@@ -259,7 +259,7 @@ def test_broken_link_stops_the_build_and_leaves_the_old_site(tmp_path, no_quarto
 def test_a_page_that_cannot_be_read_is_named(tmp_path, no_quarto):
     (tmp_path/'_quarto.yml').write_text('project: {type: website}\n', encoding='utf-8')
     (tmp_path/'bad.qmd').write_text('---\ntitle: [unclosed\n---\n', encoding='utf-8')
-    with pytest.raises(ValueError, match=r'bad\.qmd'): render(tmp_path)
+    with pytest.raises(ValueError, match=r'bad\.qmd'): render_site(tmp_path)
 
 
 @pytest.mark.skipif(os.name == 'nt', reason="the stand-in for Quarto is a shell script")
@@ -267,9 +267,9 @@ def test_quarto_is_used_where_it_is_installed(tmp_path, monkeypatch):
     (tmp_path/'quarto').write_text('#!/bin/sh\nmkdir -p "$2/_site"\necho "$@" > "$2/_site/said"\n', encoding='utf-8')
     (tmp_path/'quarto').chmod(0o755)
     monkeypatch.setattr(shutil, 'which', lambda name: str(tmp_path/name))
-    assert (render(tmp_path)/'said').read_text(encoding='utf-8').split() == ['render', str(tmp_path)]
+    assert (render_site(tmp_path)/'said').read_text(encoding='utf-8').split() == ['render', str(tmp_path)]
     (tmp_path/'quarto').write_text('#!/bin/sh\necho "no such theme" >&2\nexit 1\n', encoding='utf-8')
-    with pytest.raises(ValueError, match='no such theme'): render(tmp_path)
+    with pytest.raises(ValueError, match='no such theme'): render_site(tmp_path)
 
 
 def test_a_folder_that_is_no_site_is_not_replaced(tmp_path):

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from mlops_course.base.images import load_image
-from mlops_course.base.settings import Gates, Limits, load_settings
-from mlops_course.base.stats import share_of
-from mlops_course.behaviour import Capability, failure_rates, try_capabilities
+from mlops_course.base.settings import Gates, ModelLimits, load_settings
+from mlops_course.base.stats import wilson_interval
+from mlops_course.behaviour import Capability, failure_rates, run_capabilities
 from mlops_course.contract import awkward_images, contract_failures, upload_field
-from mlops_course.mutation import mutants, try_mutants
+from mlops_course.mutation import make_mutants, run_mutants
 from mlops_course.reader import capabilities
-from mlops_course.reader.capabilities import CAPABILITIES, clear_line, draw_failures, model_gates
+from mlops_course.reader.capabilities import CAPABILITIES, draw_clear_line, model_gates, plot_failures
 from mlops_course.scoring import score
-from mlops_course.testing import cover, find_flaky, run_tests
+from mlops_course.testing import find_flaky, measure_coverage, run_tests
 
 
 def always(text, sure=.9):
@@ -93,7 +93,7 @@ def test_every_capability_has_a_name_of_its_own_and_a_kind():
 
 
 def test_cases_are_the_same_for_a_seed_and_more_cases_change_none():
-    a, b, c = (try_capabilities(always(''), CAPABILITIES, n, seed) for n, seed in ((3, 1), (2, 1), (2, 2)))
+    a, b, c = (run_capabilities(always(''), CAPABILITIES, n, seed) for n, seed in ((3, 1), (2, 1), (2, 2)))
     assert b['text'].tolist() == a.groupby('capability', sort=False).head(2)['text'].tolist() != c['text'].tolist()
     first = a[a['capability'] == 'grain']['images'].iloc[0]
     assert (first[1] == b[b['capability'] == 'grain']['images'].iloc[0][1]).all()
@@ -110,18 +110,18 @@ def test_invariance_forgives_a_wrong_text_but_no_change():
 
 
 def test_a_direction_sees_both_readings():
-    o = Capability('x', 'direction', lambda rng: '7', lambda image, rng: image, capabilities.less_sure)
+    o = Capability('x', 'direction', lambda rng: '7', lambda image, rng: image, capabilities.is_less_confident)
     assert (o.passes('7', [('7', .9), ('7', .8)]), o.passes('7', [('7', .9), ('7', .9)])) == (True, False)
 
 
 def test_half_a_line_may_end_in_half_a_letter():
-    assert capabilities.beginning([('Gate 7', 1), ('Gal', 1)])
-    assert not capabilities.beginning([('Gate 7', 1), ('Gate 7', 1)])
-    assert not capabilities.beginning([('Gate 7', 1), ('Hat', 1)])
+    assert capabilities.reads_beginning([('Gate 7', 1), ('Gal', 1)])
+    assert not capabilities.reads_beginning([('Gate 7', 1), ('Gate 7', 1)])
+    assert not capabilities.reads_beginning([('Gate 7', 1), ('Hat', 1)])
 
 
 def test_a_reader_that_reads_nothing_fails_where_it_must():
-    rates = failure_rates(try_capabilities(always(''), CAPABILITIES, cases=4))
+    rates = failure_rates(run_capabilities(always(''), CAPABILITIES, cases=4))
     assert (rates[rates['kind'] == 'minimum']['rate'] == rates[rates['kind'] == 'minimum'].index.map(lambda o: float(o != 'blank paper'))).all()
     assert (rates[rates['kind'] == 'invariance']['rate'] == 0).all()
     assert (rates[rates['kind'] == 'direction']['rate'] == 1).all()
@@ -129,29 +129,29 @@ def test_a_reader_that_reads_nothing_fails_where_it_must():
 
 def test_the_text_of_a_case_stands_on_its_picture():
     rng = np.random.default_rng(0)
-    wide, narrow = (clear_line(o, np.random.default_rng(1)) for o in ('18:15 18:45', '18:15'))
+    wide, narrow = (draw_clear_line(o, np.random.default_rng(1)) for o in ('18:15 18:45', '18:15'))
     assert wide.dtype == np.uint8
     assert wide.shape[1] > 1.8*narrow.shape[1]
-    assert capabilities.stop(rng) == capabilities.stop(np.random.default_rng(0)).strip()
+    assert capabilities.random_stop(rng) == capabilities.random_stop(np.random.default_rng(0)).strip()
 
 
 @pytest.mark.parametrize(('k', 'n'), [(0, 60), (60, 60), (3, 60)])
 def test_an_interval_of_a_share_lies_within_0_and_1_around_it(k, n):
-    found = share_of(k, n)
+    found = wilson_interval(k, n)
     assert 0 <= found.low <= found.value == k/n <= found.high <= 1
     assert found.high - found.low > .05
 
 
 @pytest.mark.parametrize(('k', 'n'), [(1, 0), (3, 2), (-1, 5)])
 def test_a_share_that_cannot_be_is_refused(k, n):
-    with pytest.raises(ValueError, match='Count the cases again'): share_of(k, n)
+    with pytest.raises(ValueError, match='Count the cases again'): wilson_interval(k, n)
 
 
 def test_failures_are_drawn_and_no_failure_is_said():
-    tried = try_capabilities(always('$x$'), CAPABILITIES[:2], 3)
-    titles = [o.get_title(loc='left') for o in draw_failures(tried).axes]
+    tried = run_capabilities(always('$x$'), CAPABILITIES[:2], 3)
+    titles = [o.get_title(loc='left') for o in plot_failures(tried).axes]
     assert sum(r'\$x\$' in o for o in titles) == 4
-    assert draw_failures(tried.assign(failed=False)).axes[0].get_title() == 'nothing failed'
+    assert plot_failures(tried.assign(failed=False)).axes[0].get_title() == 'nothing failed'
 
 
 # Gates
@@ -168,15 +168,15 @@ def gates_of(edits, failed, limits):
 
 
 def test_model_gates_hold_error_capabilities_latency_and_size():
-    limits = Limits(cer=.1, failing=.2)
+    limits = ModelLimits(cer=.1, failing=.2)
     assert gates_of([0]*200, [False]*60, limits) == {'lines': True, 'latency': True, 'size': True, 'CER of render': True, 'times': True}
     assert gates_of([3]*200, [False]*60, limits)['CER of render'] is False
     assert gates_of([0]*200, [True]*20 + [False]*40, limits)['times'] is False
 
 
 def test_the_burden_of_proof_is_on_the_model():
-    assert gates_of([0]*200, [False]*5, Limits(failing=.2))['times'] is False # none failed, and five cases prove little
-    assert gates_of([0]*200, [False]*60, Limits(failing=.2))['times'] is True
+    assert gates_of([0]*200, [False]*5, ModelLimits(failing=.2))['times'] is False # none failed, and five cases prove little
+    assert gates_of([0]*200, [False]*60, ModelLimits(failing=.2))['times'] is True
 
 
 def test_gaps_in_params_are_capabilities_that_exist():
@@ -206,14 +206,14 @@ def test_awkward_files_hold_what_their_names_say():
 
 def test_coverage_sees_lines_and_branches():
     module = 'def sign(x):\n    y = 1\n    if x < 0:\n        y = -1\n    return y\n'
-    half = cover(module, 'from subject import sign\ndef test_plus(): assert sign(1) == 1\n')
+    half = measure_coverage(module, 'from subject import sign\ndef test_plus(): assert sign(1) == 1\n')
     assert half.missing == [4]
     assert half.percent < 80
-    both = cover(module, 'from subject import sign\ndef test_both(): assert (sign(1), sign(-1)) == (1, -1)\n')
+    both = measure_coverage(module, 'from subject import sign\ndef test_both(): assert (sign(1), sign(-1)) == (1, -1)\n')
     assert both.missing == []
     assert both.percent == 100
     # every line runs, and one way out of the `if` never does
-    one_branch = cover(module, 'from subject import sign\ndef test_minus(): assert sign(-1) == -1\n')
+    one_branch = measure_coverage(module, 'from subject import sign\ndef test_minus(): assert sign(-1) == -1\n')
     assert one_branch.missing == []
     assert one_branch.percent < 100
 
@@ -239,14 +239,14 @@ def test_each_kind_of_change_is_made_once(module):
             if not x: raise ValueError(f"{x + 1} is 2")
             return len(x) > 0 and x + y
     ''')
-    assert sorted(m.diff.splitlines()[-1].strip('+ ') for m in mutants(o.f)) == sorted([
+    assert sorted(m.diff.splitlines()[-1].strip('+ ') for m in make_mutants(o.f)) == sorted([
         'if x:', 'return len(x) > 0 or x + y', 'return len(x) >= 0 and x + y', 'return x > 0 and x + y', 'return len(x) > 1 and x + y',
         'return len(x) > 0 and x - y'])
 
 
 def test_a_mutant_is_the_whole_function_and_parses(module):
     o = module('def f(a, b):\n    return a + b*2\n')
-    for m in mutants(o.f):
+    for m in make_mutants(o.f):
         space = {}
         exec(m.source, space) # noqa: S102 (our own text)
         assert space['f'](3, 4) != o.f(3, 4)
@@ -255,21 +255,21 @@ def test_a_mutant_is_the_whole_function_and_parses(module):
 def test_what_is_no_plain_function_is_refused(module):
     o = module('from functools import lru_cache\nclass K: pass\n@lru_cache\ndef f(x): return x + 1\n')
     for bad in (o.K, o.f):
-        with pytest.raises(ValueError, match='no plain function'): mutants(bad)
+        with pytest.raises(ValueError, match='no plain function'): make_mutants(bad)
 
 
 def test_survivors_are_those_that_the_tests_do_not_see(module):
     o = module('def free(age):\n    return age < 6\n')
-    weak = try_mutants(mutants(o.free), 'from to_mutate import free\ndef test_ends(): assert free(3) and not free(40)\n')
+    weak = run_mutants(make_mutants(o.free), 'from to_mutate import free\ndef test_ends(): assert free(3) and not free(40)\n')
     assert dict(zip(weak['diff'].str.split('+').str[-1].str.strip(), weak['killed_by'])) == {'return age <= 6': '', 'return age < 7': ''}
-    strong = try_mutants(mutants(o.free), 'from to_mutate import free\ndef test_edge(): assert free(5) and not free(6)\n')
+    strong = run_mutants(make_mutants(o.free), 'from to_mutate import free\ndef test_edge(): assert free(5) and not free(6)\n')
     assert strong['killed_by'].tolist() == ['test_edge']*2
 
 
 @pytest.mark.slow
 def test_a_mutant_that_never_ends_is_stopped_and_the_next_is_tried(module):
     o = module('def down(n):\n    while n > 0: n = n - 1\n    return n == 0\n')
-    found = try_mutants(mutants(o.down), 'from to_mutate import down\ndef test_down(): assert down(3)\n', limit_s=3)
+    found = run_mutants(make_mutants(o.down), 'from to_mutate import down\ndef test_down(): assert down(3)\n', limit_s=3)
     by = dict(zip(found['diff'].str.split('\n').str[-1].str.strip('+ '), found['killed_by']))
     assert by['while n > 0: n = n + 1' if 'while n > 0: n = n + 1' in by else 'n = n + 1'] == 'the time limit'
     assert by['return n != 0'] == 'test_down'
@@ -277,7 +277,7 @@ def test_a_mutant_that_never_ends_is_stopped_and_the_next_is_tried(module):
 
 def test_tests_that_fail_by_themselves_prove_nothing(module):
     o = module('def f(): return 1\n')
-    with pytest.raises(ValueError, match='fail without any mutant: test_wrong'): try_mutants(mutants(o.f), 'def test_wrong(): assert 0\n')
+    with pytest.raises(ValueError, match='fail without any mutant: test_wrong'): run_mutants(make_mutants(o.f), 'def test_wrong(): assert 0\n')
 
 
 # Flaky tests

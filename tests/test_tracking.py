@@ -19,16 +19,16 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from mlops_course.base.memory import Peak
-from mlops_course.base.processes import came_up
+from mlops_course.base.memory import PeakMemory
+from mlops_course.base.processes import wait_until_ready
 from mlops_course.base.settings import load_settings
-from mlops_course.mlflow_server import Server
+from mlops_course.mlflow_server import MlflowServer
 from mlops_course.reader.tracked import reproduce, train_tracked
 from mlops_course.reader.training import Recipe, draw_lines
-from mlops_course.spool import Outbox, Run, read_entries, send_kept
-from mlops_course.store import address, hidden, open_store, read_artifact
+from mlops_course.spool import Outbox, Run, read_outbox, send_pending
+from mlops_course.store import mask_credentials, open_store, read_artifact, tracking_uri
 from mlops_course.tools.cli import main
-from mlops_course.tracking import best_run, circumstances, compare, differences, runs, start_run, track
+from mlops_course.tracking import best_run, compare_runs, find_runs, provenance_changes, run_provenance, start_run, track
 
 pytestmark = pytest.mark.filterwarnings('ignore:The ``noload`` loader strategy') # inside MLflow
 POSIX = pytest.mark.skipif(os.name == 'nt', reason='sends POSIX signals')
@@ -46,7 +46,7 @@ def server(tmp_path_factory):
     "A server that stays."
     folder = tmp_path_factory.mktemp('server')
     open_store(folder/'mlflow.db')
-    with Server(f"sqlite:///{(folder/'mlflow.db').as_posix()}", folder/'artifacts') as running: yield running
+    with MlflowServer(f"sqlite:///{(folder/'mlflow.db').as_posix()}", folder/'artifacts') as running: yield running
 
 
 def values(store, run_id, metric='cer'): return [(o.step, o.value) for o in store.client.get_metric_history(run_id, metric)]
@@ -80,23 +80,23 @@ def away(store, monkeypatch):
 def test_without_a_setting_runs_go_to_a_file_of_the_project(monkeypatch):
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     if not load_settings().secrets.mlflow_tracking_uri.get_secret_value():
-        assert address() == f"sqlite:///{(load_settings().paths.runs/'tracking'/'mlflow.db').as_posix()}"
+        assert tracking_uri() == f"sqlite:///{(load_settings().paths.runs/'tracking'/'mlflow.db').as_posix()}"
 
 
 def test_one_setting_names_another_store(monkeypatch):
     monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://127.0.0.1:5000/')
-    assert address() == 'http://127.0.0.1:5000'
+    assert tracking_uri() == 'http://127.0.0.1:5000'
 
 
 def test_a_wrong_address_is_refused_without_its_password():
-    with pytest.raises(ValueError, match=r'expected one like sqlite:///runs\.db') as said: address('ftp://me:pa55word@host')
+    with pytest.raises(ValueError, match=r'expected one like sqlite:///runs\.db') as said: tracking_uri('ftp://me:pa55word@host')
     assert 'pa55word' not in str(said.value)
 
 
 @pytest.mark.parametrize('text', ['http://me:pa55@host/x', 'postgresql://me:pa55@host/db', 'failed: http://me:p@pa55@host:1/x with (http://me:pa55@other)'])
 def test_hidden_leaves_no_password(text):
-    assert 'pa55' not in hidden(text)
-    assert 'host' in hidden(text)
+    assert 'pa55' not in mask_credentials(text)
+    assert 'host' in mask_credentials(text)
 
 
 def test_a_store_that_does_not_answer_is_said_at_the_door(tmp_path):
@@ -114,7 +114,7 @@ def test_two_stores_live_side_by_side_and_nothing_global_changes(tmp_path):
     with track(stores[0], 'here') as one, track(stores[1], 'there') as two:
         one.metrics({'cer': .1})
         two.metrics({'cer': .2})
-    assert [runs(o)[0]['metrics']['cer'] for o in stores] == [.1, .2]
+    assert [find_runs(o)[0]['metrics']['cer'] for o in stores] == [.1, .2]
     assert mlflow.get_tracking_uri() == before
 
 
@@ -140,7 +140,7 @@ def test_half_a_line_costs_only_itself(tmp_path):
     box = Outbox(tmp_path/'run')
     box.add('tag', key='b', value='2')
     box.close()
-    assert [(o['n'], o['key']) for o in read_entries(tmp_path/'run'/'entries.jsonl')[0]] == [(1, 'a'), (2, 'b')]
+    assert [(o['n'], o['key']) for o in read_outbox(tmp_path/'run'/'entries.jsonl')[0]] == [(1, 'a'), (2, 'b')]
 
 
 def test_the_outbox_only_grows(tmp_path):
@@ -184,13 +184,13 @@ def test_what_the_store_would_refuse_is_refused_at_once(store, call, said):
     with track(store) as run:
         run.params({'width': 64})
         with pytest.raises(ValueError, match=said): call(run)
-    assert runs(store)[0]['status'] == 'FINISHED' # the caller went on
+    assert find_runs(store)[0]['status'] == 'FINISHED' # the caller went on
     assert waiting(store) == []
 
 
 def test_a_run_records_what_it_stands_on_and_cost(store):
     with track(store, 'one', seed=3, data='v1') as run: run.picture('reads/a.png', np.zeros((4, 4), np.uint8))
-    found, = runs(store)
+    found, = find_runs(store)
     env = json.loads(read_artifact(store, run.id, 'environment.json'))
     assert env['seed'] == 3
     assert env['packages']['torch']
@@ -205,7 +205,7 @@ def test_a_run_records_what_it_stands_on_and_cost(store):
 
 def test_a_crash_is_recorded_and_raised_again(store):
     with pytest.raises(ZeroDivisionError), track(store) as run: raise ZeroDivisionError('division by zero')
-    found, = runs(store)
+    found, = find_runs(store)
     assert (found['status'], found['tags']['error']) == ('FAILED', 'ZeroDivisionError: division by zero')
     assert 'Traceback' in read_artifact(store, run.id, 'error.txt').decode()
 
@@ -216,12 +216,12 @@ class Pruned(Exception): pass
 @pytest.mark.parametrize(('error', 'status'), [(KeyboardInterrupt, 'KILLED'), (SystemExit, 'FAILED'), (Pruned, 'KILLED'), (ValueError, 'FAILED')])
 def test_a_stop_on_purpose_is_no_failure(store, error, status):
     with pytest.raises(error), track(store, stops=(KeyboardInterrupt, Pruned)): raise error
-    assert runs(store)[0]['status'] == status
+    assert find_runs(store)[0]['status'] == status
 
 
 def test_an_error_that_quotes_an_address_keeps_its_password_to_itself(store):
     with pytest.raises(ValueError), track(store) as run: raise ValueError('no answer from http://me:pa55word@host')
-    kept = runs(store)[0]['tags']['error'] + read_artifact(store, run.id, 'error.txt').decode()
+    kept = find_runs(store)[0]['tags']['error'] + read_artifact(store, run.id, 'error.txt').decode()
     assert 'pa55word' not in kept.replace("raise ValueError('no answer from http://me:pa55word@host')", '')
 
 
@@ -230,14 +230,14 @@ def test_nan_and_infinity_come_back_as_what_they_are(store):
         run.metrics({'a': nan, 'b': inf, 'c': -inf, 'd': 1e300})
         run.metrics({'late': 1.}, 1)
         run.metrics({'late': nan}, 2)
-    found = runs(store)[0]['metrics']
+    found = find_runs(store)[0]['metrics']
     assert isnan(found['a'])
     assert isnan(found['late'])
     assert (found['b'], found['c'], found['d']) == (inf, -inf, 1e300)
 
 
 def test_peak_sees_what_was_freed_again():
-    with Peak() as peak:
+    with PeakMemory() as peak:
         before,until = peak.mb,time.monotonic() + 20
         block = np.ones(400*2**17)
         while peak.mb < before + 300 and time.monotonic() < until: time.sleep(.05)
@@ -260,18 +260,18 @@ def test_what_could_not_be_sent_is_kept_and_sent_later_in_order_once(store, away
     with pytest.warns(UserWarning, match='could not be sent') as said: run = work()
     assert 'pa55' not in str(said[0].message)
     assert [o for o, _ in values(store, run.id)] == [99]
-    assert runs(store)[0]['status'] == 'RUNNING'
-    report, = send_kept(store)
+    assert find_runs(store)[0]['status'] == 'RUNNING'
+    report, = send_pending(store)
     assert report['sent'] == 0
     assert report['left'] > 10
     assert 'pa55' not in report['why']
     away['on'] = False
-    report, = send_kept(store)
+    report, = send_pending(store)
     assert (report['left'], report['why']) == (0, '')
     assert values(store, run.id) == [(99, 1.), *enumerate(TEN_VALUES)]
-    assert runs(store)[0]['status'] == 'FINISHED'
+    assert find_runs(store)[0]['status'] == 'FINISHED'
     assert read_artifact(store, run.id, 'a.txt') == b'kept'
-    assert (send_kept(store), waiting(store)) == ([], [])
+    assert (send_pending(store), waiting(store)) == ([], [])
 
 
 @pytest.mark.parametrize('error', [ValueError('a page instead of JSON'), RuntimeError('a surprise'), ConnectionResetError('reset')], ids=repr)
@@ -369,21 +369,21 @@ def test_a_killed_training_loses_nothing_and_resumes_to_the_same_end(store):
     process = train_elsewhere(store, 60)
     for line in process.stdout:
         if line.strip() == '4': break
-    assert send_kept(store) == [] # it lives, so it is left alone
+    assert send_pending(store) == [] # it lives, so it is left alone
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-    killed, = runs(store)
+    killed, = find_runs(store)
     assert killed['status'] == 'RUNNING' # it could not say more
-    report, = send_kept(store)
+    report, = send_pending(store)
     assert report['left'] == 0
-    found, = runs(store)
+    found, = find_runs(store)
     assert (found['status'], found['tags']['error']) == ('FAILED', 'Its process ended without a word')
     assert [o for o, _ in values(store, found['id'])] == [2, 4]
 
     process = train_elsewhere(store, 0, found['id'])
     assert process.wait(timeout=120) == 0, process.stderr.read()
     process.communicate()
-    whole, = runs(store)
+    whole, = find_runs(store)
     assert whole['status'] == 'FINISHED'
     assert 'error' not in whole['tags']
     assert whole['tags']['resumed'] == 'in the same circumstances'
@@ -409,7 +409,7 @@ def test_several_processes_write_into_one_new_database(tmp_path):
     crowd = [subprocess.Popen([sys.executable, '-c', WRITE, tmp_path/'mlflow.db', f'writer {i}'], stderr=subprocess.PIPE, text=True) for i in range(3)]
     assert [(o.communicate(timeout=240)[1], o.returncode) for o in crowd] == [('', 0)]*3
     store = open_store(tmp_path/'mlflow.db', 'crowd')
-    found = runs(store)
+    found = find_runs(store)
     assert [o['status'] for o in found] == ['FINISHED']*3
     for o in found: assert values(store, o['id']) == [(i, i/50) for i in range(50)]
     assert waiting(store) == []
@@ -418,17 +418,17 @@ def test_several_processes_write_into_one_new_database(tmp_path):
 @pytest.mark.slow
 def test_a_server_that_dies_does_not_stop_a_training(tmp_path):
     open_store(tmp_path/'mlflow.db')
-    server = Server(f"sqlite:///{(tmp_path/'mlflow.db').as_posix()}", tmp_path/'served')
+    server = MlflowServer(f"sqlite:///{(tmp_path/'mlflow.db').as_posix()}", tmp_path/'served')
     with server:
         store = open_store(server.uri, folder=tmp_path)
         with pytest.warns(UserWarning, match='could not be sent'):
             _, run_id = train_tracked(QUICK, store, every=2, on_step=lambda step, *_: server.stop() if step == 4 else None)
     assert waiting(store) == [run_id]
     with server:
-        report, = send_kept(store)
+        report, = send_pending(store)
         assert (report['left'], report['why']) == (0, '')
         assert [o for o, _ in values(store, run_id)] == [2, 4, 6, 8]
-        assert runs(store)[0]['status'] == 'FINISHED'
+        assert find_runs(store)[0]['status'] == 'FINISHED'
         assert read_artifact(store, run_id, 'model/weights.safetensors')
         assert reproduce(store, run_id).same # over the network, to the last bit
 
@@ -437,22 +437,22 @@ def test_a_server_that_dies_does_not_stop_a_training(tmp_path):
 @pytest.mark.slow
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     open_store(tmp_path/'mlflow.db')
-    start = "import sys, time\nfrom mlops_course.mlflow_server import Server\n" \
+    start = "import sys, time\nfrom mlops_course.mlflow_server import MlflowServer\n" \
             "with Server(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, '-c', start, f"sqlite:///{tmp_path/'mlflow.db'}", tmp_path/'served'], stdout=subprocess.PIPE, text=True)
     url = f'http://127.0.0.1:{int(process.stdout.readline())}/health'
-    assert came_up(url, lambda: True, 2)
+    assert wait_until_ready(url, lambda: True, 2)
     below = psutil.Process(process.pid).children(recursive=True)
     assert below
     process.kill()
     process.communicate()
     assert psutil.wait_procs(below, timeout=10)[1] == []
-    assert not came_up(url, lambda: True, 2)
+    assert not wait_until_ready(url, lambda: True, 2)
 
 
 @pytest.mark.slow
 def test_a_server_that_cannot_start_says_why(tmp_path):
-    with pytest.raises(ConnectionError, match='did not start on port'), Server('nonsense://me:pa55word@x', tmp_path): pass
+    with pytest.raises(ConnectionError, match='did not start on port'), MlflowServer('nonsense://me:pa55word@x', tmp_path): pass
 
 
 # Resumed runs
@@ -461,12 +461,12 @@ def test_a_resumed_run_notes_what_changed(store, monkeypatch):
     with track(store, 'first') as run:
         run.params({'width': 64})
         run.metrics({'cer': .5}, 1)
-    old = circumstances()
-    monkeypatch.setattr('mlops_course.tracking.circumstances', lambda seed=None: {**old, 'seed': seed, 'python': '2.7'})
+    old = run_provenance()
+    monkeypatch.setattr('mlops_course.tracking.run_provenance', lambda seed=None: {**old, 'seed': seed, 'python': '2.7'})
     with track(store, resume=run.id) as again:
         again.metrics({'cer': .4}, 2)
         with pytest.raises(ValueError, match='width is 64, not 32'): again.params({'width': 32})
-    found, = runs(store)
+    found, = find_runs(store)
     assert (found['id'], found['name'], found['status']) == (run.id, 'first', 'FINISHED')
     assert found['tags']['resumed'] == f"python: {old['python']} then, 2.7 now"
     assert values(store, run.id) == [(1, .5), (2, .4)]
@@ -475,7 +475,7 @@ def test_a_resumed_run_notes_what_changed(store, monkeypatch):
 def test_a_run_that_does_not_exist_cannot_be_resumed(store):
     with pytest.raises(ValueError, match='refuses: Run with id=nowhere not found'), track(store, resume='nowhere'): pass
     assert waiting(store) == []
-    assert runs(store) == []
+    assert find_runs(store) == []
 
 
 def test_a_report_that_only_the_checkpoint_knows_is_recorded(store, tmp_path):
@@ -506,25 +506,25 @@ def test_runs_come_from_every_page(store, monkeypatch):
     real = store.client.search_runs
     monkeypatch.setattr(store.client, 'search_runs', lambda *words, **more: real(*words, max_results=2, **more))
     for i in range(5): start_run(store, f'run {i}')
-    assert [o['name'] for o in runs(store)] == [f'run {i}' for i in range(5)]
+    assert [o['name'] for o in find_runs(store)] == [f'run {i}' for i in range(5)]
 
 
 def test_a_filter_that_makes_no_sense_is_refused_in_words(store):
-    with pytest.raises(ValueError, match='refuses: Invalid'): runs(store, 'cer below one')
+    with pytest.raises(ValueError, match='refuses: Invalid'): find_runs(store, 'cer below one')
 
 
 def test_compare_shows_what_differs():
     found = [{'name': f'run {i}', 'status': 'FINISHED', 'params': {'width': str(i), 'depth': '3'}, 'metrics': {'cer': i/10}} for i in range(3)]
-    table = compare(found, ['cer', 'f1'])
+    table = compare_runs(found, ['cer', 'f1'])
     assert list(table.columns) == ['status', 'width', 'cer', 'f1']
     assert list(table['cer']) == [0, .1, .2]
     assert table['f1'].isna().all()
-    assert compare([]).empty
+    assert compare_runs([]).empty
 
 
 def test_children_know_their_parent(store):
     with track(store, 'parent') as parent, track(store, 'child', parent=parent.id): pass
-    family = {o['name']: o for o in runs(store)}
+    family = {o['name']: o for o in find_runs(store)}
     assert family['child']['parent'] == family['parent']['id']
     assert family['parent']['parent'] == ''
 
@@ -553,7 +553,7 @@ def test_a_failed_run_is_not_made_again(store):
 
 def test_differences_name_the_place_and_both_values():
     was, now = {'git': {'commit': 'a'}, 'threads': {'x': 1}, 'data': {'v1': '1'}}, {'git': {'commit': 'b'}, 'threads': {'x': 2}, 'data': {}}
-    assert differences(was, now) == ['data.v1: 1 then, None now', 'git.commit: a then, b now']
+    assert provenance_changes(was, now) == ['data.v1: 1 then, None now', 'git.commit: a then, b now']
 
 
 # Commands

@@ -20,19 +20,19 @@ from mlops_course.base.files import find_root, save_atomically
 from mlops_course.base.images import write_png
 from mlops_course.base.settings import Training, load_settings
 from mlops_course.reader.batch import score_files
-from mlops_course.reader.boxes import boxes_of_page, doubtful, read_twice, trim_line
-from mlops_course.reader.broad import faces
-from mlops_course.reader.broad_text import load_grammar, write_text
-from mlops_course.reader.custom import SHIPPED, Custom, load_custom
+from mlops_course.reader.boxes import find_page_boxes, is_doubtful, read_twice, trim_line
+from mlops_course.reader.broad import load_faces
+from mlops_course.reader.broad_text import expand_rule, load_grammar
+from mlops_course.reader.custom import SHIPPED_RECOGNISER, CustomEngine, load_custom
 from mlops_course.reader.engines import load_engine
-from mlops_course.reader.evaluation import held_out
+from mlops_course.reader.evaluation import draw_held_out
 from mlops_course.reader.fonts import render_line
 from mlops_course.reader.line_engines import open_engine
-from mlops_course.reader.net import Batch, Recogniser, ctc_loss, even
+from mlops_course.reader.net import Batch, Recogniser, ctc_loss, standardize
 from mlops_course.reader.pages import render_page
 from mlops_course.reader.plugin import load_in_easyocr, write_easyocr
-from mlops_course.reader.recognition import ALPHABET, Design, OnnxRecogniser, decode, read_lines, side_by_side, to_height
-from mlops_course.reader.training import Recipe, batches, cer_of, draw_lines, load_checkpoint, rate_at, train
+from mlops_course.reader.recognition import ALPHABET, Design, OnnxRecogniser, decode, read_lines, stack_lines, to_height
+from mlops_course.reader.training import Recipe, batches, draw_lines, learning_rate_at, load_checkpoint, model_cer, train
 from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser
 from mlops_course.scoring import cer
 from mlops_course.tools.cli import main
@@ -71,7 +71,7 @@ def test_decode_keeps_double_letters_and_drops_blanks():
 
 
 def test_normalised_lines_do_not_depend_on_ink_and_paper():
-    looks = [even(torch.tensor(render_line("07:46", ink=a, paper=b)[None, None]).float()) for a, b in ((0, 255), (150, 190), (230, 10))]
+    looks = [standardize(torch.tensor(render_line("07:46", ink=a, paper=b)[None, None]).float()) for a, b in ((0, 255), (150, 190), (230, 10))]
     assert max(float(abs(o - looks[0]).max()) for o in looks) < .25
 
 
@@ -118,7 +118,7 @@ def test_batches_depend_on_the_step_alone():
 
 def test_rate_warms_up_and_falls():
     recipe = Recipe(steps=100, warm_up=.1)
-    rates = [rate_at(o, recipe) for o in range(100)]
+    rates = [learning_rate_at(o, recipe) for o in range(100)]
     assert rates[0] < rates[5] < max(rates) == pytest.approx(recipe.rate, rel=.02)
     assert rates[-1] < recipe.rate/50
 
@@ -190,7 +190,7 @@ def test_recipe_refuses_what_cannot_be(key, value):
 def test_a_short_training_learns_to_read(valid):
     net, history = train(Recipe(steps=200), every=100)
     assert history["cer"].iloc[-1] < .5
-    assert cer_of(net, draw_lines(60, 9, "v1", "test")) < .6
+    assert model_cer(net, draw_lines(60, 9, "v1", "test")) < .6
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -258,7 +258,7 @@ def test_onnx_without_a_design_is_refused(net, tmp_path):
 # Broad lines
 
 def need_fonts():
-    try: faces()
+    try: load_faces()
     except FileNotFoundError:
         if os.environ.get("CI"): raise
         pytest.skip("needs the fonts of scripts/debian.sh")
@@ -276,7 +276,7 @@ def test_broad_lines_are_the_same_each_time_and_hold_what_they_say():
 @pytest.mark.slow
 def test_no_font_of_the_valid_and_test_splits_is_in_broad_lines():
     need_fonts()
-    used = {o.path.name for some in faces().values() for o in some}
+    used = {o.path.name for some in load_faces().values() for o in some}
     assert len(used) > 150
     assert not [o for o in used if "dejavu" in o.lower() or "vera" in o.lower() or o.startswith("Hack")]
 
@@ -286,15 +286,15 @@ def test_lines_of_lesson_07_need_nothing_of_this_machine(monkeypatch):
     from mlops_course.reader import broad as t
     monkeypatch.setattr(t, "DEBIAN_WORDS", Path("/nowhere/words"))
     monkeypatch.setattr(t, "DEBIAN_FONTS", Path("/nowhere/fonts"))
-    for o in (t.faces, t.dictionary): o.cache_clear()
+    for o in (t.load_faces, t.load_word_list): o.cache_clear()
     rng = np.random.default_rng(0)
-    lines = [t.draw_broad(rng, full=False) for _ in range(40)]
+    lines = [t.draw_broad_line(rng, full=False) for _ in range(40)]
     assert all(image.shape[0] == 32 and set(text) <= set(ALPHABET) and len(text) <= 28 for image, text in lines)
     assert len({text for _, text in lines}) > 30
     assert {o.path.name for o in t.own_faces()["mono"]} == {"CourierPrime.otf", "cmtt10.ttf"}
-    assert write_text(rng, "big") in t.dictionary()
-    with pytest.raises(FileNotFoundError, match=r"wamerican.*scripts/debian\.sh"): t.draw_broad(rng)
-    for o in (t.faces, t.dictionary): o.cache_clear()
+    assert expand_rule(rng, "big") in t.load_word_list()
+    with pytest.raises(FileNotFoundError, match=r"wamerican.*scripts/debian\.sh"): t.draw_broad_line(rng)
+    for o in (t.load_faces, t.load_word_list): o.cache_clear()
 
 
 def test_own_words_and_fonts_are_those_that_their_page_lists():
@@ -307,16 +307,16 @@ def test_own_words_and_fonts_are_those_that_their_page_lists():
 
 
 def test_missing_fonts_name_their_packages(tmp_path):
-    faces.cache_clear()
-    with pytest.raises(FileNotFoundError, match=r"fonts-courier-prime.*scripts/debian.sh"): faces(tmp_path)
-    faces.cache_clear()
+    load_faces.cache_clear()
+    with pytest.raises(FileNotFoundError, match=r"fonts-courier-prime.*scripts/debian.sh"): load_faces(tmp_path)
+    load_faces.cache_clear()
 
 
 def test_grammar_calls_only_rules_that_it_has():
     rules = load_grammar()
     called = {name for some in rules.values() for o in some for name in re.findall(r"\{(\w+)\}", o)}
     assert called <= set(rules)
-    assert all(write_text(np.random.default_rng(0), o) for o in ("when", "phone", "code", "amt"))
+    assert all(expand_rule(np.random.default_rng(0), o) for o in ("when", "phone", "code", "amt"))
 
 
 def test_font_packages_are_installed_by_the_script():
@@ -330,7 +330,7 @@ def test_font_packages_are_installed_by_the_script():
 
 def test_boxes_hold_every_cell_of_a_clean_page():
     page = render_page(seed=1, split="test")
-    boxes = np.array(boxes_of_page(page.image))
+    boxes = np.array(find_page_boxes(page.image))
     for cell in page.lines:
         x, y = np.mean(cell.box, axis=0)
         assert any(o[:, 0].min() <= x <= o[:, 0].max() and o[:, 1].min() <= y <= o[:, 1].max() for o in boxes), cell.text
@@ -338,7 +338,7 @@ def test_boxes_hold_every_cell_of_a_clean_page():
 
 def test_a_blank_page_has_no_boxes_and_no_text(shipped):
     blank = np.full((200, 300), 255, np.uint8)
-    assert boxes_of_page(blank) == []
+    assert find_page_boxes(blank) == []
     assert shipped(blank).lines == []
 
 
@@ -359,7 +359,7 @@ def test_engine_reads_a_page_that_is_a_little_turned(shipped):
 
 
 def test_doubtful_boxes_are_replaced_by_a_detector_and_the_reading_says_so(net):
-    engine, asked = Custom(net), []
+    engine, asked = CustomEngine(net), []
     def detect(image):
         asked.append(image.shape)
         return [[[0, 0], [90, 0], [90, 30], [0, 30]]]
@@ -367,21 +367,21 @@ def test_doubtful_boxes_are_replaced_by_a_detector_and_the_reading_says_so(net):
     reading = engine(render_page(seed=3, split="test").image) # an untrained net is never sure
     assert asked
     assert not reading.lines or reading.engine == "custom+rapidocr"
-    assert doubtful([])
+    assert is_doubtful([])
 
 
 def test_shipped_recogniser_keeps_its_promises(shipped):
-    sets = held_out(lines=40, pages=2, seed=77)
-    assert cer_of(shipped.net, sets["render"]) < .02
-    assert cer_of(shipped.net, sets["photo_simulated"]) < .08
-    assert cer_of(shipped.net, sets["display"]) < .05
+    sets = draw_held_out(lines=40, pages=2, seed=77)
+    assert model_cer(shipped.net, sets["render"]) < .02
+    assert model_cer(shipped.net, sets["photo_simulated"]) < .08
+    assert model_cer(shipped.net, sets["display"]) < .05
 
 
 def test_what_we_ship_is_small_and_whole():
-    folder = load_settings().paths.data / SHIPPED
+    folder = load_settings().paths.data / SHIPPED_RECOGNISER
     net = load_recogniser(folder)
     assert sum(o.stat().st_size for o in folder.iterdir()) < 5e6
-    image = side_by_side([to_height(render_line("Cairns 08:47"))])
+    image = stack_lines([to_height(render_line("Cairns 08:47"))])
     assert abs(OnnxRecogniser(folder / "model.onnx").log_probs(image) - net.log_probs(image)).max() < 1e-3
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -408,7 +408,7 @@ def test_lock_knows_the_code_and_the_recipe_of_the_recogniser():
 @pytest.mark.slow
 def test_easyocr_reads_with_our_recogniser_and_its_own_reader_is_unharmed(tmp_path):
     page = render_page(seed=3, split="test")
-    ours = load_in_easyocr(write_easyocr(load_recogniser(load_settings().paths.data / SHIPPED), tmp_path))
+    ours = load_in_easyocr(write_easyocr(load_recogniser(load_settings().paths.data / SHIPPED_RECOGNISER), tmp_path))
     theirs = load_engine("easyocr")
     part = page.image[:150]
     before = theirs(part).text

@@ -13,25 +13,25 @@ from filelock import FileLock
 from mlops_course import tuning_workers as module
 from mlops_course.base.files import find_root
 from mlops_course.reader import search as reader
-from mlops_course.reader.search import KNOBS, net_of, reader_search, rescore, train_trial
+from mlops_course.reader.search import KNOBS, load_trial_net, reader_search, score_on_test, train_trial
 from mlops_course.reader.training import Recipe, train
 from mlops_course.store import open_store
 from mlops_course.tools.cli import main
-from mlops_course.tracking import runs
+from mlops_course.tracking import find_runs
 from mlops_course.tuning import (
-    Limits,
     Range,
     Search,
-    claim,
+    SearchLimits,
+    claim_trial,
+    make_sampler,
     open_tuning,
     run_trial,
-    sampler_of,
-    spaces,
-    table,
-    work_on,
+    run_trials,
+    search_space,
+    trial_table,
 )
-from mlops_course.tuning_results import best_so_far, importance, paired, remembered, winner
-from mlops_course.tuning_workers import start_helper, tune
+from mlops_course.tuning_results import best_so_far, best_trial, compare_paired, importance, study_from_log
+from mlops_course.tuning_workers import start_worker, tune
 
 QUICK = Recipe(steps=8, batch=2, width=16, depth=1, longest=5)
 PLAIN = reader_search(QUICK, {'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
@@ -47,9 +47,9 @@ def plain(tmp_path): return open_tuning(tmp_path/'search.db', PLAIN)
 
 
 def params(tuning): return [o.params for o in tuning.study.trials]
-def states(tuning): return table(tuning)['state'].tolist()
-def expected(search, number): return optuna.create_study(sampler=sampler_of(search, number)).ask(spaces(search)).params
-def children(tuning, store): return {o['name']: o for o in runs(store) if o['parent'] == tuning.study.user_attrs['run']}
+def states(tuning): return trial_table(tuning)['state'].tolist()
+def expected(search, number): return optuna.create_study(sampler=make_sampler(search, number)).ask(search_space(search)).params
+def children(tuning, store): return {o['name']: o for o in find_runs(store) if o['parent'] == tuning.study.user_attrs['run']}
 
 
 # What may be searched
@@ -62,7 +62,7 @@ def children(tuning, store): return {o['name']: o for o in runs(store) if o['par
     ({'rate': Range(low=.1, high=.01)}, 'the first must be the smaller one'),
     ({}, 'No knob to turn')])
 def test_a_wrong_knob_is_refused_by_name(knobs, said):
-    with pytest.raises(ValueError, match=said): spaces(reader_search(knobs=knobs))
+    with pytest.raises(ValueError, match=said): search_space(reader_search(knobs=knobs))
 
 
 def test_a_value_that_no_recipe_takes_is_refused_before_the_search(tmp_path):
@@ -70,7 +70,7 @@ def test_a_value_that_no_recipe_takes_is_refused_before_the_search(tmp_path):
 
 
 def test_whole_numbers_stay_whole_and_rates_do_not():
-    found = spaces(reader_search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=.5)}))
+    found = search_space(reader_search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=.5)}))
     assert isinstance(found['depth'], optuna.distributions.IntDistribution)
     assert isinstance(found['warm_up'], optuna.distributions.FloatDistribution)
 
@@ -103,7 +103,7 @@ def test_a_damaged_storage_is_said_to_be_damaged(tmp_path, content):
 
 
 def test_a_torn_storage_is_said_to_be_damaged(plain):
-    work_on(plain, train_trial, Limits(trials=2))
+    run_trials(plain, train_trial, SearchLimits(trials=2))
     whole = plain.path.read_bytes()
     plain.path.write_bytes(whole[:5000])
     with pytest.raises(ValueError, match='damaged, or another file'): open_tuning(plain.path)
@@ -128,7 +128,7 @@ def test_a_search_in_two_sittings_proposes_what_one_sitting_does(tmp_path):
         tune(first, train_trial, trials=3)
         twice = tune(open_tuning(first.path), train_trial, trials=7)
         assert params(twice) == params(once), sampler
-        assert table(twice).equals(table(once)), sampler
+        assert trial_table(twice).equals(trial_table(once)), sampler
 
 
 def test_no_setting_comes_twice(plain):
@@ -144,25 +144,25 @@ def test_the_budget_is_never_passed_and_pruned_steps_count(tmp_path):
     tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.) # all at the first report
     tune(tuning, train_trial, steps=20)
     assert states(tuning) == ['pruned']*len(states(tuning))
-    assert table(tuning)['steps'].tolist() == [2]*7 # the eighth might have cost 8, and only 6 were left
+    assert trial_table(tuning)['steps'].tolist() == [2]*7 # the eighth might have cost 8, and only 6 were left
     assert tuning.spent == 14
 
 
 def test_a_budget_smaller_than_a_trial_buys_nothing(plain):
-    assert len(table(tune(plain, train_trial, steps=7))) == 0
+    assert len(trial_table(tune(plain, train_trial, steps=7))) == 0
 
 
 def test_no_trial_begins_after_the_time_is_up(plain):
-    assert len(table(tune(plain, train_trial, seconds=0))) == 0
+    assert len(trial_table(tune(plain, train_trial, seconds=0))) == 0
 
 
 def test_a_trial_in_hand_counts_as_a_full_one(plain):
     with plain.lock(): pass
-    trial = claim(plain, Limits(steps=15), 'me')
+    trial = claim_trial(plain, SearchLimits(steps=15), 'me')
     (plain.path.parent/'search.db.workers').mkdir()
     with FileLock(f'{plain.path}.workers/me'):
         assert plain.spent == 8
-        assert claim(plain, Limits(steps=15), 'another') is None
+        assert claim_trial(plain, SearchLimits(steps=15), 'another') is None
     assert trial.number == 0
 
 
@@ -175,7 +175,7 @@ def test_a_pruned_trial_is_a_killed_child_that_says_why(tmp_path, store):
     child = children(tuning, store)['trial 0']
     assert child['status'] == 'KILLED'
     assert child['tags']['error'].startswith('TrialPruned: CER')
-    family = next(o for o in runs(store) if o['id'] == tuning.study.user_attrs['run'])
+    family = next(o for o in find_runs(store) if o['id'] == tuning.study.user_attrs['run'])
     assert family['status'] == 'FINISHED'
     assert family['metrics']['pruned'] == 1
     assert isnan(family['metrics']['best_cer'])
@@ -186,7 +186,7 @@ def test_a_diverged_trial_is_pruned_and_cannot_win(tmp_path, store):
     tuning = tune(open_tuning(tmp_path/'search.db', search), train_trial, store, trials=2)
     assert states(tuning) == ['pruned', 'pruned']
     assert 'diverged' in children(tuning, store)['trial 0']['tags']['error']
-    with pytest.raises(ValueError, match='None of 2 trials was trained to its end'): winner(tuning)
+    with pytest.raises(ValueError, match='None of 2 trials was trained to its end'): best_trial(tuning)
 
 
 def test_an_error_fails_its_trial_and_its_runs_and_the_search_goes_on(tmp_path, store, monkeypatch, plain):
@@ -197,11 +197,11 @@ def test_an_error_fails_its_trial_and_its_runs_and_the_search_goes_on(tmp_path, 
     assert states(plain) == ['failed']
     assert plain.study.trials[0].user_attrs['error'] == 'OSError: the disk is gone'
     run = plain.study.user_attrs['run']
-    assert next(o for o in runs(store) if o['id'] == run)['status'] == 'FAILED'
+    assert next(o for o in find_runs(store) if o['id'] == run)['status'] == 'FAILED'
     tune(plain, train_trial, store, trials=2)
     assert states(plain) == ['failed', 'complete']
     assert plain.study.user_attrs['run'] == run # the same run goes on
-    assert next(o for o in runs(store) if o['id'] == run)['status'] == 'FINISHED'
+    assert next(o for o in find_runs(store) if o['id'] == run)['status'] == 'FINISHED'
 
 
 def test_ctrl_c_leaves_no_trial_running(plain, monkeypatch):
@@ -214,7 +214,7 @@ def test_ctrl_c_leaves_no_trial_running(plain, monkeypatch):
 # Several processes
 
 def test_a_trial_without_an_owner_is_marked_and_not_repeated(plain):
-    claim(plain, Limits(), 'a worker that is no more')
+    claim_trial(plain, SearchLimits(), 'a worker that is no more')
     assert states(plain) == ['running']
     tune(plain, train_trial, trials=3)
     assert states(plain) == ['failed', 'complete', 'complete']
@@ -224,8 +224,8 @@ def test_a_trial_without_an_owner_is_marked_and_not_repeated(plain):
 def test_a_trial_whose_worker_lives_is_left_alone(plain):
     (plain.path.parent/'search.db.workers').mkdir()
     with FileLock(f'{plain.path}.workers/alive'):
-        trial = claim(plain, Limits(), 'alive')
-        work_on(open_tuning(plain.path), train_trial, Limits(trials=2))
+        trial = claim_trial(plain, SearchLimits(), 'alive')
+        run_trials(open_tuning(plain.path), train_trial, SearchLimits(trials=2))
         assert states(plain) == ['running', 'complete']
         assert run_trial(trial, plain, train_trial) == 'complete'
 
@@ -241,7 +241,7 @@ def wait_for(condition, seconds=120):
 def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
     search = PLAIN.model_copy(update={'recipe': {**PLAIN.recipe, **{'steps': 64}}})
     tuning = open_tuning(tmp_path/'search.db', search)
-    helper = start_helper(tuning, train_trial, Limits(trials=1000))
+    helper = start_worker(tuning, train_trial, SearchLimits(trials=1000))
     def in_hand(): return [o for o in tuning.study.trials if o.state.name == 'RUNNING' and o.intermediate_values]
     wait_for(lambda: len(tuning.study.trials) > 2 and in_hand())
     helper.kill()
@@ -259,12 +259,12 @@ def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
 def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkeypatch):
     search = PLAIN.model_copy(update={'recipe': {**PLAIN.recipe, **{'steps': 128}}})
     tuning = open_tuning(tmp_path/'search.db', search)
-    begin = module.work_on
+    begin = module.run_trials
 
     def after_the_helper(*given): # it takes seconds to start, minutes on a busy machine
         wait_for(lambda: any('worker' in o.user_attrs for o in tuning.study.trials))
         return begin(*given)
-    monkeypatch.setattr(module, 'work_on', after_the_helper)
+    monkeypatch.setattr(module, 'run_trials', after_the_helper)
     tune(tuning, train_trial, store, trials=10, jobs=2)
     trials = tuning.study.trials
     assert {o.state.name for o in trials} == {'COMPLETE'}
@@ -275,7 +275,7 @@ def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkey
 
 @pytest.mark.slow
 def test_a_helper_ends_when_its_pipe_is_closed(plain):
-    helper = start_helper(plain, train_trial, Limits(trials=100_000))
+    helper = start_worker(plain, train_trial, SearchLimits(trials=100_000))
     wait_for(lambda: plain.study.trials)
     helper.stdin.close()
     assert helper.wait(timeout=60) == 1
@@ -294,18 +294,18 @@ def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
 @pytest.mark.slow
 def test_the_winner_is_the_lowest_complete_one_and_its_net_is_in_its_run(tmp_path, store, plain):
     tune(plain, train_trial, store, trials=3)
-    best = winner(plain)
-    assert best.value == table(plain)['cer'].min()
+    best = best_trial(plain)
+    assert best.value == trial_table(plain)['cer'].min()
     recipe = Recipe(**{**QUICK.model_dump(), **best.params})
     again,_ = train(recipe)
-    mine = net_of(plain, store, best)
+    mine = load_trial_net(plain, store, best)
     assert all((a == b).all() for a,b in zip(mine.state_dict().values(), again.state_dict().values()))
-    assert rescore(mine, recipe, 20) == rescore(again, recipe, 20)
+    assert score_on_test(mine, recipe, 20) == score_on_test(again, recipe, 20)
 
 
 def test_a_net_that_was_never_on_record_is_asked_for_in_vain(plain, store):
     tune(plain, train_trial, trials=1)
-    with pytest.raises(ValueError, match='searched without this store'): net_of(plain, store, winner(plain))
+    with pytest.raises(ValueError, match='searched without this store'): load_trial_net(plain, store, best_trial(plain))
 
 
 def test_best_so_far_counts_what_pruned_trials_cost():
@@ -318,10 +318,10 @@ def test_best_so_far_counts_what_pruned_trials_cost():
 
 def test_importance_finds_the_knob_that_decides():
     search = reader_search(knobs={'rate': Range(low=.001, high=.1, log=True), 'warm_up': Range(low=0., high=.3)})
-    drawn = [optuna.create_study(sampler=sampler_of(search.model_copy(update={'sampler': 'random'}), o)).ask(spaces(search)).params for o in range(60)]
+    drawn = [optuna.create_study(sampler=make_sampler(search.model_copy(update={'sampler': 'random'}), o)).ask(search_space(search)).params for o in range(60)]
     def trials(knob): return [{'state': 'COMPLETE', 'params': o, 'reports': {'192': o[knob]}} for o in drawn]
     for knob in ('rate', 'warm_up'):
-        shares = importance(remembered(trials(knob), search))
+        shares = importance(study_from_log(trials(knob), search))
         assert shares[knob] == max(shares.values())
         assert sum(shares.values()) == pytest.approx(1)
 
@@ -332,11 +332,11 @@ def test_importance_of_a_few_trials_is_refused():
 
 def test_paired_speaks_for_the_lower_and_only_outside_the_noise():
     low,high = [.4, .5, .8, .3, .7, .2],[.5, .6, .9, .4, .8, .3]
-    assert paired(high, low).better == 'second'
-    assert paired(low, high).better == 'first'
-    assert paired([.4, .6]*3, [.6, .4]*3).better == 'undecided'
-    assert paired(high[:5], low[:5]).better == 'undecided' # five that agree are luck once in 16 times
-    with pytest.raises(ValueError, match='one of each for every seed'): paired([.1], [.1, .2])
+    assert compare_paired(high, low).better == 'second'
+    assert compare_paired(low, high).better == 'first'
+    assert compare_paired([.4, .6]*3, [.6, .4]*3).better == 'undecided'
+    assert compare_paired(high[:5], low[:5]).better == 'undecided' # five that agree are luck once in 16 times
+    with pytest.raises(ValueError, match='one of each for every seed'): compare_paired([.1], [.1, .2])
 
 
 def test_the_log_holds_both_searches_for_each_seed_at_equal_cost():

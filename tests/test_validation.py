@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from mlops_course import pictures
-from mlops_course.base.files import write_whole
-from mlops_course.lineage import lineage, outdated
-from mlops_course.pictures import Copy, Cutoffs, copies, distances, grey, light_ink, measure, pixel_difference
+from mlops_course.base.files import replace_text_file
+from mlops_course.lineage import outdated_reasons, write_lineage
+from mlops_course.pictures import Cutoffs, DuplicatePair, find_duplicates, hamming_distances, has_light_ink, load_grey, measure_images, pixel_difference
 from mlops_course.quality_report import quality_report
-from mlops_course.reader.checks import GROUPS, LINE_CHECKS, UNGROUPED, LineCutoffs, check_folder, expected_shape, label_schema
+from mlops_course.reader.checks import FIGURE_GROUPS, LINE_CHECKS, UNGROUPED, LineCutoffs, check_folder, expected_aspect, label_schema
 from mlops_course.reader.datasets import make_version, read_labels
 from mlops_course.reader.degradations import degrade
 from mlops_course.reader.feed import load_feed
 from mlops_course.reader.fonts import FONTS, render_line
-from mlops_course.validation import CHECKS, Checked, Finding, as_table, check_dataset, check_images, check_leaks, check_table, sort_out
+from mlops_course.validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset, check_images, check_leaks, check_table, findings_table, split_accepted
 
 ROWS = 240
 
@@ -67,7 +67,7 @@ def append_copy(folder: Path, change) -> int:
     frame = read_labels(folder / "labels.csv")
     row = victims(frame)[0]
     frame.loc[len(frame)] = {**frame.loc[row], "file": "lines/again.png"}
-    paint(folder / "lines/again.png", change(grey(folder / frame.at[row, "file"])))
+    paint(folder / "lines/again.png", change(load_grey(folder / frame.at[row, "file"])))
     save(folder, frame)
     return len(frame) - 1
 
@@ -85,7 +85,7 @@ def test_a_spoilt_picture_is_found(copy, check, change, nth):
     frame = read_labels(copy / "labels.csv")
     row = victims(frame)[nth]
     path = copy / frame.at[row, "file"]
-    paint(path, change(grey(path)))
+    paint(path, change(load_grey(path)))
     assert checks_of(copy) == {row: {check}}
 
 
@@ -110,7 +110,7 @@ def test_an_exact_copy_is_found(copy):
 def test_an_exact_copy_in_another_file_format_is_found(copy):
     frame = read_labels(copy / "labels.csv")
     row = victims(frame)[0]
-    Image.fromarray(grey(copy / frame.at[row, "file"])).save(copy / "lines/again.bmp")
+    Image.fromarray(load_grey(copy / frame.at[row, "file"])).save(copy / "lines/again.bmp")
     frame.loc[len(frame)] = {**frame.loc[row], "file": "lines/again.bmp"}
     save(copy, frame)
     assert checks_of(copy) == {len(frame) - 1: {"duplicate"}}
@@ -168,7 +168,7 @@ def test_a_row_that_strayed_into_another_split_is_found(copy, split):
 def test_a_picture_in_two_splits_is_named_in_the_training_data(copy):
     frame = read_labels(copy / "labels.csv")
     row, other = victims(frame)[0], frame.index[frame["split"] == "test"][0]
-    paint(copy / frame.at[row, "file"], degrade(grey(copy / frame.at[other, "file"]), "jpeg", .3))
+    paint(copy / frame.at[row, "file"], degrade(load_grey(copy / frame.at[other, "file"]), "jpeg", .3))
     frame.at[row, "text"], frame.at[row, "font"] = frame.at[other, "text"], frame.at[row, "font"]
     save(copy, frame)
     leaks = [o for o in check_folder(copy).findings if o.check == "leak"]
@@ -251,10 +251,10 @@ def test_the_label_na_is_a_text(copy):
 
 
 def test_a_name_that_leads_out_of_the_folder_is_never_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "grey", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(pictures, "load_grey", lambda path: pytest.fail(f"{path} was opened"))
     (tmp_path / "in").mkdir()
     paint(tmp_path / "secret.png", np.zeros((40, 40), np.uint8))
-    assert "outside" in measure(tmp_path / "in", ["../secret.png"])[0].error
+    assert "outside" in measure_images(tmp_path / "in", ["../secret.png"])[0].error
 
 
 def test_an_own_folder_with_two_columns_can_be_checked(copy):
@@ -273,7 +273,7 @@ def test_other_images_are_checked_with_their_own_columns(tmp_path):
                           "patient": list("aabbba"), "split": ["train"] * 4 + ["test", "train"]})
     schema = pa.DataFrameSchema({"finding": pa.Column(str, pa.Check.isin(["none", "covid"], error="value: none or covid was expected"))})
     def late(frame, measured, cutoffs): return [Finding(3, "3.png", "late", "made last")]
-    checked = check_dataset(tmp_path, frame, schema, Cutoffs(), ["patient"], more=late, checks=CHECKS | {"late": "made last"}, label="finding")
+    checked = check_dataset(tmp_path, frame, schema, Cutoffs(), ["patient"], more=late, checks=DATA_CHECKS | {"late": "made last"}, label="finding")
     assert {(o.row, o.check) for o in checked.findings} == {(0, "duplicate"), (5, "duplicate"), (4, "leak"), (3, "late")}
     assert any("whose finding is 'covid'" in o.reason for o in checked.findings)
     frame.to_csv(tmp_path / "labels.csv", index=False)
@@ -289,9 +289,9 @@ def test_distances_count_bits_both_ways():
     rng = np.random.default_rng(0)
     hashes = [rng.bytes(32).hex() for _ in range(7)]
     by_hand = [[(int(a, 16) ^ int(b, 16)).bit_count() for b in hashes] for a in hashes]
-    assert distances(hashes).tolist() == distances(hashes, hashes).tolist() == by_hand
-    assert distances([]).shape == (0, 0)
-    assert distances(hashes, []).shape == (7, 0)
+    assert hamming_distances(hashes).tolist() == hamming_distances(hashes, hashes).tolist() == by_hand
+    assert hamming_distances([]).shape == (0, 0)
+    assert hamming_distances(hashes, []).shape == (7, 0)
 
 
 @pytest.mark.slow
@@ -299,46 +299,46 @@ def test_copies_are_found_across_the_blocks(tmp_path):
     images = {"a.png": render_line("Abbott St", "DejaVuSans"), "b.png": render_line("Platform 3", "DejaVuSans")}
     for name, image in images.items():
         paint(tmp_path / name, image)
-    one, two = measure(tmp_path, ["a.png", "b.png"])
+    one, two = measure_images(tmp_path, ["a.png", "b.png"])
     far = one._replace(bits="0" * 64, pixels="x")
     unlike = [far._replace(bits=f"{2 ** 255 + (2 ** 100 - 1) * (i % 2):064x}", contrast=0.) for i in range(1500)] # blank: left out
     measured = [one, two, *unlike, one]
     files = ["a.png", "b.png", *["c.png"] * 1500, "a.png"]
-    assert [(o.first, o.second, o.exact) for o in copies(tmp_path, files, measured)] == [(0, len(files) - 1, True)]
+    assert [(o.first, o.second, o.exact) for o in find_duplicates(tmp_path, files, measured)] == [(0, len(files) - 1, True)]
     many = [two] + [one] * 1001
-    assert (1, 1001, True) in {(o.first, o.second, o.exact) for o in copies(tmp_path, ["b.png"] + ["a.png"] * 1001, many)}
+    assert (1, 1001, True) in {(o.first, o.second, o.exact) for o in find_duplicates(tmp_path, ["b.png"] + ["a.png"] * 1001, many)}
 
 
 def test_copies_with_different_texts_are_both_named():
     frame = pd.DataFrame({"file": ["a.png", "b.png"], "text": ["08:15", "08:16"], "split": "train", "kind": "render"})
-    good = pictures.Measured("", 90, 32, 200., False, "p", "b")
-    found = check_images(frame, [good, good], [Copy(0, 1, True, 0.)])
+    good = pictures.ImageMeasurement("", 90, 32, 200., False, "p", "b")
+    found = check_images(frame, [good, good], [DuplicatePair(0, 1, True, 0.)])
     assert [(o.row, o.other) for o in found] == [(1, "a.png"), (0, "b.png")]
     assert "'08:15'" in found[0].reason
 
 
 def test_rows_without_a_route_are_no_group():
     frame = pd.DataFrame({"file": list("abc"), "split": ["train", "test", "test"], "route": "-", "font": "segments"})
-    assert check_leaks(frame, GROUPS, shared=UNGROUPED) == []
-    assert [o.row for o in check_leaks(frame.assign(route="110"), GROUPS, shared=UNGROUPED)] == [0]
+    assert check_leaks(frame, FIGURE_GROUPS, shared=UNGROUPED) == []
+    assert [o.row for o in check_leaks(frame.assign(route="110"), FIGURE_GROUPS, shared=UNGROUPED)] == [0]
 
 
 @pytest.mark.parametrize("dark_paper", [False, True])
 def test_ink_is_light_where_paper_is_dark(dark_paper):
     for font in FONTS:
         image = render_line("Gate 7", font, paper=30 if dark_paper else 240, ink=240 if dark_paper else 30)
-        assert light_ink(image) == dark_paper
+        assert has_light_ink(image) == dark_paper
 
 
 def test_no_shape_is_expected_of_what_cannot_be_drawn():
-    assert np.isnan(expected_shape("", "DejaVuSans"))
-    assert np.isnan(expected_shape("по", "DejaVuSans"))
-    assert expected_shape("Gate 7", "a font of yours") == expected_shape("Gate 7")
+    assert np.isnan(expected_aspect("", "DejaVuSans"))
+    assert np.isnan(expected_aspect("по", "DejaVuSans"))
+    assert expected_aspect("Gate 7", "a font of yours") == expected_aspect("Gate 7")
 
 
 # --- nothing vanishes
 
-def spoil(copy) -> Checked:
+def spoil(copy) -> CheckedFolder:
     frame = read_labels(copy / "labels.csv")
     frame.at[3, "text"] = ""
     frame.at[4, "text"] = 'a "quoted", text\twith о'
@@ -350,7 +350,7 @@ def spoil(copy) -> Checked:
 
 def test_accepted_and_rejected_are_the_whole_table(copy, tmp_path):
     checked = spoil(copy)
-    accepted = sort_out(checked, tmp_path / "out")
+    accepted = split_accepted(checked, tmp_path / "out")
     rejected = read_labels(tmp_path / "out" / "rejected.csv")
     assert sorted([*accepted.index, *rejected["row"].astype(int)]) == list(range(ROWS))
     assert {3, 4, 5} <= set(rejected["row"].astype(int)) == checked.rejected
@@ -363,7 +363,7 @@ def test_accepted_and_rejected_are_the_whole_table(copy, tmp_path):
 
 
 def test_clean_data_leaves_an_empty_list_with_its_heading(clean, tmp_path):
-    sort_out(check_folder(clean), tmp_path)
+    split_accepted(check_folder(clean), tmp_path)
     rejected = read_labels(tmp_path / "rejected.csv")
     assert len(rejected) == 0
     assert {"row", "file", "text", "check", "reason"} <= set(rejected)
@@ -371,7 +371,7 @@ def test_clean_data_leaves_an_empty_list_with_its_heading(clean, tmp_path):
 
 def test_findings_count_rows_whatever_the_index_says(tmp_path):
     frame = pd.DataFrame({"file": ["a", "b"], "text": ["x", "y"]}, index=[1, 1])
-    accepted = sort_out(Checked(tmp_path, frame, [Finding(1, "b", "empty", "nothing")], Cutoffs()), tmp_path)
+    accepted = split_accepted(CheckedFolder(tmp_path, frame, [Finding(1, "b", "empty", "nothing")], Cutoffs()), tmp_path)
     assert accepted["file"].tolist() == ["a"]
     assert read_labels(tmp_path / "rejected.csv")["file"].tolist() == ["b"]
 
@@ -379,13 +379,13 @@ def test_findings_count_rows_whatever_the_index_says(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(copy, tmp_path, monkeypatch):
     out = tmp_path / "out"
     checked = spoil(copy)
-    sort_out(checked, out)
+    split_accepted(checked, out)
     before = {o.name: o.read_bytes() for o in out.iterdir()}
 
     def broken(*_): raise OSError("No space left on device")
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="No space"):
-        sort_out(checked._replace(findings=[]), out)
+        split_accepted(checked._replace(findings=[]), out)
     assert {o.name: o.read_bytes() for o in out.iterdir()} == before
 
 
@@ -448,36 +448,36 @@ def treble(o): return 3 * o
 @pytest.fixture
 def derived(tmp_path):
     "labels.csv → accepted.csv → report.html, each with its lineage."
-    write_whole(tmp_path / "data" / "labels.csv", "file,text\na.png,x\n")
-    write_whole(tmp_path / "data" / "lines" / "a.png", "picture")
-    write_whole(tmp_path / "out" / "accepted.csv", "file,text\n")
-    lineage(tmp_path / "out" / "accepted.csv", [tmp_path / "data" / "labels.csv", tmp_path / "data" / "lines"], [double], {"near_bits": 24, "shape": (.7, 1.4)})
-    write_whole(tmp_path / "out" / "report.html", "<html>")
-    lineage(tmp_path / "out" / "report.html", [tmp_path / "out" / "accepted.csv"])
+    replace_text_file(tmp_path / "data" / "labels.csv", "file,text\na.png,x\n")
+    replace_text_file(tmp_path / "data" / "lines" / "a.png", "picture")
+    replace_text_file(tmp_path / "out" / "accepted.csv", "file,text\n")
+    write_lineage(tmp_path / "out" / "accepted.csv", [tmp_path / "data" / "labels.csv", tmp_path / "data" / "lines"], [double], {"near_bits": 24, "shape": (.7, 1.4)})
+    replace_text_file(tmp_path / "out" / "report.html", "<html>")
+    write_lineage(tmp_path / "out" / "report.html", [tmp_path / "out" / "accepted.csv"])
     return tmp_path
 
 
 def test_what_has_not_changed_is_up_to_date(derived):
-    assert outdated(derived / "out" / "accepted.csv", [double], {"near_bits": 24, "shape": (.7, 1.4)}) == []
-    assert outdated(derived / "out" / "report.html", [], {}) == []
+    assert outdated_reasons(derived / "out" / "accepted.csv", [double], {"near_bits": 24, "shape": (.7, 1.4)}) == []
+    assert outdated_reasons(derived / "out" / "report.html", [], {}) == []
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (lambda o: write_whole(o / "data" / "labels.csv", "file,text\na.png,y\n"), "input ../data/labels.csv: was "),
-    (lambda o: write_whole(o / "data" / "lines" / "b.png", "new"), "input ../data/lines: was "),
+    (lambda o: replace_text_file(o / "data" / "labels.csv", "file,text\na.png,y\n"), "input ../data/labels.csv: was "),
+    (lambda o: replace_text_file(o / "data" / "lines" / "b.png", "new"), "input ../data/lines: was "),
     (lambda o: (o / "data" / "labels.csv").unlink(), "is missing"),
-    (lambda o: write_whole(o / "out" / "accepted.csv", "edited by hand"), "file accepted.csv: was "),
+    (lambda o: replace_text_file(o / "out" / "accepted.csv", "edited by hand"), "file accepted.csv: was "),
 ])
 def test_a_changed_file_is_noticed_here_and_below(derived, change, said):
     change(derived)
-    found = outdated(derived / "out" / "accepted.csv")
+    found = outdated_reasons(derived / "out" / "accepted.csv")
     assert len(found) == 1
     assert said in found[0]
-    assert any(o.startswith("accepted.csv ← ") and said in o for o in outdated(derived / "out" / "report.html"))
+    assert any(o.startswith("accepted.csv ← ") and said in o for o in outdated_reasons(derived / "out" / "report.html"))
 
 
 def test_changed_code_is_noticed(derived):
-    found = outdated(derived / "out" / "accepted.csv", code=[treble])
+    found = outdated_reasons(derived / "out" / "accepted.csv", code=[treble])
     assert [o.split(":")[0] for o in found] == ["code of double", "code of treble"]
 
 
@@ -488,22 +488,22 @@ def test_changed_code_is_noticed(derived):
     ({"near_bits": 24, "shape": [.7, 1.4], "new": 1}, ["parameter new: was absent, is 1"]),
 ])
 def test_changed_parameters_are_noticed(derived, parameters, said):
-    assert outdated(derived / "out" / "accepted.csv", parameters=parameters) == said
+    assert outdated_reasons(derived / "out" / "accepted.csv", parameters=parameters) == said
 
 
 def test_a_file_without_lineage_is_outdated(tmp_path):
-    write_whole(tmp_path / "a.csv", "x")
-    assert "no lineage" in outdated(tmp_path / "a.csv")[0]
+    replace_text_file(tmp_path / "a.csv", "x")
+    assert "no lineage" in outdated_reasons(tmp_path / "a.csv")[0]
     with pytest.raises(FileNotFoundError):
-        lineage(tmp_path / "a.csv", [tmp_path / "not there"])
+        write_lineage(tmp_path / "a.csv", [tmp_path / "not there"])
 
 
 def test_lineage_moves_with_its_tree(derived, tmp_path_factory):
     moved = shutil.copytree(derived, tmp_path_factory.mktemp("moved") / "tree")
     shutil.rmtree(derived)
-    assert outdated(moved / "out" / "report.html") == []
+    assert outdated_reasons(moved / "out" / "report.html") == []
 
 
 def test_findings_make_a_table():
-    assert list(as_table([]).columns) == list(Finding._fields)
-    assert as_table([Finding(1, "a.png", "blank", "white")])["check"].tolist() == ["blank"]
+    assert list(findings_table([]).columns) == list(Finding._fields)
+    assert findings_table([Finding(1, "a.png", "blank", "white")])["check"].tolist() == ["blank"]

@@ -5,7 +5,7 @@ from conftest import code, write_notebook
 from rich.console import Console
 
 from mlops_course.tools.house import Lesson, lessons, library_pages
-from mlops_course.tools.verifying import explain, verify_lessons
+from mlops_course.tools.verifying import describe_failures, verify_lessons
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def verdict(folder, *cells, limit_s=60):
 def test_a_wrong_number_is_shown_as_a_difference(tmp_path):
     found = verdict(tmp_path, printed('print("a\\nCER", .05)', 'a\nCER 0.04\n'))
     assert found.status == 'failed'
-    assert '-CER 0.04\n+CER 0.05' in explain(found)
+    assert '-CER 0.04\n+CER 0.05' in describe_failures(found)
 
 
 def test_a_cell_that_was_never_run_does_not_pass(tmp_path):
@@ -38,13 +38,13 @@ def test_a_page_of_the_library_is_told_from_another_notebook_of_its_name(tmp_pat
     chosen = [Lesson(tmp_path/'index.ipynb'), *library_pages(tmp_path/'library')]
     found = {o.lesson: o for o in verify_lessons(chosen, at_once=2, limit_s=120, console=Console(quiet=True))}
     assert {name: o.status for name, o in found.items()} == {'index': 'passed', 'library/index': 'failed'}
-    assert '-2\n+1' in explain(found['library/index'])
+    assert '-2\n+1' in describe_failures(found['library/index'])
 
 
 def test_an_exception_is_shown_with_its_traceback(tmp_path):
     found = verdict(tmp_path, '1/0')
     assert found.status == 'failed'
-    assert 'ZeroDivisionError' in explain(found)
+    assert 'ZeroDivisionError' in describe_failures(found)
 
 
 def test_a_cell_tagged_as_changing_may_change(tmp_path):
@@ -55,6 +55,6 @@ def test_a_lesson_that_hangs_is_stopped_and_its_cell_is_named(tmp_path):
     found = verdict(tmp_path, 'x = 1', printed('print(2)', '3\n'), 'import time\ntime.sleep(600)', 'y = 1', limit_s=15) # a kernel takes seconds to start
     assert found.status == 'hung'
     assert [t['cell'] for t in found.trouble] == [1, 2]
-    assert '-3\n+2' in explain(found)
-    assert 'code cell 2: stopped after' in explain(found)
-    assert 'time.sleep(600)' in explain(found)
+    assert '-3\n+2' in describe_failures(found)
+    assert 'code cell 2: stopped after' in describe_failures(found)
+    assert 'time.sleep(600)' in describe_failures(found)

@@ -14,20 +14,20 @@ import yaml
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.files import find_root
 from mlops_course.versioning import (
-    S3,
-    alone,
-    commit,
-    damaged,
+    LocalS3,
+    commit_all,
     draw_dag,
     dvc,
-    edges,
+    find_damaged,
     git,
-    inside,
-    recorded,
-    repair,
+    parse_dag,
+    recorded_hashes,
+    repair_cache,
+    repo_environment,
     scratch_repo,
     stages_that_ran,
     stored_bytes,
+    working_in,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning") # inside DVC
@@ -36,7 +36,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals, or sets
 
 def start(repo: Path, *words: str, **more) -> subprocess.Popen:
     "DVC in a process of its own, which a test may kill."
-    env = {**os.environ, **alone(repo)}
+    env = {**os.environ, **repo_environment(repo)}
     return subprocess.Popen([sys.executable, "-m", "dvc", *words], cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         encoding="utf-8", start_new_session=os.name != "nt", **more)
 
@@ -52,7 +52,7 @@ def adds_and_restores(repo, good):
     "DVC takes `data` in whole, and brings it back from its cache."
     dvc("add", "data", cwd=repo)
     assert fingerprint(repo / "data") == good
-    assert damaged(repo / ".dvc" / "cache") == []
+    assert find_damaged(repo / ".dvc" / "cache") == []
     shutil.rmtree(repo / "data")
     dvc("checkout", cwd=repo)
     assert fingerprint(repo / "data") == good
@@ -104,7 +104,7 @@ def test_environment_output_and_folder_are_given_back(repo):
     before, here, streams = dict(os.environ), Path.cwd(), (sys.stdout, sys.stderr)
     with pytest.raises(RuntimeError, match="stage"): dvc("repro", "no-such-stage", cwd=repo)
     assert (dict(os.environ), Path.cwd(), (sys.stdout, sys.stderr)) == (before, here, streams)
-    with pytest.raises(ZeroDivisionError), inside(repo): print(1 / 0)
+    with pytest.raises(ZeroDivisionError), working_in(repo): print(1 / 0)
     assert (dict(os.environ), Path.cwd(), (sys.stdout, sys.stderr)) == (before, here, streams)
 
 
@@ -121,7 +121,7 @@ def test_recorded_reads_pointers_and_the_lock(repo):
     stage = {"cmd": "python -c \"open('one.txt', 'w').write('1')\"", "outs": ["one.txt"]}
     (repo / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"one": stage}}), encoding="utf-8")
     dvc("repro", cwd=repo)
-    found = recorded(repo)
+    found = recorded_hashes(repo)
     assert found["one.txt"] == md5(b"1", usedforsecurity=False).hexdigest()
     assert found["data"].endswith(".dir")
     assert len(found) == 2
@@ -146,7 +146,7 @@ def test_parameter_of_an_unlucky_name_brings_back_an_old_result(repo, name, ran)
 
 
 def test_graph_of_the_project_is_drawn():
-    needs = edges('strict digraph {\n"feed";\n"data@v1";\n"data@v2";\n"feed" -> "data@v1";\n"feed" -> "data@v2";\n}')
+    needs = parse_dag('strict digraph {\n"feed";\n"data@v1";\n"data@v2";\n"feed" -> "data@v1";\n"feed" -> "data@v2";\n}')
     assert needs == {"feed": set(), "data@v1": {"feed"}, "data@v2": {"feed"}}
     assert {o.get_text() for o in draw_dag(needs).axes[0].texts if o.get_text()} == set(needs)
 
@@ -163,20 +163,20 @@ def test_repair_brings_back_damaged_and_lost_files(repo):
     stored[2].unlink()
     (repo / "data" / "0003.txt").write_text("changed", encoding="utf-8")
     (repo / "data" / "0004.txt").unlink()
-    assert damaged(repo / ".dvc" / "cache") == stored[:2]
-    assert repair(repo) == stored[:2]
-    assert damaged(repo / ".dvc" / "cache") == []
+    assert find_damaged(repo / ".dvc" / "cache") == stored[:2]
+    assert repair_cache(repo) == stored[:2]
+    assert find_damaged(repo / ".dvc" / "cache") == []
     assert fingerprint(repo / "data") == good
 
 
 @pytest.mark.slow
 def test_two_servers_share_nothing(repo):
     dvc("add", "data", cwd=repo)
-    with S3() as first:
+    with LocalS3() as first:
         first.join(repo)
         dvc("push", cwd=repo)
         assert len(first.names()) == 41
-    with S3() as second:
+    with LocalS3() as second:
         assert second.names() == []
         assert second.endpoint.startswith("http://127.0.0.1:")
     assert "not-a-secret" not in (repo / ".dvc" / "config").read_text(encoding="utf-8")
@@ -185,7 +185,7 @@ def test_two_servers_share_nothing(repo):
 # An absent remote
 
 def test_unreachable_bucket_gives_a_clear_error_and_keeps_local_data(repo):
-    with S3() as server: server.join(repo)
+    with LocalS3() as server: server.join(repo)
     dvc("add", "data", cwd=repo)
     good, kept = fingerprint(repo / "data"), stored_bytes(repo / ".dvc" / "cache")
     for word in ("push", "fetch"):
@@ -194,7 +194,7 @@ def test_unreachable_bucket_gives_a_clear_error_and_keeps_local_data(repo):
         assert fingerprint(repo / "data") == good
         if word == "push": assert stored_bytes(repo / ".dvc" / "cache") == kept
     dvc("commit", "--force", cwd=repo) # the cache is made again from the folder
-    assert damaged(repo / ".dvc" / "cache") == []
+    assert find_damaged(repo / ".dvc" / "cache") == []
 
 
 def test_missing_folder_of_a_remote_is_said_on_pull(repo, tmp_path):
@@ -202,7 +202,7 @@ def test_missing_folder_of_a_remote_is_said_on_pull(repo, tmp_path):
     shutil.rmtree(repo / ".dvc" / "cache")
     shutil.rmtree(repo / "data")
     with pytest.raises(RuntimeError, match="data"): dvc("pull", cwd=repo)
-    assert "data" in recorded(repo)
+    assert "data" in recorded_hashes(repo)
 
 
 # Killed in the middle
@@ -226,7 +226,7 @@ def test_add_killed_in_the_middle_loses_nothing_and_can_be_repeated(repo):
 def test_push_killed_in_the_middle_is_continued(repo, tmp_path):
     write_data(repo / "data", 3000)
     dvc("add", "data", cwd=repo)
-    commit(repo, "Data")
+    commit_all(repo, "Data")
     good, store = fingerprint(repo / "data"), tmp_path / "store" / "files" / "md5"
     process = start(repo, "push")
     wait_until(lambda: store.is_dir() and sum(1 for _ in store.iterdir()) > 5, process)
@@ -234,12 +234,12 @@ def test_push_killed_in_the_middle_is_continued(repo, tmp_path):
     there = sum(1 for o in store.rglob("*") if o.is_file())
     assert there < 3001
     assert fingerprint(repo / "data") == good
-    assert damaged(repo / ".dvc" / "cache") == []
+    assert find_damaged(repo / ".dvc" / "cache") == []
     assert "pushed" in dvc("push", cwd=repo)
     git("clone", "--quiet", str(repo), str(tmp_path / "clone"), cwd=tmp_path)
     dvc("pull", cwd=tmp_path / "clone")
     assert fingerprint(tmp_path / "clone" / "data") == good
-    assert damaged(tmp_path / "store") == []
+    assert find_damaged(tmp_path / "store") == []
 
 
 SLOW_STAGE = """\
@@ -325,8 +325,8 @@ def test_full_disk_stops_a_push_and_the_rest_follows_later(repo, small_disk, tmp
     assert process.returncode != 0, said
     assert "failed" in said or "No space left" in said or "File too large" in said
     assert fingerprint(repo / "data") == good
-    assert damaged(repo / ".dvc" / "cache") == []
-    assert damaged(small_disk or tmp_path / "store") == []
+    assert find_damaged(repo / ".dvc" / "cache") == []
+    assert find_damaged(small_disk or tmp_path / "store") == []
     dvc("remote", "modify", "store", "url", str(tmp_path / "larger"), cwd=repo)
     dvc("push", cwd=repo)
     assert sum(1 for o in (tmp_path / "larger").rglob("*") if o.is_file()) == 41
@@ -381,7 +381,7 @@ def test_fresh_clone_makes_the_data_that_the_lock_promises(tmp_path):
     shutil.copy(root / "data" / "feed" / "cairns_gtfs.zip", clone / "data" / "feed") # set-up has fetched it
     git("init", "--quiet", cwd=clone)
     promised = (clone / "dvc.lock").read_bytes()
-    env = {**os.environ, **alone(clone), "PYTHONPATH": str(clone)}
+    env = {**os.environ, **repo_environment(clone), "PYTHONPATH": str(clone)}
     command = [sys.executable, "-m", "dvc", "repro"]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,25 +23,25 @@ from click.testing import CliRunner
 from mlops_course.base.files import find_root
 from mlops_course.base.images import load_image
 from mlops_course.base.servers import on_free_port
-from mlops_course.base.settings import Api, Vision
-from mlops_course.http import FAULT
-from mlops_course.reader.breaker import WHY, Breaker, NotRead, patiently
-from mlops_course.reader.budget import Budget, cost_usd, most_images
+from mlops_course.base.settings import ApiSettings, VisionSettings
+from mlops_course.http import INTERNAL_ERROR
+from mlops_course.reader.breaker import FAILURE_REASONS, CircuitBreaker, VisionError, call_with_retry
+from mlops_course.reader.budget import MonthlyBudget, monthly_cost_usd, monthly_image_limit
 from mlops_course.reader.engines import Engine
-from mlops_course.reader.google import BATCH, FAULTS, StandIn, annotation_of
+from mlops_course.reader.google import MAX_CALL_IMAGES, SIMULATED_FAULTS, FakeVisionServer, to_annotation
 from mlops_course.reader.layout import Line, Reading, draw_boxes
 from mlops_course.reader.line_engines import open_engine
-from mlops_course.reader.page import OWN, add_page, banner, caption, read_on_record
+from mlops_course.reader.page import SERVICE_ENGINE, add_page, message_html, read_and_audit, reading_caption
 from mlops_course.reader.serving import create_app, read_image
 from mlops_course.reader.vision import (
-    MOST_BYTES,
-    Fallback,
+    MAX_IMAGE_BYTES,
+    FallbackEngine,
     FallbackReading,
     GoogleVision,
+    annotation_lines,
     connect_google,
     connect_local,
-    encode,
-    lines_of,
+    encode_image,
 )
 from mlops_course.scoring import cer
 from mlops_course.tools.cli import main
@@ -61,13 +61,13 @@ def fixed(image):
 
 @pytest.fixture
 def stand_in():
-    with StandIn(Engine('fixed', fixed)) as server: yield server
+    with FakeVisionServer(Engine('fixed', fixed)) as server: yield server
 
 
 @pytest.fixture
 def vision(stand_in, tmp_path):
     with connect_local(stand_in.address) as client:
-        yield GoogleVision(client, Budget(tmp_path/'budget.db', 100), deadline_s=1., first_wait_s=.02)
+        yield GoogleVision(client, MonthlyBudget(tmp_path/'budget.db', 100), deadline_s=1., first_wait_s=.02)
 
 
 @pytest.fixture(scope='module')
@@ -86,8 +86,8 @@ class Clock:
 
 def test_a_real_page_comes_back_as_it_was_read(tmp_path):
     engine = open_engine('custom')
-    with StandIn(engine) as server, connect_local(server.address) as client:
-        found = Engine('vision', GoogleVision(client, Budget(tmp_path/'b.db', 9)).read)(load_image(PAGE))
+    with FakeVisionServer(engine) as server, connect_local(server.address) as client:
+        found = Engine('vision', GoogleVision(client, MonthlyBudget(tmp_path/'b.db', 9)).read)(load_image(PAGE))
     own = engine(load_image(PAGE))
     assert found.text == own.text
     for ours, theirs in zip(own.lines, found.lines):
@@ -96,7 +96,7 @@ def test_a_real_page_comes_back_as_it_was_read(tmp_path):
 
 
 def test_the_answer_has_pages_blocks_paragraphs_words_and_symbols(vision, white):
-    answer, = vision.ask([encode(white)])
+    answer, = vision.ask([encode_image(white)])
     page, = answer.full_text_annotation.pages
     assert (page.width, page.height) == (300, 120)
     words = [word for block in page.blocks for paragraph in block.paragraphs for word in paragraph.words]
@@ -114,7 +114,7 @@ def test_lines_keep_their_marks_and_spaces(vision, white):
 
 def test_a_slanted_line_keeps_its_corners():
     slanted = [[10, 10], [110, 40], [105, 60], [5, 30]]
-    found, = lines_of(annotation_of(Reading('x', [Line('a tilted line', .7, slanted)], 0.), (100, 200)), (100, 200))
+    found, = annotation_lines(to_annotation(Reading('x', [Line('a tilted line', .7, slanted)], 0.), (100, 200)), (100, 200))
     assert np.abs(np.array(found.box) - slanted).max() <= 1
 
 
@@ -130,38 +130,38 @@ def test_every_kind_of_break_is_understood(kind, ends):
         symbols[-1].property.detected_break.type_ = google.TextAnnotation.DetectedBreak.BreakType[ending]
         return google.Word(symbols=symbols, bounding_box=google.BoundingPoly(vertices=vertices), confidence=.5)
     paragraph = google.Paragraph(words=[word('ab', 0, kind), word('cd', 30, 'LINE_BREAK')])
-    found = lines_of(google.TextAnnotation(pages=[google.Page(blocks=[google.Block(paragraphs=[paragraph])])]), (50, 100))
+    found = annotation_lines(google.TextAnnotation(pages=[google.Page(blocks=[google.Block(paragraphs=[paragraph])])]), (50, 100))
     assert '|'.join(o.text for o in found) == ends
 
 
 def test_a_blank_page_has_no_lines(tmp_path, white):
-    with StandIn(Engine('blind', lambda image: [])) as server, connect_local(server.address) as client:
-        assert GoogleVision(client, Budget(tmp_path/'b.db', 9)).read(white) == []
+    with FakeVisionServer(Engine('blind', lambda image: [])) as server, connect_local(server.address) as client:
+        assert GoogleVision(client, MonthlyBudget(tmp_path/'b.db', 9)).read(white) == []
 
 
 def test_one_bad_image_does_not_spoil_the_batch(vision, white):
-    good, bad, more = vision.ask([encode(white), b'no image', encode(white)])
+    good, bad, more = vision.ask([encode_image(white), b'no image', encode_image(white)])
     assert (good.error.code, bad.error.code, more.error.code) == (0, 3, 0)
     assert bad.error.message == 'Bad image data.'
     assert good.full_text_annotation.text == more.full_text_annotation.text != ''
 
 
 def test_too_many_images_in_a_call_are_refused(vision, white):
-    with pytest.raises(NotRead, match='Too many images') as caught: vision.ask([b'x']*(BATCH + 1))
+    with pytest.raises(VisionError, match='Too many images') as caught: vision.ask([b'x']*(MAX_CALL_IMAGES + 1))
     assert caught.value.why == 'refused'
 
 
 def test_a_large_photo_is_sent_as_jpeg(white):
-    assert encode(white).startswith(b'\x89PNG')
+    assert encode_image(white).startswith(b'\x89PNG')
     noise = np.random.default_rng(0).integers(0, 255, (1800, 1800, 3), dtype=np.uint8)
-    data = encode(noise)
+    data = encode_image(noise)
     assert data.startswith(b'\xff\xd8')
-    assert len(data) <= MOST_BYTES
+    assert len(data) <= MAX_IMAGE_BYTES
     assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == noise.shape
 
 
 def test_the_stand_in_listens_on_this_machine_only_and_stops(white):
-    with StandIn(Engine('fixed', fixed)) as server:
+    with FakeVisionServer(Engine('fixed', fixed)) as server:
         host, port = server.address.split(':')
         assert host == '127.0.0.1'
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -170,12 +170,12 @@ def test_the_stand_in_listens_on_this_machine_only_and_stops(white):
 
 # --- what can go wrong, and one deadline for all of it
 
-@pytest.mark.parametrize('fault', sorted(FAULTS))
+@pytest.mark.parametrize('fault', sorted(SIMULATED_FAULTS))
 def test_every_fault_has_its_reason(vision, stand_in, white, fault):
     stand_in.fault = fault
-    with pytest.raises(NotRead) as caught: vision.read(white)
+    with pytest.raises(VisionError) as caught: vision.read(white)
     assert caught.value.why == ('deadline' if fault == 'slow' else fault)
-    assert str(caught.value).startswith(WHY[caught.value.why])
+    assert str(caught.value).startswith(FAILURE_REASONS[caught.value.why])
 
 
 @pytest.mark.parametrize('fault', ['slow', 'unavailable'])
@@ -183,7 +183,7 @@ def test_the_deadline_holds_over_all_tries(vision, stand_in, white, fault):
     stand_in.next.extend(['unavailable', 'unavailable'])
     stand_in.fault = fault
     start = time.monotonic()
-    with pytest.raises(NotRead): vision.read(white)
+    with pytest.raises(VisionError): vision.read(white)
     assert time.monotonic() - start < vision.deadline_s + .5
     assert stand_in.calls >= 3
 
@@ -197,20 +197,20 @@ def test_a_short_trouble_is_survived(vision, stand_in, white):
 @pytest.mark.parametrize('fault', ['quota', 'denied', 'failed', 'slow'])
 def test_what_would_not_pass_is_not_tried_again(vision, stand_in, white, fault):
     stand_in.fault = fault
-    with pytest.raises(NotRead): vision.read(white)
+    with pytest.raises(VisionError): vision.read(white)
     assert stand_in.calls == 1
 
 
 def test_a_server_that_is_gone_is_unavailable(vision, stand_in, white):
     stand_in.server.stop(0).wait()
-    with pytest.raises(NotRead) as caught: vision.read(white)
+    with pytest.raises(VisionError) as caught: vision.read(white)
     assert caught.value.why == 'unavailable'
 
 
 def test_waiting_times_differ_and_grow(vision, stand_in, white, monkeypatch):
     waits = []
     monkeypatch.setattr('google.api_core.retry.retry_unary.time.sleep', waits.append)
-    vision.deadline_s, vision.breaker = 5., Breaker(failures=99)
+    vision.deadline_s, vision.breaker = 5., CircuitBreaker(failures=99)
     for _ in range(20):
         stand_in.next.extend(['unavailable']*4)
         vision.read(white)
@@ -227,7 +227,7 @@ def test_each_try_is_told_what_is_left():
         told.append(left)
         if len(told) < 4: raise ServiceUnavailable('not yet')
         return 'read'
-    assert patiently(call, 5., .05) == 'read'
+    assert call_with_retry(call, 5., .05) == 'read'
     assert told == sorted(told, reverse=True)
     assert all(0 < o <= 5 for o in told)
 
@@ -235,31 +235,31 @@ def test_each_try_is_told_what_is_left():
 # --- the breaker
 
 def failing(breaker, why='unavailable'):
-    with pytest.raises(NotRead), breaker.asking(): raise NotRead(why)
+    with pytest.raises(VisionError), breaker.asking(): raise VisionError(why)
 
 
 def test_the_breaker_opens_after_so_many_failures_in_a_row():
-    breaker = Breaker(failures=3)
+    breaker = CircuitBreaker(failures=3)
     for _ in range(2): failing(breaker)
     with breaker.asking(): pass # one success begins the row anew
     for _ in range(2): failing(breaker)
     assert breaker.state == 'closed'
     failing(breaker)
     assert breaker.state == 'open'
-    with pytest.raises(NotRead, match='30 s more') as caught, breaker.asking(): pytest.fail('asked')
+    with pytest.raises(VisionError, match='30 s more') as caught, breaker.asking(): pytest.fail('asked')
     assert caught.value.why == 'resting'
 
 
 @pytest.mark.parametrize('why', ['refused', 'budget'])
 def test_what_is_not_google_s_health_does_not_open_it(why):
-    breaker = Breaker(failures=1)
+    breaker = CircuitBreaker(failures=1)
     for _ in range(3): failing(breaker, why)
     assert breaker.state == 'closed'
 
 
 def test_an_error_of_ours_does_not_open_it_and_gives_the_turn_back():
     clock = Clock()
-    breaker = Breaker(failures=1, rest_s=10, clock=clock)
+    breaker = CircuitBreaker(failures=1, rest_s=10, clock=clock)
     with pytest.raises(KeyError), breaker.asking(): raise KeyError('ours')
     assert breaker.state == 'closed'
     failing(breaker)
@@ -273,7 +273,7 @@ def test_an_error_of_ours_does_not_open_it_and_gives_the_turn_back():
 @pytest.mark.parametrize(('why', 'after'), [(None, 'closed'), ('refused', 'closed'), ('unavailable', 'open'), ('budget', 'half-open')])
 def test_the_one_that_tries_decides(why, after):
     clock = Clock()
-    breaker = Breaker(failures=2, rest_s=10, clock=clock)
+    breaker = CircuitBreaker(failures=2, rest_s=10, clock=clock)
     for _ in range(2): failing(breaker)
     clock.now = 10
     assert breaker.state == 'half-open'
@@ -285,18 +285,18 @@ def test_the_one_that_tries_decides(why, after):
 
 def test_only_one_tries_while_it_is_half_open():
     clock = Clock()
-    breaker = Breaker(failures=1, rest_s=10, clock=clock)
+    breaker = CircuitBreaker(failures=1, rest_s=10, clock=clock)
     failing(breaker)
     clock.now = 10
     with breaker.asking():
         assert breaker.state == 'half-open'
         for _ in range(3):
-            with pytest.raises(NotRead), breaker.asking(): pytest.fail('a second one asked')
+            with pytest.raises(VisionError), breaker.asking(): pytest.fail('a second one asked')
 
 
 def test_of_many_threads_one_gets_through():
     clock = Clock()
-    breaker = Breaker(failures=1, rest_s=10, clock=clock)
+    breaker = CircuitBreaker(failures=1, rest_s=10, clock=clock)
     failing(breaker)
     clock.now = 10
     together, asked = threading.Barrier(16), []
@@ -306,7 +306,7 @@ def test_of_many_threads_one_gets_through():
             with breaker.asking():
                 asked.append(i)
                 time.sleep(.05)
-        except NotRead: pass
+        except VisionError: pass
     with ThreadPoolExecutor(16) as pool: list(pool.map(caller, range(16)))
     assert len(asked) == 1
     assert breaker.state == 'closed'
@@ -314,7 +314,7 @@ def test_of_many_threads_one_gets_through():
 
 def test_one_that_never_comes_back_does_not_block_the_others():
     clock = Clock()
-    breaker = Breaker(failures=1, rest_s=10, clock=clock)
+    breaker = CircuitBreaker(failures=1, rest_s=10, clock=clock)
     failing(breaker)
     clock.now = 10
     breaker.enter()
@@ -324,7 +324,7 @@ def test_one_that_never_comes_back_does_not_block_the_others():
 
 
 def test_late_news_changes_nothing():
-    breaker = Breaker(failures=1)
+    breaker = CircuitBreaker(failures=1)
     slow = breaker.enter()
     failing(breaker)
     breaker.leave(slow, True)
@@ -334,9 +334,9 @@ def test_late_news_changes_nothing():
 def test_an_open_breaker_asks_nobody(vision, stand_in, white):
     stand_in.fault = 'quota'
     for _ in range(5):
-        with pytest.raises(NotRead): vision.read(white)
+        with pytest.raises(VisionError): vision.read(white)
     assert stand_in.calls == 3
-    with pytest.raises(NotRead) as caught: vision.read(white)
+    with pytest.raises(VisionError) as caught: vision.read(white)
     assert caught.value.why == 'resting'
     assert vision.budget.spent == 0
 
@@ -344,10 +344,10 @@ def test_an_open_breaker_asks_nobody(vision, stand_in, white):
 # --- the budget
 
 def test_the_budget_survives_a_restart(tmp_path):
-    with Budget(tmp_path/'b.db', 3).take(2): pass
-    again = Budget(tmp_path/'b.db', 3)
+    with MonthlyBudget(tmp_path/'b.db', 3).take(2): pass
+    again = MonthlyBudget(tmp_path/'b.db', 3)
     assert again.spent == 2
-    with pytest.raises(NotRead, match='2 of 3 images') as caught, again.take(2): pytest.fail('spent')
+    with pytest.raises(VisionError, match='2 of 3 images') as caught, again.take(2): pytest.fail('spent')
     assert caught.value.why == 'budget'
     with again.take(): pass
     assert again.spent == 3
@@ -355,7 +355,7 @@ def test_the_budget_survives_a_restart(tmp_path):
 
 def test_a_new_month_begins_at_zero(tmp_path):
     day = [datetime(2026, 1, 31, 23, tzinfo=UTC)]
-    budget = Budget(tmp_path/'b.db', 1, lambda: day[0])
+    budget = MonthlyBudget(tmp_path/'b.db', 1, lambda: day[0])
     with budget.take(): day[0] = datetime(2026, 2, 1, tzinfo=UTC)
     assert budget.spent == 0
     day[0] = datetime(2026, 1, 31, tzinfo=UTC)
@@ -372,7 +372,7 @@ def test_what_is_given_back_goes_to_the_month_it_was_taken_from(vision, stand_in
             day[0] = datetime(2026, 2, 1, tzinfo=UTC)
             return real.batch_annotate_images(**given)
     vision.client = Midnight()
-    with pytest.raises(NotRead): vision.read(white)
+    with pytest.raises(VisionError): vision.read(white)
     assert vision.budget.spent == 0
     day[0] = datetime(2026, 1, 31, tzinfo=UTC)
     assert vision.budget.spent == 0
@@ -381,18 +381,18 @@ def test_what_is_given_back_goes_to_the_month_it_was_taken_from(vision, stand_in
 @pytest.mark.parametrize(('fault', 'billed'), [('', 1), ('quota', 0), ('denied', 0), ('slow', 1), ('failed', 1), ('unavailable', 0)])
 def test_what_is_billed(vision, stand_in, white, fault, billed):
     stand_in.fault = fault
-    Fallback(vision, Engine('local', local))(white)
+    FallbackEngine(vision, Engine('local', local))(white)
     assert vision.budget.spent == billed
 
 
 def test_a_bad_image_in_a_batch_is_billed_with_the_others(vision, white):
-    vision.ask([encode(white), b'no image'])
+    vision.ask([encode_image(white), b'no image'])
     assert vision.budget.spent == 2
 
 
 def test_a_spent_budget_calls_nobody(vision, stand_in, white):
     vision.budget.most = 0
-    with pytest.raises(NotRead) as caught: vision.read(white)
+    with pytest.raises(VisionError) as caught: vision.read(white)
     assert (caught.value.why, stand_in.calls) == ('budget', 0)
 
 
@@ -411,50 +411,50 @@ print(got)
 
 @pytest.mark.slow # starts Python anew
 def test_two_processes_cannot_both_spend_the_last_image(tmp_path):
-    Budget(tmp_path/'b.db', 150)
+    MonthlyBudget(tmp_path/'b.db', 150)
     both = [subprocess.Popen([sys.executable, '-c', SPENDER, str(tmp_path/'b.db')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for o in both:
         o.stdin.write('\n')
         o.stdin.flush()
     got = [int(o.communicate(timeout=60)[0]) for o in both]
     assert sum(got) == 150
-    assert Budget(tmp_path/'b.db', 150).spent == 150
+    assert MonthlyBudget(tmp_path/'b.db', 150).spent == 150
 
 
 def test_a_damaged_budget_stops_the_spending(tmp_path):
     (tmp_path/'b.db').write_bytes(b'not a database at all'*50)
-    with pytest.raises(ValueError, match="Look at Google's bill"): Budget(tmp_path/'b.db', 1)
+    with pytest.raises(ValueError, match="Look at Google's bill"): MonthlyBudget(tmp_path/'b.db', 1)
 
 
 def test_a_budget_that_is_damaged_meanwhile_sends_nothing_and_another_reads(tmp_path):
-    budget = Budget(tmp_path/'b.db', 10)
+    budget = MonthlyBudget(tmp_path/'b.db', 10)
     (tmp_path/'b.db').write_bytes(b'not a database at all'*50)
     asked = []
     client = SimpleNamespace(batch_annotate_images=lambda **_: asked.append(1))
     local = Engine('local', lambda image: [Line('by us', 1., [[0, 0], [1, 0], [1, 1], [0, 1]])])
-    found = Fallback(GoogleVision(client, budget), local)(np.zeros((32, 200, 3), np.uint8))
+    found = FallbackEngine(GoogleVision(client, budget), local)(np.zeros((32, 200, 3), np.uint8))
     assert (found.engine, found.text, found.why, asked) == ('local', 'by us', 'uncounted', [])
     assert str(tmp_path) not in found.said
 
 
 @pytest.mark.parametrize(('budget_usd', 'most'), [(0, 1000), (1.5, 2000), (.3, 1200), (.001, 1000)])
 def test_the_budget_buys_whole_images_beyond_the_free_ones(budget_usd, most):
-    terms = Vision(budget_usd=budget_usd)
-    assert most_images(terms) == most
-    assert cost_usd(most, terms) <= budget_usd + 1e-9
-    assert cost_usd(1000, terms) == 0
+    terms = VisionSettings(budget_usd=budget_usd)
+    assert monthly_image_limit(terms) == most
+    assert monthly_cost_usd(most, terms) <= budget_usd + 1e-9
+    assert monthly_cost_usd(1000, terms) == 0
 
 
 # --- the honest fallback
 
-@pytest.mark.parametrize('fault', sorted(FAULTS))
+@pytest.mark.parametrize('fault', sorted(SIMULATED_FAULTS))
 def test_the_answer_says_who_read_it_and_why(vision, stand_in, white, fault):
-    engine = Fallback(vision, Engine('local', local))
+    engine = FallbackEngine(vision, Engine('local', local))
     stand_in.fault = fault
     answer = engine(white)
     assert (answer.engine, answer.text) == ('local', 'read here')
-    assert answer.why in WHY
-    assert answer.said.startswith(WHY[answer.why])
+    assert answer.why in FAILURE_REASONS
+    assert answer.said.startswith(FAILURE_REASONS[answer.why])
     stand_in.fault = ''
     answer = engine(white)
     assert (answer.engine, answer.why, answer.said) == ('vision', '', '')
@@ -463,21 +463,21 @@ def test_the_answer_says_who_read_it_and_why(vision, stand_in, white, fault):
 
 def test_seconds_include_the_wait_for_vision(vision, stand_in, white):
     stand_in.fault = 'slow'
-    assert Fallback(vision, Engine('local', local))(white).seconds >= vision.deadline_s
+    assert FallbackEngine(vision, Engine('local', local))(white).seconds >= vision.deadline_s
 
 
 def test_a_stand_in_does_not_sign_as_google(stand_in, tmp_path, white):
     with connect_local(stand_in.address) as client:
-        assert Fallback(GoogleVision(client, Budget(tmp_path/'b.db', 9), name='stand-in'), Engine('local', local))(white).engine == 'stand-in'
+        assert FallbackEngine(GoogleVision(client, MonthlyBudget(tmp_path/'b.db', 9), name='stand-in'), Engine('local', local))(white).engine == 'stand-in'
 
 
 def test_an_error_of_ours_is_not_hidden(vision):
-    with pytest.raises(TypeError, match='load_image'): Fallback(vision, Engine('local', local))('page.png')
+    with pytest.raises(TypeError, match='load_image'): FallbackEngine(vision, Engine('local', local))('page.png')
 
 
 def test_the_account_can_be_written_as_json(vision, stand_in, white):
     stand_in.fault = 'quota'
-    told = json.loads(json.dumps(Fallback(vision, Engine('local', local))(white).to_dict()))
+    told = json.loads(json.dumps(FallbackEngine(vision, Engine('local', local))(white).to_dict()))
     assert (told['engine'], told['why'], told['text']) == ('local', 'quota', 'read here')
 
 
@@ -555,7 +555,7 @@ def test_with_a_key_the_same_code_speaks_tls_and_proves_who_it_is(tmp_path):
     (tmp_path/'roots.pem').write_bytes(certificate)
     pem = private.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
     tokens = []
-    class Watched(StandIn):
+    class Watched(FakeVisionServer):
         def listen(self): return self.server.add_secure_port('127.0.0.1:0', grpc.ssl_server_credentials([(pem, certificate)]))
         def batch(self, request, context):
             tokens.append(dict(context.invocation_metadata()).get('authorization', ''))
@@ -587,20 +587,20 @@ def test_the_command_line_stops_at_a_key_that_is_not_there(monkeypatch, tmp_path
 
 def test_the_caption_counts_what_is_doubtful():
     reading = Reading('x', [Line('a', .9, box(0, 0, 9, 9)), Line('b', .5, box(0, 20, 9, 29))], .0421)
-    assert caption(reading) == '**2** lines · confidence **0.70**, 1 doubtful · **42** ms'
-    assert caption(Reading('x', [], .1)) == '**0** lines · **100** ms'
+    assert reading_caption(reading) == '**2** lines · confidence **0.70**, 1 doubtful · **42** ms'
+    assert reading_caption(Reading('x', [], .1)) == '**0** lines · **100** ms'
 
 
 def test_the_caption_says_who_read_instead():
-    said = caption(FallbackReading('custom', [], .1, 'quota', 'Google says no'))
+    said = reading_caption(FallbackReading('custom', [], .1, 'quota', 'Google says no'))
     assert '`custom` instead: Google says no' in said
-    assert 'instead' not in caption(FallbackReading('vision', [], .1, '', ''))
+    assert 'instead' not in reading_caption(FallbackReading('vision', [], .1, '', ''))
 
 
 def test_a_message_stays_text():
-    assert '<b>' not in banner('<b>bold</b>')
-    assert 'role="alert"' in banner('x')
-    assert banner('') == ''
+    assert '<b>' not in message_html('<b>bold</b>')
+    assert 'role="alert"' in message_html('x')
+    assert message_html('') == ''
 
 
 @pytest.fixture(scope='module')
@@ -612,10 +612,10 @@ def site(tmp_path_factory):
         if event == 'socket.getaddrinfo' and args[0] not in (None, '127.0.0.1', 'localhost', '0.0.0.0'): outside.append(args[0])
     sys.addaudithook(note)
     own = open_engine('custom')
-    with StandIn(own) as far, connect_local(far.address) as client:
-        google = GoogleVision(client, Budget(folder/'budget.db', 1000), Breaker(failures=99), name='stand-in')
-        app = create_app(folder=folder/'service', limits=Api(rate=1000, burst=1000, max_pixels=1_000_000, image_mb=2))
-        add_page(app, {'Vision': Fallback(google, own), 'third': own})
+    with FakeVisionServer(own) as far, connect_local(far.address) as client:
+        google = GoogleVision(client, MonthlyBudget(folder/'budget.db', 1000), CircuitBreaker(failures=99), name='stand-in')
+        app = create_app(folder=folder/'service', limits=ApiSettings(rate=1000, burst=1000, max_pixels=1_000_000, image_mb=2))
+        add_page(app, {'Vision': FallbackEngine(google, own), 'third': own})
         with on_free_port(app) as url:
             yield SimpleNamespace(url=url, app=app, service=app.state.service, far=far, own=own, folder=folder, outside=outside,
                                   key=app.state.service.keys.add('ana'))
@@ -680,10 +680,10 @@ class TestPage:
     def test_a_fault_shows_nothing_of_our_insides_and_leaves_what_was_read(self, tab, site, monkeypatch):
         def broken(self, image): raise RuntimeError('/secret/place: boom')
         with monkeypatch.context() as broke:
-            broke.setattr(Fallback, '__call__', broken)
+            broke.setattr(FallbackEngine, '__call__', broken)
             send(tab, PAGE)
-            alert(tab, FAULT)
-        assert text_of(tab, OWN) == site.own(load_image(PAGE)).text
+            alert(tab, INTERNAL_ERROR)
+        assert text_of(tab, SERVICE_ENGINE) == site.own(load_image(PAGE)).text
         assert 'secret' not in tab.locator('body').inner_text()
 
     def test_a_picture_of_the_camera_is_read(self, browser, site):
@@ -694,7 +694,7 @@ class TestPage:
             tab.get_by_label('capture photo').click()
             tab.get_by_label('Remove Image').first.wait_for()
             tab.get_by_role('button', name='Read', exact=True).click()
-            tab.get_by_alt_text(f'The page, with boxes by {OWN}').wait_for()
+            tab.get_by_alt_text(f'The page, with boxes by {SERVICE_ENGINE}').wait_for()
         entry = json.loads((site.folder/'service'/'audit.jsonl').read_text().splitlines()[before])
         assert (entry['who'], entry['what'], entry['status']) == ('ana', 'read', 200)
 
@@ -702,8 +702,8 @@ class TestPage:
         send(tab, PAGE)
         image = load_image(PAGE)
         reading = site.own(image)
-        for name in (OWN, 'Vision'): assert text_of(tab, name) == reading.text
-        for name in (OWN, 'Vision'):
+        for name in (SERVICE_ENGINE, 'Vision'): assert text_of(tab, name) == reading.text
+        for name in (SERVICE_ENGINE, 'Vision'):
             shown = tab.get_by_alt_text(f'The page, with boxes by {name}')
             shown.wait_for()
             data = tab.request.get(shown.get_attribute('src')).body()
@@ -723,7 +723,7 @@ class TestPage:
         said = alert(tab, 'was cut off')
         assert str(tmp_path) not in said
         assert 'gradio' not in said
-        assert not box_of(tab, OWN).is_visible()
+        assert not box_of(tab, SERVICE_ENGINE).is_visible()
 
     def test_other_refusals_say_what_to_do(self, tab, tmp_path):
         (tmp_path/'page.png').write_text('<html>not found</html>')
@@ -765,14 +765,14 @@ class TestPage:
             send(phone, PAGE)
             text_of(phone, 'Vision')
             assert phone.evaluate('() => { scrollTo(500, 0); return scrollX; }') == 0
-            sides = [box_of(phone, name).bounding_box() for name in (OWN, 'Vision')]
+            sides = [box_of(phone, name).bounding_box() for name in (SERVICE_ENGINE, 'Vision')]
             assert sides[1]['y'] > sides[0]['y'] + sides[0]['height'] # one below the other
             if shots := os.environ.get('MLOPS_COURSE_SHOTS'): phone.screenshot(path=f'{shots}/page_phone.png', full_page=True)
 
     def test_engines_stand_side_by_side_on_a_wide_screen(self, tab):
         send(tab, PAGE)
         text_of(tab, 'Vision')
-        sides = [box_of(tab, name).bounding_box() for name in (OWN, 'Vision')]
+        sides = [box_of(tab, name).bounding_box() for name in (SERVICE_ENGINE, 'Vision')]
         assert abs(sides[0]['y'] - sides[1]['y']) < 5
         assert sides[1]['x'] > sides[0]['x'] + sides[0]['width']
         if shots := os.environ.get('MLOPS_COURSE_SHOTS'): tab.screenshot(path=f'{shots}/page_wide.png', full_page=True)
@@ -823,13 +823,13 @@ def test_the_camera_does_not_mirror_and_looks_outwards(site):
 def test_a_slow_engine_does_not_take_the_service_with_it(tmp_path):
     import asyncio
     import io
-    service_app = create_app(folder=tmp_path, limits=Api(timeout_s=30))
+    service_app = create_app(folder=tmp_path, limits=ApiSettings(timeout_s=30))
     service = service_app.state.service
     async def story():
         threads = ThreadPoolExecutor(4)
         async with service_app.router.lifespan_context(service_app):
             await read_image(service, io.BytesIO(PAGE.read_bytes()))
-            slow = [asyncio.create_task(read_on_record(service, 'ana', 'slow', lambda image: time.sleep(4) or Reading('slow', [], 4.),
+            slow = [asyncio.create_task(read_and_audit(service, 'ana', 'slow', lambda image: time.sleep(4) or Reading('slow', [], 4.),
                                                        io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)) for _ in range(12)]
             await asyncio.sleep(.5)
             start = time.monotonic()
@@ -849,7 +849,7 @@ def test_every_engine_that_was_asked_is_on_record(site):
     entries = (site.folder/'service'/'audit.jsonl').read_text(encoding='utf-8').splitlines()
     async def story(): # on the loop of this thread nothing of the site runs; the record is a file
         with ThreadPoolExecutor(1) as threads:
-            return await read_on_record(site.service, 'ana', 'third', site.own, io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)
+            return await read_and_audit(site.service, 'ana', 'third', site.own, io.BytesIO(PAGE.read_bytes()), load_image(PAGE), threads)
     count = partial(site.service.meters.registry.get_sample_value, 'ocr_predictions_total', {'engine': 'custom', 'model': '', 'status': '200'})
     before = count() or 0
     with ThreadPoolExecutor(1) as thread: thread.submit(asyncio.run, story()).result()
@@ -898,7 +898,7 @@ def test_a_page_reads_only_what_was_uploaded(site, where, tmp_path):
         path = f'http://127.0.0.1:{bait.server_port}/x.png' if where == 'address' else str(secret)
         file = {'path': path, 'meta': {'_type': 'gradio.FileData'}, 'orig_name': 'x.png', 'is_stream': where == 'stream'}
         fn = next(o['id'] for o in http.get('/page/config').json()['dependencies'] if len(o['inputs']) == 2)
-        data = [None, [file]] if where == 'engines' else [file, [OWN]]
+        data = [None, [file]] if where == 'engines' else [file, [SERVICE_ENGINE]]
         http.post('/page/gradio_api/queue/join', json={'data': data, 'fn_index': fn, 'session_hash': f'thief {where}'}).raise_for_status()
         with http.stream('GET', '/page/gradio_api/queue/data', params={'session_hash': f'thief {where}'}) as told:
             said = ''.join(until(told.iter_text(), 'process_completed'))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..base.images import check_image
 from .easyocr import easyocr_reader
-from .layout import Line, Reading, corners, in_reading_order
+from .layout import Line, Reading, clip_corners, in_reading_order
 
 # %% ../../nbs/02_ocr.ipynb #f1f7a386
 class Engine:
@@ -51,7 +51,7 @@ def load_easyocr(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             found = reader.readtext(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), canvas_size=canvas_size)
-        return [Line(text, float(confidence), corners(box, image.shape)) for box,text,confidence in found]
+        return [Line(text, float(confidence), clip_corners(box, image.shape)) for box,text,confidence in found]
     return Engine('easyocr', read)
 
 # %% ../../nbs/02_ocr.ipynb #e49aac0b
@@ -75,7 +75,7 @@ def load_rapidocr(
     def read(image:np.ndarray) -> list[Line]:
         found = reader(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if found.boxes is None: return [] # a blank page
-        return [Line(text, float(score), corners(box, image.shape)) for box,text,score in zip(found.boxes, found.txts, found.scores)]
+        return [Line(text, float(score), clip_corners(box, image.shape)) for box,text,score in zip(found.boxes, found.txts, found.scores)]
     return Engine('rapidocr', read)
 
 # %% ../../nbs/02_ocr.ipynb #91c6dd72

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..base.images import png
-from ..dashboards import Panel, within
+from ..base.images import png_bytes
+from ..dashboards import Panel, quantile_query
 from ..probe import Probe
 from ..scoring import rate, score
 
@@ -22,11 +22,11 @@ PANELS = (
                                                        'in six hours': 'ocr:failed:ratio6h / scalar(ocr:budget)'}),
     Panel('Images a second', 'reqps', {'{{engine}} {{model}}, {{status}}': 'sum by (engine, model, status) (rate(ocr_predictions_total[5m]))',
                                            'measured for drift': 'sum(rate(ocr_tracked_total[5m]))'}),
-    Panel('Seconds for 50, 95 and 99 of 100 images', 's', {f'{100*q:.0f}': within(q, 'ocr_prediction_duration_seconds') for q in (.5, .95, .99)}),
+    Panel('Seconds for 50, 95 and 99 of 100 images', 's', {f'{100*q:.0f}': quantile_query(q, 'ocr_prediction_duration_seconds') for q in (.5, .95, .99)}),
     Panel('Refusals a second', 'reqps', {'{{status}}': 'sum by (status) (rate(ocr_refusals_total[5m]))'}),
     Panel('Inside, and waiting', 'short', {'places taken': 'sum(ocr_places_taken)', 'images in the queue': 'sum(ocr_queue_images)'}),
     Panel('Images read together', 'short', {'mean': 'sum(rate(ocr_batch_images_sum[5m])) / sum(rate(ocr_batch_images_count[5m]))'}),
-    Panel('How sure the model is', 'percentunit', {f'{100*q:.0f} of 100 are below': within(q, 'ocr_confidence') for q in (.1, .5)}),
+    Panel('How sure the model is', 'percentunit', {f'{100*q:.0f} of 100 are below': quantile_query(q, 'ocr_confidence') for q in (.1, .5)}),
     Panel('Share of the images that must be others, at least', 'percentunit', {'{{feature}}': 'max by (feature) (ocr_drift)'}),
     Panel('Who answers Prometheus', 'short', {'{{job}}': 'min by (job) (up)'}),
 )
@@ -61,4 +61,4 @@ def line_probe(
 ) -> Probe:
     "A probe that reads labelled lines through the service."
     if not lines: raise ValueError("No lines came, and a probe needs some whose text is known. Draw some with trial_lines")
-    return Probe(ask_lines(url, key), [(png(image), truth) for image,truth in lines], line_accuracy, 'ocr')
+    return Probe(ask_lines(url, key), [(png_bytes(image), truth) for image,truth in lines], line_accuracy, 'ocr')

@@ -19,9 +19,9 @@ import torch
 from ..base.files import save_atomically
 from .easyocr import check_weights, easyocr_reader, import_torchvision
 from .engines import Engine
-from .layout import Line, corners
+from .layout import Line, clip_corners
 from .net import Recogniser
-from .recognition import HEIGHT, Design
+from .recognition import LINE_HEIGHT, Design
 
 # %% ../../nbs/library/plugin.ipynb #634de2c4
 class InEasyOcr(Recogniser):
@@ -38,7 +38,7 @@ def write_easyocr(
     "The three files that EasyOCR wants of a network that is not its own."
     import yaml
     folder,design = Path(folder),asdict(net.design)
-    about = {'imgH': HEIGHT, 'lang_list': ['en'], 'character_list': net.design.alphabet, 'network_params': design}
+    about = {'imgH': LINE_HEIGHT, 'lang_list': ['en'], 'character_list': net.design.alphabet, 'network_params': design}
     weights = {f'module.{k}': v.cpu() for k,v in net.state_dict().items()} # EasyOCR cuts the first seven characters off, whatever they are
     save_atomically(folder/f'{name}.py', lambda to: to.write_text('from mlops_course.reader.plugin import InEasyOcr as Model\n', encoding='utf-8'))
     save_atomically(folder/f'{name}.yaml', lambda to: to.write_text(yaml.safe_dump(about), encoding='utf-8'))
@@ -69,8 +69,8 @@ def load_in_easyocr(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             try:
-                inside.imgH = HEIGHT
+                inside.imgH = LINE_HEIGHT
                 found = reader.readtext(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), canvas_size=canvas_size)
             finally: inside.imgH = usual
-        return [Line(text, float(confidence), corners(box, image.shape)) for box,text,confidence in found]
+        return [Line(text, float(confidence), clip_corners(box, image.shape)) for box,text,confidence in found]
     return Engine(f'easyocr+{name}', read)

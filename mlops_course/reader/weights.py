@@ -17,7 +17,7 @@ import torch
 
 from ..base.files import save_atomically, write_json
 from .net import Recogniser
-from .recognition import HEIGHT, Design
+from .recognition import LINE_HEIGHT, Design
 
 # %% ../../nbs/library/weights.ipynb #d1420eba
 def save_recogniser(
@@ -65,7 +65,7 @@ def export_onnx(
 ) -> Path:
     "Write `net` for onnxruntime, its design inside the file."
     import onnx
-    path,example = Path(path),torch.zeros(1, 1, HEIGHT, 64)
+    path,example = Path(path),torch.zeros(1, 1, LINE_HEIGHT, 64)
     def write(to:Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # about the exporter's age; the newer one needs another package

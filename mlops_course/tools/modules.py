@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from posixpath import relpath
 
-from ..base.files import find_root, write_whole
+from ..base.files import find_root, replace_text_file
 from .house import Lesson, lessons, library_pages
 
 # %% ../../nbs/tools/modules.ipynb #2e301894
@@ -80,4 +80,4 @@ def with_table(
 def write_table() -> None:
     "Bring the table of modules in CONTRIBUTING.md up to date."
     path = find_root()/'CONTRIBUTING.md'
-    write_whole(path, with_table(path.read_text(encoding='utf-8')))
+    replace_text_file(path, with_table(path.read_text(encoding='utf-8')))
