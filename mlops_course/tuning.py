@@ -130,7 +130,8 @@ def open_tuning(
                          "Bring a copy back, or name a new file") from e
     if terms is None: raise ValueError(f"{path} holds no search that was begun with `open_tuning`. Name another file")
     was = Search(**terms)
-    changed = [f"{k} {v} instead of {getattr(was, k)}" for k,v in (search or was) if v != getattr(was, k)]
+    before,now = (o.model_dump(mode='json') for o in (was, search or was))
+    changed = [f"{k} {v} instead of {before[k]}" for k,v in now.items() if v != before[k]]
     if changed: raise ValueError(f"{path} was begun with other terms: {', '.join(changed)}. Go on with its own, or name a new file")
     study.pruner = make_pruner(was)
     return Tuning(study, was, path, metric)

@@ -322,11 +322,11 @@ def test_the_service_reads_without_what_the_image_leaves_out(root):
     code = ("import sys\nfrom importlib.util import find_spec\nfrom mlops_course.absent import stub_missing_modules\n"
             f"gone = {[o for o in OPTIONAL_MODULES if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
             "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
-            "sys.meta_path.insert(0, No())\ndo_without()\n"
-            "from mlops_course.base.images import load_image\nfrom mlops_course.serving import Source, create_app\n"
-            "from mlops_course.reader.custom import load_custom\nprint(Source.__name__, load_custom()(load_image('data/pages/render_3.png')).text[:9])")
+            "sys.meta_path.insert(0, No())\nstub_missing_modules()\n"
+            "from mlops_course.base.images import load_image\nfrom mlops_course.reader.serving import ModelSource, create_app\n"
+            "from mlops_course.reader.custom import load_custom\nprint(ModelSource.__name__, load_custom()(load_image('data/pages/render_3.png')).text[:9])")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.strip() == "Source Route 121", done.stderr[-800:]
+    assert done.stdout.strip() == "ModelSource Route 121", done.stderr[-800:]
 
 
 @pytest.fixture(scope="module")

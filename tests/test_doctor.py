@@ -277,20 +277,20 @@ def test_each_file_that_a_lesson_reads_is_missed(root: Path, tmp_path: Path, nam
     assert (clone / gone).exists()
 
 
-@pytest.mark.parametrize("gone", sorted(clinic.PROGRAMS))
+@pytest.mark.parametrize("gone", sorted(clinic.PROMETHEUS_PROGRAMS))
 def test_each_program_of_a_package_is_missed(root: Path, tmp_path: Path, gone: str):
-    for o in clinic.PROGRAMS:
+    for o in clinic.PROMETHEUS_PROGRAMS:
         if o != gone: (tmp_path / o).symlink_to(Path(sys.executable).with_name(o))
     finding = clinic.check_programs(root, tmp_path)
     assert (finding.ok, finding.needed) == (False, True)
-    package, lessons = clinic.PROGRAMS[gone]
+    package, lessons = clinic.PROMETHEUS_PROGRAMS[gone]
     assert finding.found == f"not found: {gone} (lesson {lessons})"
     assert finding.remedy.endswith(f"requirements.lock {package}")
 
 
 def test_programs_of_packages_are_brought_by_the_packages_named():
     from importlib.metadata import files
-    for program, (package, _) in clinic.PROGRAMS.items():
+    for program, (package, _) in clinic.PROMETHEUS_PROGRAMS.items():
         assert any(Path(o).stem == program for o in files(package)), program
 
 
