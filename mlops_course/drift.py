@@ -49,11 +49,12 @@ def drift_lower_bounds(
     alpha:float=.01,        # How often any feature may show more than 0, if nothing has changed
 ) -> dict[str, float]:      # Feature -> share of the lines that must be others than before; 0 where it may be chance
     "How far each feature has moved, at least."
-    if missing := [o for o in reference if o not in current]:
+    columns = [str(column) for column in reference]
+    if missing := [column for column in columns if column not in current]:
         raise ValueError(f"There is no column {', '.join(missing)}. Both samples need the same features: measure both in the same way")
     if reference.empty or current.empty: raise ValueError(f"{len(reference)} and {len(current)} lines came to be compared. Give some of both, better 100")
     chance = ks_margin(len(reference), len(current), alpha/reference.shape[1])
-    return {o: max(0., ks_distance(reference[o], current[o]) - chance) for o in reference}
+    return {column: max(0., ks_distance(reference[column], current[column]) - chance) for column in columns}
 
 # %% ../nbs/19_drift.ipynb #9bf0bd83
 def mmd_p_value(

@@ -50,7 +50,7 @@ def line_accuracy(
     truths:Sequence[str],
 ) -> dict[str, float]: # 1 - CER (characters), and the share without a mistake (exact)
     "How well lines were read."
-    scored = score(dict(enumerate(texts)), dict(enumerate(truths)))
+    scored = score({str(i): text for i,text in enumerate(texts)}, {str(i): truth for i,truth in enumerate(truths)})
     return {'characters': 1 - rate(scored), 'exact': rate(scored, 'exact')}
 
 # %% ../../nbs/library/metrics.ipynb #3b653a55
