@@ -38,7 +38,7 @@ def test_every_group_has_its_imports(bench):
 
 
 def test_command_says_where_the_bench_is(tmp_path, monkeypatch):
-    from mlops_course.tools.cli_group import main
+    from mlops_course.tools.cli import main
     (tmp_path/'settings.ini').write_text('lib_name = mlops-course')
     monkeypatch.chdir(tmp_path)
     assert files.find_root() == tmp_path

@@ -394,7 +394,7 @@ def test_step_that_fails_leaves_no_result(runs, monkeypatch):
 
 def say(*words):
     "Exit code and output of `mlops-course pipeline`."
-    from mlops_course.tools.cli_group import main
+    from mlops_course.tools.cli import main
     done = CliRunner().invoke(main, ['pipeline', *words])
     return done.exit_code,done.output
 

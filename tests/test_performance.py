@@ -24,7 +24,7 @@ from mlops_course.performance import ScalingModel, amdahl_speedup, find_hotspots
 from mlops_course.reader.folder import list_images, read_folder, reader_id, run_batches
 from mlops_course.reader.lines import line_batch
 from mlops_course.record import ReadingLog
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 from mlops_course.workers import WorkerPool, local_cluster, open_pool
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers cannot import the tests

@@ -35,7 +35,7 @@ from mlops_course.registry import (
 )
 from mlops_course.scoring import score
 from mlops_course.store import open_store
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 from mlops_course.tracking import track
 
 TINY = Recipe(steps=2, batch=2, width=8, depth=1, longest=4)

@@ -236,8 +236,8 @@ LAYERS = {
         "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
         "base.processes", "base.servers", "base.settings", "base.stats"],
     "mlops": [
-        "absent", "batching", "cache", "containers", "contract", "dashboards", "dockerfiles", "drift",
-        "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",
+        "absent", "batching", "behaviour", "cache", "containers", "contract", "dashboards", "dockerfiles",
+        "drift", "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",
         "limits", "lineage", "load", "mlflow_server", "monitoring", "mutation", "performance", "pictures",
         "pipelines", "prefect_server", "probe", "promql", "quality_report", "record", "registry", "release",
         "router", "scoring", "serving", "slots", "splitting", "spool", "store", "testing", "tracking",
@@ -248,14 +248,15 @@ LAYERS = {
         "reader.capabilities", "reader.checks", "reader.compression", "reader.custom", "reader.datasets",
         "reader.degradations", "reader.easyocr", "reader.engines", "reader.evaluation", "reader.features",
         "reader.feed", "reader.folder", "reader.fonts", "reader.google", "reader.layout", "reader.line_engines",
-        "reader.lines", "reader.net", "reader.package", "reader.page", "reader.pages", "reader.plugin",
-        "reader.preparation", "reader.recognition", "reader.search", "reader.services", "reader.sources",
-        "reader.tracked", "reader.training", "reader.trials", "reader.vision", "reader.weights"],
+        "reader.lines", "reader.metrics", "reader.net", "reader.package", "reader.page", "reader.pages",
+        "reader.plugin", "reader.preparation", "reader.recognition", "reader.releases", "reader.search",
+        "reader.services", "reader.serving", "reader.sources", "reader.steps", "reader.tracked",
+        "reader.training", "reader.trials", "reader.vision", "reader.weights"],
     "tools": [
-        "tools.bench", "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models",
-        "tools.cli_serving", "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises",
-        "tools.house", "tools.links", "tools.modules", "tools.overview", "tools.pages", "tools.practice",
-        "tools.progress", "tools.readme", "tools.running", "tools.site", "tools.verifying"],
+        "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_serving",
+        "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises", "tools.house", "tools.links",
+        "tools.modules", "tools.overview", "tools.pages", "tools.practice", "tools.progress", "tools.readme",
+        "tools.running", "tools.site", "tools.verifying"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
 LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib

@@ -42,7 +42,7 @@ from mlops_course.reader.custom import CustomEngine, load_custom, read_images, w
 from mlops_course.reader.layout import Reading
 from mlops_course.reader.lines import line_batch
 from mlops_course.reader.serving import ModelSource, create_app
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 from mlops_course.uploads import load_upload
 
 OPEN = ApiSettings(rate=1e6, burst=10**6)

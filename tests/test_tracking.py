@@ -27,7 +27,7 @@ from mlops_course.reader.tracked import reproduce, train_tracked
 from mlops_course.reader.training import Recipe, draw_lines
 from mlops_course.spool import Outbox, Run, read_outbox, send_pending
 from mlops_course.store import mask_credentials, open_store, read_artifact, tracking_uri
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 from mlops_course.tracking import best_run, compare_runs, find_runs, provenance_changes, run_provenance, start_run, track
 
 pytestmark = pytest.mark.filterwarnings('ignore:The ``noload`` loader strategy') # inside MLflow

@@ -35,7 +35,7 @@ from mlops_course.reader.recognition import ALPHABET, Design, OnnxRecogniser, de
 from mlops_course.reader.training import Recipe, batches, draw_lines, learning_rate_at, load_checkpoint, model_cer, train
 from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser
 from mlops_course.scoring import cer
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 
 SMALL = Recipe(steps=6, width=16, depth=1, batch=4)
 

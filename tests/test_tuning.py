@@ -16,7 +16,7 @@ from mlops_course.reader import search as reader
 from mlops_course.reader.search import KNOBS, load_trial_net, reader_search, score_on_test, train_trial
 from mlops_course.reader.training import Recipe, train
 from mlops_course.store import open_store
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 from mlops_course.tracking import find_runs
 from mlops_course.tuning import (
     Range,

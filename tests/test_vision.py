@@ -44,7 +44,7 @@ from mlops_course.reader.vision import (
     encode_image,
 )
 from mlops_course.scoring import cer
-from mlops_course.tools.cli_group import main
+from mlops_course.tools.cli import main
 
 ROOT = find_root()
 PAGE = ROOT/'data'/'pages'/'render_1.png'
