@@ -72,7 +72,7 @@ def start_worker(
     job = {'path': str(tuning.path), 'metric': tuning.metric, 'objective': f'{objective.__module__}:{objective.__qualname__}',
            'limits': limits.model_dump(), 'store': place, 'parent': parent}
     with open(f'{tuning.path}.log', 'ab') as log:
-        helper = subprocess.Popen([sys.executable, '-c', 'from mlops_course.tuning_workers import run_worker; help_out()'],
+        helper = subprocess.Popen([sys.executable, '-c', 'from mlops_course.tuning_workers import run_worker; run_worker()'],
                                   stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, bufsize=0)
     if helper.stdin: helper.stdin.write(json.dumps(job).encode() + b'\n') # not an argument: the address may hold a password
     return helper

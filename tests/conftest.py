@@ -3,9 +3,11 @@ import os
 import shutil
 import signal
 import time
+from hashlib import md5
 
 import nbformat
 import pytest
+import yaml
 
 from mlops_course.base.files import find_root
 from mlops_course.base.processes import set_quiet_env
@@ -50,6 +52,23 @@ def until(true, seconds=30):
         assert time.monotonic() < end, 'it never happened'
         time.sleep(.01)
     return found
+
+
+
+def check_stage(root, name, functions):
+    "The stage `name` of dvc.yaml names the code that `functions` import, base/ left out, and dvc.lock its state of today."
+    from mlops_course.pipelines import code_files
+    wanted = {o.relative_to(root).as_posix() for f in functions for o in code_files(f, root)}
+    wanted = {o for o in wanted if not o.endswith("__init__.py") and not o.startswith("mlops_course/base/")}
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stage = stages[name.partition("@")[0]]
+    assert {o for o in stage.get("do", stage)["deps"] if o.startswith("mlops_course/")} == wanted
+    locked = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"][name]
+    for path, digest in {o["path"]: o["md5"] for o in locked["deps"]}.items():
+        if not path.startswith("mlops_course/"): continue
+        again = f"{path} has changed since dvc.lock: run dvc repro, and commit dvc.lock with what it made"
+        assert digest == md5((root / path).read_bytes(), usedforsecurity=False).hexdigest(), again
+    return locked
 
 
 def code(source, *tags):

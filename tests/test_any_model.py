@@ -67,12 +67,12 @@ search = Search(recipe={'C': 1., 'steps': 1}, knobs={'C': Range(low=1e-4, high=1
 tuning = tune(open_tuning(work/'search.db', search, 'error'), objective, store, trials=3)
 
 print(json.dumps({
-    'best': best_run([o for o in runs(store) if 'pixels' in o['params']], 'error')['id'] == run_ids[64],
+    'best': best_run([o for o in find_runs(store) if 'pixels' in o['params']], 'error')['id'] == run_ids[64],
     'passed': [o.passed for o in decisions], 'refused': decisions[-1].refusals, 'back': back,
     'champion': find_version(store, 'champion', 'digits')['version'],
-    'loaded': int(wrong(mlflow.sklearn.load_model(fetch(store, find_version(store, 2, 'digits'), work)), valid).sum()) == int(wrong(fit(), valid).sum()),
-    'history': [o['what'] for o in history(store, 'digits')],
-    'trials': len(tuning.study.trials), 'winner': winner(tuning).value,
+    'loaded': int(wrong(mlflow.sklearn.load_model(download_version(store, find_version(store, 2, 'digits'), work)), valid).sum()) == int(wrong(fit(), valid).sum()),
+    'history': [o['what'] for o in model_history(store, 'digits')],
+    'trials': len(tuning.study.trials), 'winner': best_trial(tuning).value,
     'modules': sorted(sys.modules)}))
 '''
 

@@ -33,16 +33,16 @@ rules = {'groups': [{'name': 'iris', 'rules': [
     {'alert': 'Moved', 'expr': 'iris_drift > 0.2', 'annotations': {'summary': '{{ $labels.feature }}'}}]}]}
 
 calm, changed = X.sample(60, random_state=1), X.sample(60, random_state=2) + [0, 0, 0, 5]
-assert max(moved(X[:100], calm).values()) == 0 < moved(X[:100], changed)['petal width (cm)']
-assert looks(X[:100], calm, 40).max(axis=None) == 0
+assert max(drift_lower_bounds(X[:100], calm).values()) == 0 < drift_lower_bounds(X[:100], changed)['petal width (cm)']
+assert drift_over_time(X[:100], calm, 40).max(axis=None) == 0
 with ExitStack() as stack:
     open_ = stack.enter_context
-    monitor = open_(Monitor(Path(sys.argv[1])/'iris.db', list(X), window=60))
+    monitor = open_(DriftMonitor(Path(sys.argv[1])/'iris.db', list(X), window=60))
     monitor.refer(X[:100])
     probe = Probe(ask, list(zip(X[100:].to_numpy(), y[100:])), share, 'iris')
-    hook = Hook()
-    targets = {'probe': open_(probing(probe, .2)), 'drift': open_(on_free_port(make_asgi_app(registry_of(monitor, 'iris')), lifespan='off'))}
-    watch = open_(watching(targets, open_(on_free_port(hook, lifespan='off')), 1, .2, sys.argv[2] == 'embedded', rules))
+    hook = AlertReceiver()
+    targets = {'probe': open_(run_probe(probe, .2)), 'drift': open_(on_free_port(make_asgi_app(drift_registry(monitor, 'iris')), lifespan='off'))}
+    watch = open_(run_monitoring(targets, open_(on_free_port(hook, lifespan='off')), 1, .2, sys.argv[2] == 'embedded', rules))
     def track(rows):
         for row, answer in zip(rows.to_dict('records'), models['iris/1'].predict(rows.to_numpy())): monitor.track(row, model='iris/1', text=str(answer))
         monitor.flush()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,6 @@ import pandas as pd
 import pytest
 
 from mlops_course.base.environment import fingerprint
-from mlops_course.reader import datasets
 from mlops_course.reader.datasets import load_folder, make_version
 from mlops_course.reader.degradations import DEGRADATIONS, degrade
 from mlops_course.reader.feed import FEED, check_feed, fetch_feed, load_feed
@@ -255,7 +255,7 @@ def test_boxes_move_with_a_photographed_page(feed):
     line = page.lines[5]
     (x0, y0), (x1, y1) = line.box[0], line.box[2]
     blank[y0:y1, x0:x1] = 0 # only this box has ink
-    photo = photograph(datasets.replace(page, image=blank), 3, strength=.3)
+    photo = photograph(replace(page, image=blank), 3, strength=.3)
     mask = np.zeros_like(blank)
     cv2.fillPoly(mask, [np.array(photo.lines[5].box)], 255)
     assert photo.image[mask > 0].mean() < photo.image[mask == 0].mean() - 50

@@ -257,7 +257,7 @@ def test_this_machine_has_what_the_lessons_need():
 
 
 def test_doctor_loads_no_heavy_package():
-    code = "import sys; from mlops_course.tools.doctor import diagnose; doctor(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
+    code = "import sys; from mlops_course.tools.doctor import diagnose; diagnose(); print(*{'torch', 'pandas', 'easyocr', 'cv2'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
 
@@ -302,7 +302,7 @@ def test_git_is_missed():
 
 @pytest.mark.parametrize(("module", "name"), [
     ("check_programs", "Programs"), ("check_git", "git"), ("check_clone", "Files"), ("check_kernel", "Jupyter kernel"),
-    ("check_weights", "EasyOCR weights"), ("check_feed", "Timetable feed"), ("check_disk", "Disk"), ("check_memory", "Memory")])
+    ("check_easyocr_weights", "EasyOCR weights"), ("check_feed_file", "Timetable feed"), ("check_disk", "Disk"), ("check_memory", "Memory")])
 def test_each_thing_that_a_lesson_needs_makes_the_doctor_fail(monkeypatch, capsys, module: str, name: str):
     real = getattr(clinic, module)
     monkeypatch.setattr(clinic, module, lambda *words: replace(real(*words), ok=False, remedy="bring it back"))

@@ -467,7 +467,7 @@ def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
 def test_the_dashboard_is_made_from_the_panels(root):
     path = 'deploy/grafana/dashboards/reader.json'
     rewrite = (f"Write it anew: python -c \"from mlops_course.dashboards import make_dashboard; from mlops_course.reader.metrics import PANELS; "
-               f"open('{path}', 'w').write(dashboard(PANELS, 'Reader'))\"")
+               f"open('{path}', 'w').write(make_dashboard(PANELS, 'Reader'))\"")
     assert (root/path).read_text(encoding='utf-8') == make_dashboard(PANELS, 'Reader'), rewrite
 
 

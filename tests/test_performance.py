@@ -176,7 +176,7 @@ def test_threads_share_a_cache(tmp_path):
 
 HAMMER = """import sys
 from mlops_course.cache import ReadingCache
-cache = Cache(sys.argv[1], .5)
+cache = ReadingCache(sys.argv[1], .5)
 print('ready', flush=True)
 for i in range(int(sys.argv[2])):
     key = str(i % 97)

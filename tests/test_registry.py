@@ -303,8 +303,8 @@ def together(*words): # both have tried their model before either decides
     Path(ready).touch()
     while not Path(other).exists(): sleep(.02)
     return [o._replace(over=0.) for o in check_gates(*words, Gates(slices=(), lines=2))]
-lines = trial_lines(24, 5, ('render', 'display'), 4)
-try: print(promote(open_store(Path(db)), lambda o: evaluate(load_packaged(o), lines), f'process {version}', 'race', version, name, together).passed)
+lines = draw_trial_lines(24, 5, ('render', 'display'), 4)
+try: print(promote(open_store(Path(db)), lambda o: evaluate_model(load_packaged(o), lines), f'process {version}', 'race', version, name, together).passed)
 except ValueError as e: print(e)
 '''
 

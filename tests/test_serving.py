@@ -1085,23 +1085,23 @@ class Flowers:
     def load(self):
         release = read_release(self.path)
         engine = SimpleNamespace(name='flowers', net=joblib.load(f'{release.folder}/model.joblib'))
-        return Model(engine, release.version, 'of the test')
+        return ServedModel(engine, release.version, 'of the test')
     def models(self): return []
 
 
 def work(model, rows):
     def labels(rows): return [(int(o.argmax()), float(o.max())) for o in model.engine.net.predict_proba(rows)]
-    return attempt(labels, rows)
+    return isolate_failures(labels, rows)
 
 
 def add_flowers(app, service):
-    known = known_key(service)
+    known = key_dependency(service)
     @app.post('/v1/predict')
-    async def predict(request: Request, response: Response, key: Annotated[Key, Depends(known)]) -> dict:
+    async def predict(request: Request, response: Response, key: Annotated[ApiKey, Depends(known)]) -> dict:
         async with entered(service, request, key, 1000) as visit:
             try:
                 async with arriving(service, visit): row = [float(o) for o in await visit.request.json()]
-            except (TypeError, ValueError) as e: raise refusal(422, 'A list of four numbers was expected') from e
+            except (TypeError, ValueError) as e: raise http_error(422, 'A list of four numbers was expected') from e
             async with service.on_record(key.name, 'predict', engine=service.model.engine.name) as entry:
                 label, sure = await service.result(row, entry, visit.until)
         service.meters.observe(entry, sure)
@@ -1147,7 +1147,7 @@ said = {}
 
 (work/'alone').mkdir()
 (work/'alone'/'release.json').write_text(json.dumps(good._asdict()))
-app = serve_flowers(work/'alone'/'release.json', work/'alone', Api(rate=.01, burst=3))
+app = serve_flowers(work/'alone'/'release.json', work/'alone', ApiSettings(rate=.01, burst=3))
 headers = {'Authorization': f"Bearer {app.state.service.keys.add('ana')}"}
 with on_free_port(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
     def ask(**more): return client.post('/v1/predict', **more)
@@ -1159,16 +1159,16 @@ with on_free_port(app) as url, httpx.Client(base_url=url, headers=headers, trust
 said['audit'] = verify_audit(work/'alone'/'audit.jsonl', [answer.headers['X-Audit']])
 
 slots = [Slot(work/o, good, 'toy:serve_flowers', 'flowers') for o in ('blue', 'green')]
-audit = Audit(work/'audit.jsonl')
+audit = AuditLog(work/'audit.jsonl')
 with slots[0] as blue, slots[1] as green:
     for o in slots: o.wait()
-    keys = list(let_in(slots, [f'user {o}' for o in range(200)]).values())
+    keys = list(issue_keys(slots, [f'user {o}' for o in range(200)]).values())
     requests = [{'url': '/v1/predict', 'json': o.tolist()} for o in rows]
     def released(champion, challenger, new):
         challenger.put(new)
         router = Router(Routes(champion.url, challenger.url, shadow=.5), '/v1/predict', lambda a, b: a['label'] != b['label'])
-        with on_free_port(router) as url, Load(url, keys, requests) as load:
-            verdicts = list(canary(router, champion, challenger, (.3, 1.), Caution(least=(20, 40), tolerance=5.), recorder(audit)))
+        with on_free_port(router) as url, LoadGenerator(url, keys, requests) as load:
+            verdicts = list(run_canary(router, champion, challenger, (.3, 1.), CanaryPolicy(least=(20, 40), tolerance=5.), decision_recorder(audit)))
             n = len(load.answers)
             while len(load.answers) < n + 10: sleep(.02)
         return {'whats': [o.what for o in verdicts], 'reason': verdicts[-1].reason, 'lost': load.lost, 'compared': router.counts['compared'],

@@ -438,7 +438,7 @@ def test_a_server_that_dies_does_not_stop_a_training(tmp_path):
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     open_store(tmp_path/'mlflow.db')
     start = "import sys, time\nfrom mlops_course.mlflow_server import MlflowServer\n" \
-            "with Server(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
+            "with MlflowServer(sys.argv[1], sys.argv[2]) as s: print(s.port, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, '-c', start, f"sqlite:///{tmp_path/'mlflow.db'}", tmp_path/'served'], stdout=subprocess.PIPE, text=True)
     url = f'http://127.0.0.1:{int(process.stdout.readline())}/health'
     assert wait_until_ready(url, lambda: True, 2)
