@@ -12,24 +12,24 @@ import pytest
 import yaml
 
 from mlops_course.tools import doctor as clinic
+from mlops_course.tools import programs
 from mlops_course.tools.doctor import (
-    Diagnosis,
     check_disk,
     check_easyocr_weights,
     check_kernel,
     check_packages,
     check_port,
-    check_tool,
     diagnose,
     print_diagnoses,
 )
+from mlops_course.tools.programs import Diagnosis, check_tool
 
 LOCK = "# pins\npackaging=={packaging}\n{extra}\n"
 
 
 def lock(folder: Path, *extra: str) -> Path:
     "A folder with a lock that names `extra` too."
-    (folder / "requirements.lock").write_text(LOCK.format(packaging=clinic.installed_version("packaging"), extra="\n".join(extra)), encoding="utf-8")
+    (folder / "requirements.lock").write_text(LOCK.format(packaging=programs.installed_version("packaging"), extra="\n".join(extra)), encoding="utf-8")
     return folder
 
 
@@ -65,7 +65,7 @@ def test_missing_package_is_found_with_the_command_that_installs_it(tmp_path: Pa
 def test_other_version_of_a_package_is_found(tmp_path: Path):
     (finding,) = check_packages(lock(tmp_path, "rich==0.1"))
     assert not finding.ok
-    assert f"rich {clinic.installed_version('rich')} (not ==0.1)" in finding.found
+    assert f"rich {programs.installed_version('rich')} (not ==0.1)" in finding.found
 
 
 def test_package_for_another_system_is_not_asked_for(tmp_path: Path):
@@ -74,7 +74,7 @@ def test_package_for_another_system_is_not_asked_for(tmp_path: Path):
 
 
 def test_local_build_of_a_pinned_version_counts_as_that_version(tmp_path: Path):
-    (finding,) = check_packages(lock(tmp_path, "torch==2.13.0"), lambda name: "2.13.0+cpu" if name == "torch" else clinic.installed_version(name))
+    (finding,) = check_packages(lock(tmp_path, "torch==2.13.0"), lambda name: "2.13.0+cpu" if name == "torch" else programs.installed_version(name))
     assert finding.ok
 
 
@@ -84,7 +84,7 @@ def test_many_wrong_packages_fit_on_one_line(tmp_path: Path):
 
 
 def test_missing_uv_is_brought_by_pip(tmp_path: Path):
-    (finding,) = check_packages(lock(tmp_path, "uv==0.13.8"), lambda name: "" if name == "uv" else clinic.installed_version(name))
+    (finding,) = check_packages(lock(tmp_path, "uv==0.13.8"), lambda name: "" if name == "uv" else programs.installed_version(name))
     assert finding.remedy.endswith("-m pip install uv")
 
 
@@ -185,7 +185,7 @@ def test_low_disk_makes_the_whole_doctor_fail(capsys: pytest.CaptureFixture[str]
 
 
 def test_missing_tools_do_not_make_it_fail(capsys: pytest.CaptureFixture[str]):
-    findings = [Diagnosis("Python", True, True, "3.11"), *(check_tool(replace(o, name="Other", commands=("no-such-program",))) for o in clinic.TOOLS)]
+    findings = [Diagnosis("Python", True, True, "3.11"), *(check_tool(replace(o, name="Other", commands=("no-such-program",))) for o in programs.TOOLS)]
     assert not any(o.ok for o in findings[1:])
     assert print_diagnoses(findings) == 0
     printed = capsys.readouterr().out
@@ -194,10 +194,10 @@ def test_missing_tools_do_not_make_it_fail(capsys: pytest.CaptureFixture[str]):
 
 
 def test_every_tool_has_a_remedy_on_every_system():
-    for tool in clinic.TOOLS:
+    for tool in programs.TOOLS:
         for system in ("linux", "darwin", "win32"):
-            assert len(clinic.remedy_for(tool, system)) > len(tool.name), (tool.name, system)
-            assert clinic.remedy_for(tool, system, lambda name: None), (tool.name, system)
+            assert len(programs.remedy_for(tool, system)) > len(tool.name), (tool.name, system)
+            assert programs.remedy_for(tool, system, lambda name: None), (tool.name, system)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the make-believe program is a shell script")
@@ -207,8 +207,8 @@ def test_gpu_is_what_its_driver_says_and_never_needed(tmp_path: Path, monkeypatc
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(clinic, "machine", lambda: "x86_64")
-    finding = clinic.check_gpu()
+    monkeypatch.setattr(programs, "machine", lambda: "x86_64")
+    finding = programs.check_gpu()
     assert finding.ok == ok
     assert word in finding.found
     assert not finding.needed
@@ -268,34 +268,34 @@ def test_doctor_loads_no_heavy_package():
 def test_each_file_that_a_lesson_reads_is_missed(root: Path, tmp_path: Path, name: str, gone: str):
     clone = tmp_path / "a clone"
     subprocess.run(["git", "clone", "--quiet", "--shared", root, clone], check=True)
-    assert clinic.check_clone(clone).ok
+    assert programs.check_clone(clone).ok
     (clone / gone).unlink()
-    finding = clinic.check_clone(clone)
+    finding = programs.check_clone(clone)
     assert (finding.name, finding.ok, finding.needed) == (name, False, True)
     assert gone in finding.found
     subprocess.run(shlex.split(finding.remedy), check=True)
     assert (clone / gone).exists()
 
 
-@pytest.mark.parametrize("gone", sorted(clinic.PROMETHEUS_PROGRAMS))
+@pytest.mark.parametrize("gone", sorted(programs.PACKAGED_PROGRAMS))
 def test_each_program_of_a_package_is_missed(root: Path, tmp_path: Path, gone: str):
-    for o in clinic.PROMETHEUS_PROGRAMS:
+    for o in programs.PACKAGED_PROGRAMS:
         if o != gone: (tmp_path / o).symlink_to(Path(sys.executable).with_name(o))
-    finding = clinic.check_programs(root, tmp_path)
+    finding = programs.check_programs(root, tmp_path)
     assert (finding.ok, finding.needed) == (False, True)
-    package, lessons = clinic.PROMETHEUS_PROGRAMS[gone]
+    package, lessons = programs.PACKAGED_PROGRAMS[gone]
     assert finding.found == f"not found: {gone} (lesson {lessons})"
     assert finding.remedy.endswith(f"requirements.lock {package}")
 
 
 def test_programs_of_packages_are_brought_by_the_packages_named():
     from importlib.metadata import files
-    for program, (package, _) in clinic.PROMETHEUS_PROGRAMS.items():
+    for program, (package, _) in programs.PACKAGED_PROGRAMS.items():
         assert any(Path(o).stem == program for o in files(package)), program
 
 
 def test_git_is_missed():
-    finding = clinic.check_git(lambda name: None)
+    finding = programs.check_git(lambda name: None)
     assert (finding.name, finding.ok, finding.needed) == ("git", False, True)
     assert "lessons 06" in finding.found
 
@@ -313,17 +313,17 @@ def test_each_thing_that_a_lesson_needs_makes_the_doctor_fail(monkeypatch, capsy
 
 
 def test_optional_programs_name_their_lesson_and_what_takes_their_place():
-    for tool in clinic.TOOLS:
+    for tool in programs.TOOLS:
         finding = check_tool(tool, lambda name: None) if tool.name not in ("Chromium", "Tesseract") else None
         assert finding is None or finding.ok is False
         assert "lesson" in tool.lessons
         assert tool.without
-    assert {o.name for o in clinic.TOOLS} >= {"Tesseract", "podman", "buildah", "Prometheus", "Alertmanager", "Chromium"}
+    assert {o.name for o in programs.TOOLS} >= {"Tesseract", "podman", "buildah", "Prometheus", "Alertmanager", "Chromium"}
 
 
 def test_docker_does_not_count_as_an_engine():
     for name in ("podman", "buildah"):
-        tool = next(o for o in clinic.TOOLS if o.name == name)
+        tool = next(o for o in programs.TOOLS if o.name == name)
         assert not check_tool(tool, {"docker": "/usr/bin/docker"}.get).ok
         assert check_tool(tool, {name: f"/usr/bin/{name}"}.get).ok
 
@@ -331,7 +331,7 @@ def test_docker_does_not_count_as_an_engine():
 @pytest.mark.parametrize("name", ["alertmanager", "prometheus-alertmanager"])
 def test_alertmanager_is_found_by_both_names_and_not_through_prometheus(name: str, monkeypatch: pytest.MonkeyPatch):
     from mlops_course import monitoring
-    tools = {o.name: o for o in clinic.TOOLS}
+    tools = {o.name: o for o in programs.TOOLS}
     there = {"prometheus": "/opt/prometheus", name: f"/opt/{name}"}
     assert check_tool(tools["Alertmanager"], there.get).found == f"/opt/{name}"
     assert not check_tool(tools["Alertmanager"], {"prometheus": "/opt/prometheus"}.get).ok
@@ -346,5 +346,5 @@ def test_alertmanager_is_found_by_both_names_and_not_through_prometheus(name: st
     ("podman", "darwin", "brew install podman"), ("podman", "win32", "winget install RedHat.Podman"),
     ("Tesseract", "win32", "winget install UB-Mannheim.TesseractOCR"), ("Chromium", "linux", "apt-get install chromium")])
 def test_remedy_is_the_command_of_the_system(name: str, system: str, command: str):
-    tool = next(o for o in clinic.TOOLS if o.name == name)
-    assert command in clinic.remedy_for(tool, system, lambda program: program)
+    tool = next(o for o in programs.TOOLS if o.name == name)
+    assert command in programs.remedy_for(tool, system, lambda program: program)

@@ -29,7 +29,7 @@ from mlops_course.reader.custom import load_custom, warm_up_engine
 from mlops_course.reader.features import FEATURES
 from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
-from mlops_course.reader.serving import ENV_PREFIX, create_app
+from mlops_course.reader.serving import METRIC_PREFIX, create_app
 from mlops_course.reader.trials import draw_trial_lines
 from mlops_course.serving import ServiceMetrics
 from mlops_course.watching import EmbeddedPrometheus, fill_template
@@ -487,7 +487,7 @@ def test_grafana_finds_its_way_through_the_dashboard():
 
 def test_rules_and_panels_ask_for_what_is_exported(lines, tmp_path):
     with DriftMonitor(tmp_path/'drift.db', FEATURES) as monitor:
-        registries = ServiceMetrics(ENV_PREFIX, 'images').registry, line_probe('', '', lines).registry, drift_registry(monitor, 'ocr')
+        registries = ServiceMetrics(METRIC_PREFIX, 'images').registry, line_probe('', '', lines).registry, drift_registry(monitor, 'ocr')
         exported = {s.name for registry in registries for o in registry.collect() for s in (o, *o.samples)}
     exported |= {o['record'] for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
     asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}

@@ -18,7 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from ..base.settings import ApiSettings
 from .custom import load_custom, warm_up_engine
-from .serving import ENV_PREFIX, create_app
+from .serving import METRIC_PREFIX, create_app
 from ..router import Router
 from ..serving import ServedModel
 from ..slots import Slot, read_release
@@ -50,7 +50,7 @@ def serve_release(path:Path, folder:str|Path, limits:ApiSettings) -> FastAPI:
     return create_app(ReleaseFileSource(path), folder, limits)
 
 # %% ../../nbs/library/releases.ipynb #ef5ec4f6
-reader_slot = partial(Slot, app=f'{__name__}:serve_release', prefix=ENV_PREFIX)
+reader_slot = partial(Slot, app=f'{__name__}:serve_release', prefix=METRIC_PREFIX)
 
 # %% ../../nbs/library/releases.ipynb #976317b7
 def reads_otherwise(
