@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 # %% ../nbs/library/absent.ipynb #aa344611
-OPTIONAL_MODULES = ('matplotlib', 'pandas', 'psutil', 'rapidfuzz', 'rapidfuzz.distance', 'scipy', 'scipy.stats', 'torch', 'torch.nn')
+OPTIONAL_MODULES = ('matplotlib', 'pandas', 'psutil', 'rapidfuzz', 'rapidfuzz.distance', 'scipy', 'scipy.stats',
+                    'torch', 'torch.nn')
 
 # %% ../nbs/library/absent.ipynb #821de570
 class MissingModule(ModuleType):
@@ -21,7 +22,8 @@ class MissingModule(ModuleType):
     def __getattr__(self, name:str) -> Any:
         if name.startswith('__'): raise AttributeError(name)
         def refuse(*args, **kwargs):
-            raise ModuleNotFoundError(f"{self.__name__}.{name} was asked for, and this image is without {self.__name__.partition('.')[0]}: "
+            raise ModuleNotFoundError(f"{self.__name__}.{name} was asked for, and this image is without "
+                                      f"{self.__name__.partition('.')[0]}: "
                                       "it only serves. Do this where the whole course is installed")
         return type(name, (), {'__init__': refuse})
 
@@ -41,5 +43,6 @@ def stub_missing_modules(
         module = sys.modules[name] = MissingModule(name)
         parent,_,child = name.rpartition('.')
         if parent: setattr(sys.modules[parent], child, module)
-        if name == 'matplotlib': module.get_data_path = lambda: '/nonexistent' # type: ignore[attr-defined] # lesson 04 looks for fonts there
+        if name == 'matplotlib': # lesson 04 looks for fonts there
+            module.get_data_path = lambda: '/nonexistent' # type: ignore[attr-defined]
     return missing

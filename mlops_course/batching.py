@@ -70,7 +70,11 @@ class Batcher:
             begun = len(batch)
             if begun > 1 and batch[-1].later: self.queue.put_nowait(batch.pop()) # its turn comes when it is alone
             alive = [o for o in batch if not o.future.done()] # the others gave up while they waited
-            try: found = await asyncio.get_running_loop().run_in_executor(self.pool, self.work, [o.job for o in alive]) if alive else []
+            found:list[Any] = []
+            try:
+                if alive:
+                    jobs = [o.job for o in alive]
+                    found = await asyncio.get_running_loop().run_in_executor(self.pool, self.work, jobs)
             except Exception as e: found = [e]*len(alive) # noqa: BLE001 (whoever waits is told)
             for ticket,o in zip(alive, found):
                 if ticket.future.done(): continue

@@ -28,7 +28,8 @@ def page_key(
     return hashlib.sha256(f'{reader} '.encode() + data).hexdigest() # the first space ends the reader
 
 # %% ../nbs/library/cache.ipynb #9612aaf9
-CACHE_SCHEMA = """create table if not exists readings (key text primary key, value text not null, digest text not null, used integer not null);
+CACHE_SCHEMA = """create table if not exists readings (
+    key text primary key, value text not null, digest text not null, used integer not null);
 create index if not exists by_use on readings (used);"""
 
 # %% ../nbs/library/cache.ipynb #a80eda27
@@ -38,11 +39,14 @@ class ReadingCache:
         path:str|Path,
         most_mb:float=256, # Of the file
     ):
-        if most_mb < .1: raise ValueError(f"Found {most_mb} MB, expected at least 0.1, or nothing fits in. Give it more")
+        if most_mb < .1:
+            raise ValueError(f"Found {most_mb} MB, expected at least 0.1, or nothing fits in. Give it more")
         self.path,self.most_mb = Path(path).absolute(),most_mb
         self.alone,self.opened = Lock(),dict[int, sqlite3.Connection]() # a connection must not cross a fork
         self.hits = self.misses = 0
-    def __repr__(self): return f"ReadingCache({len(self)} readings, {self.mb:.1f} of {self.most_mb} MB, {self.hits} hits, {self.misses} misses)"
+    def __repr__(self):
+        return (f"ReadingCache({len(self)} readings, {self.mb:.1f} of {self.most_mb} MB, "
+                f"{self.hits} hits, {self.misses} misses)")
     def __reduce__(self): return ReadingCache,(self.path, self.most_mb)
 
     @property
@@ -53,11 +57,13 @@ class ReadingCache:
             found = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             try:
                 with FileLock(f'{self.path}.lock'):
-                    for o in ('journal_mode = wal', 'synchronous = normal'): found.execute(f'pragma {o}') # readers do not wait for a writer
+                    # readers do not wait for a writer
+                    for o in ('journal_mode = wal', 'synchronous = normal'): found.execute(f'pragma {o}')
                     found.executescript(CACHE_SCHEMA)
             except sqlite3.DatabaseError as e:
                 found.close()
-                raise ValueError(f"{self.path} is no cache, or damaged ({e}). Delete it: what it knew is read again") from e
+                raise ValueError(f"{self.path} is no cache, or damaged ({e}). Delete it: what it knew is "
+                                 f"read again") from e
             self.opened[os.getpid()] = found
         return found
 
@@ -81,12 +87,14 @@ class ReadingCache:
         return json.loads(rows[0][0]) if whole else None
 
     def put(self, key:str, value:Any) -> None:
-        "Keep `value`, which JSON can hold, and let others go if need be. One of more than a quarter of the room is not kept."
+        "Store `value` as JSON, and evict others if needed. A value above a quarter of the size limit is not stored."
         text = json.dumps(value, ensure_ascii=False)
         if len(text.encode()) > self.most_mb*1e6/4: return
-        self.ask('insert or replace into readings values (?, ?, ?, ?)', key, text, fingerprint(key, text), time.time_ns())
+        self.ask('insert or replace into readings values (?, ?, ?, ?)', key, text, fingerprint(key, text),
+                 time.time_ns())
         while self.mb > self.most_mb and len(self) > 1:
-            self.ask('delete from readings where key in (select key from readings order by used limit (select count(*)/10 + 1 from readings))')
+            self.ask('delete from readings where key in (select key from readings order by used limit (select '
+                     'count(*)/10 + 1 from readings))')
 
     def close(self) -> None:
         "Close this process's connection; the next question opens it again."

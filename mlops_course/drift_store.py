@@ -39,14 +39,16 @@ class SharedDatabase:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch(0o600)
-        with FileLock(f'{self.path}.lock'), self.opened() as db: db.executescript(DRIFT_SCHEMA) # one at a time may begin a file
+        # one at a time may begin a file
+        with FileLock(f'{self.path}.lock'), self.opened() as db: db.executescript(DRIFT_SCHEMA)
     def __repr__(self): return f"{type(self).__name__}({self.path.name!r})"
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
         "The file, for one transaction: all of it happens, or nothing."
         with closing(sqlite3.connect(self.path, timeout=30)) as db:
-            db.execute('PRAGMA synchronous = NORMAL') # a kill costs nothing that was written; a power cut may cost the last moment
+            # a kill costs nothing that was written; a power cut may cost the last moment
+            db.execute('PRAGMA synchronous = NORMAL')
             with db: yield db
 
 # %% ../nbs/library/drift_store.ipynb #8cf7fd3c
@@ -64,9 +66,11 @@ class DriftMonitor(SharedDatabase):
         self.features = list(features)
         columns = ['"' + o.replace('"', '""') + '" REAL' for o in self.features]
         with FileLock(f'{self.path}.lock'), self.opened() as db:
-            has = [name for _,name,*_ in db.execute('PRAGMA table_info(image)')][5:] # id, at, sha256, model and text are in every file
+            # id, at, sha256, model and text are in every file
+            has = [name for _,name,*_ in db.execute('PRAGMA table_info(image)')][5:]
             if has and has != self.features:
-                raise ValueError(f"{self.path.name} holds {', '.join(has)}, and {', '.join(self.features)} came. Give other features a file of their own")
+                raise ValueError(f"{self.path.name} holds {', '.join(has)}, and {', '.join(self.features)} came. Give "
+                                 f"other features a file of their own")
             db.execute('BEGIN IMMEDIATE') # all columns, or none
             for o in columns[len(has):]: db.execute(f'ALTER TABLE image ADD COLUMN {o}')
             db.execute(f"CREATE TABLE IF NOT EXISTS reference ({', '.join(columns)})")
@@ -87,7 +91,8 @@ class DriftMonitor(SharedDatabase):
     ) -> None:
         "Take down one row. Within `every_s` it is in the file."
         row = [float(values[o]) for o in self.features]
-        if not isfinite(sum(row)): raise ValueError(f"{dict(values)} holds something that is no number. Measure it again, or leave it out")
+        if not isfinite(sum(row)):
+            raise ValueError(f"{dict(values)} holds something that is no number. Measure it again, or leave it out")
         self.waiting.append((time() if at is None else at, sha256, model, text, *row))
 
     def flush(self) -> int: # How many
@@ -97,7 +102,8 @@ class DriftMonitor(SharedDatabase):
             if not rows: return 0
             try:
                 with self.opened() as db:
-                    db.executemany(f"INSERT INTO image VALUES (NULL{', ?'*len(rows[0])})", rows) # noqa: S608 (question marks only)
+                    marks = ', ?'*len(rows[0])
+                    db.executemany(f"INSERT INTO image VALUES (NULL{marks})", rows) # noqa: S608 (question marks only)
                     db.execute('DELETE FROM image WHERE id <= (SELECT max(id) FROM image) - ?', (self.keep,))
             except sqlite3.Error:
                 self.waiting.extendleft(reversed(rows))
@@ -108,18 +114,22 @@ class DriftMonitor(SharedDatabase):
         "Write, again and again."
         while not self.over.wait(self.every_s):
             try: self.flush()
-            except sqlite3.Error as e: get_logger('drift').error('nothing could be written', error=str(e), waiting=len(self.waiting))
+            except sqlite3.Error as e:
+                get_logger('drift').error('nothing could be written', error=str(e), waiting=len(self.waiting))
 
     def refer(self, reference:pd.DataFrame) -> None: # One row a line, with a column for each feature
         "Compare with `reference` from now on, and only rows from now on."
         if len(reference) < 100 or not np.isfinite(reference.reindex(columns=self.features).to_numpy(float)).all():
-            raise ValueError(f"The reference has {len(reference)} lines with {', '.join(o for o in self.features if o in reference) or 'no feature'}. "
-                             f"Expected are 100 or more with {', '.join(self.features)}: measure lines from a time when all was well")
+            raise ValueError(f"The reference has {len(reference)} lines with "
+                             f"{', '.join(o for o in self.features if o in reference) or 'no feature'}. "
+                             f"Expected are 100 or more with {', '.join(self.features)}: measure lines from a time "
+                             f"when all was well")
         self.flush()
         with self.opened() as db:
             db.execute('DELETE FROM reference')
             places = ', '.join('?'*len(self.features))
-            db.executemany(f'INSERT INTO reference VALUES ({places})', reference[self.features].astype(float).values.tolist()) # noqa: S608 (question marks only)
+            rows = reference[self.features].astype(float).values.tolist()
+            db.executemany(f'INSERT INTO reference VALUES ({places})', rows) # noqa: S608 (question marks only)
             db.execute("REPLACE INTO state VALUES ('window after', (SELECT coalesce(max(id), 0) FROM image))")
 
     def reference(self) -> pd.DataFrame: # Empty until `refer` was called
@@ -129,11 +139,12 @@ class DriftMonitor(SharedDatabase):
     def current(self, n:int=0) -> pd.DataFrame: # Oldest first
         "The last `n` rows since there is this reference; as many as the window has if 0."
         with self.opened() as db:
-            return pd.read_sql("""SELECT * FROM (SELECT * FROM image WHERE id > coalesce((SELECT value FROM state WHERE name = 'window after'), 0)
+            return pd.read_sql("""SELECT * FROM (SELECT * FROM image
+                WHERE id > coalesce((SELECT value FROM state WHERE name = 'window after'), 0)
                 ORDER BY id DESC LIMIT ?) ORDER BY id""", db, params=(n or self.window,))
 
-    def judge(self) -> dict[str, float]: # As `drift_lower_bounds`; empty until there is a reference and the window is full
-        "How far each feature has moved, at least."
+    def judge(self) -> dict[str, float]: # Empty until there is a reference and the window is full
+        "A lower bound on the drift of each feature, as from `drift_lower_bounds`."
         reference,now = self.reference(),self.current()
         return drift_lower_bounds(reference, now, self.alpha) if len(reference) and len(now) >= self.window else {}
 
@@ -147,14 +158,16 @@ class DriftMonitor(SharedDatabase):
 class LabelStore(SharedDatabase):
     "What truly stands on images, told by people, when they come to it."
     def add(self,
-        truths:Mapping[str, str], # SHA-256 of an image, as the service answered it -> text; a second word on an image replaces the first
+        truths:Mapping[str, str], # SHA-256 of an image, as the service returned it -> its text; the latest counts
         at:float|None=None,       # Seconds since 1970; now if none
     ) -> None:
         "Take down what stands on some images."
         if blank := [k for k,v in truths.items() if not k or not v.strip()]:
-            raise ValueError(f"{len(blank)} of {len(truths)} labels lack the SHA-256 or the text, such as that of {blank[0][:12]!r}. Leave them out")
+            raise ValueError(f"{len(blank)} of {len(truths)} labels lack the SHA-256 or the text, such as that of "
+                             f"{blank[0][:12]!r}. Leave them out")
         when = time() if at is None else at
-        with self.opened() as db: db.executemany('REPLACE INTO truth VALUES (?, ?, ?)', [(k, when, v) for k,v in truths.items()])
+        with self.opened() as db:
+            db.executemany('REPLACE INTO truth VALUES (?, ?, ?)', [(k, when, v) for k,v in truths.items()])
 
     def joined(self, until:float=inf) -> pd.DataFrame: # at, labelled, model, pred and truth
         "Readings whose truth was known at the time `until`, with it."
@@ -168,7 +181,8 @@ class DriftCollector:
     def __init__(self, monitor:DriftMonitor, prefix:str): self.monitor,self.prefix = monitor,prefix
     def __repr__(self): return f"DriftCollector({self.monitor})"
     def collect(self) -> Iterator[Any]:
-        drift = GaugeMetricFamily(f'{self.prefix}_drift', 'Share of the last rows that must be others, at least', labels=['feature'])
+        drift = GaugeMetricFamily(f'{self.prefix}_drift', 'Share of the last rows that must be others, at least',
+                                  labels=['feature'])
         for k,v in self.monitor.judge().items(): drift.add_metric([k], v)
         yield drift
         with self.monitor.opened() as db: n = db.execute('SELECT coalesce(max(id), 0) FROM image').fetchone()[0]
@@ -190,7 +204,8 @@ class Cooldown(SharedDatabase):
     def take(self, what:str, cool_down_s:float, now:float|None=None) -> bool: # Is it yours?
         "Whether `what` may be done now: at most once in `cool_down_s`, by whoever asks first."
         with self.opened() as db:
-            done = db.execute('INSERT INTO state VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = excluded.value WHERE value <= excluded.value - ?',
+            done = db.execute('INSERT INTO state VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = excluded.value '
+                              'WHERE value <= excluded.value - ?',
                               (what, time() if now is None else now, cool_down_s))
             return done.rowcount == 1
 

@@ -17,7 +17,8 @@ DURATION_UNITS = {'ms': .001, 's': 1., 'm': 60., 'h': 3600., 'd': 86400., 'w': 6
 # %% ../nbs/library/durations.ipynb #8ae72b1a
 def duration_seconds(duration:str) -> float:
     "The seconds in a duration of Prometheus, such as 1h30m."
-    if not DURATION_PATTERN.fullmatch(duration): raise ValueError(f"{duration!r} is no duration. One like 90s, 5m or 1h30m was expected")
+    if not DURATION_PATTERN.fullmatch(duration):
+        raise ValueError(f"{duration!r} is no duration. One like 90s, 5m or 1h30m was expected")
     return sum(int(n)*DURATION_UNITS[unit] for n,unit in re.findall(r'(\d+)(ms|[smhdw])', duration))
 
 # %% ../nbs/library/durations.ipynb #81a250ca
@@ -30,4 +31,5 @@ def shorten_durations(
     if isinstance(tree, Mapping): return {k: shorten_durations(v, factor) for k,v in tree.items()}
     if isinstance(tree, list): return [shorten_durations(o, factor) for o in tree]
     if not isinstance(tree, str): return tree
-    return DURATION_PATTERN.sub(shorter, tree) if DURATION_PATTERN.fullmatch(tree) else re.sub(rf'(?<=\[){DURATION_PATTERN.pattern}(?=\])', shorter, tree)
+    if DURATION_PATTERN.fullmatch(tree): return DURATION_PATTERN.sub(shorter, tree)
+    return re.sub(rf'(?<=\[){DURATION_PATTERN.pattern}(?=\])', shorter, tree) # a range such as [5m] in an expression

@@ -63,7 +63,9 @@ def ratio_and_spread(
     below:np.ndarray, # Characters of each
 ) -> tuple[float, float]: # The rate of all, and how far single units stray from it
     "What is known about sums of `above` over sums of `below`."
-    if len(above) < 2: raise ValueError(f"Found {len(above)} unit, expected at least 2: one alone says nothing about the spread. Wait for more users")
+    if len(above) < 2:
+        raise ValueError(f"Found {len(above)} unit, expected at least 2: one alone says nothing about the spread. Wait "
+                         f"for more users")
     found = above.sum()/below.sum()
     return float(found),float(np.std(above - found*below, ddof=1)/below.mean())
 
@@ -75,7 +77,8 @@ def rate_difference(
     unit:str|None='user',    # What was split; None counts each line for itself
 ) -> RateDifference:
     "The difference between two groups of users."
-    (a,sa),(b,sb) = (ratio_and_spread(o['above'].to_numpy(float), o['below'].to_numpy(float)) for o in (counts(champion, metric, unit), counts(challenger, metric, unit)))
+    (a,sa),(b,sb) = (ratio_and_spread(o['above'].to_numpy(float), o['below'].to_numpy(float))
+                     for o in (counts(champion, metric, unit), counts(challenger, metric, unit)))
     n,m = (o[unit or 'item'].nunique() for o in (champion, challenger))
     return RateDifference(b - a, sqrt(sa**2/n + sb**2/m))
 
@@ -86,12 +89,13 @@ def running_differences(
     challenger:np.ndarray, # Who had the challenger?
     looks:Sequence[int],   # After how many users
 ) -> tuple[np.ndarray, np.ndarray]: # [..., looks]: differences, and their standard errors
-    "What `rate_difference` would have said at each look."
+    "The result of `rate_difference` at each look."
     at = np.asarray(looks) - 1
     def arm(mask):
-        n,a,b,aa,ab,bb = (np.cumsum(mask*o, -1)[..., at] for o in (np.ones_like(above), above, below, above**2, above*below, below**2))
-        found = a/b
-        return found,(aa - 2*found*ab + found**2*bb)*n/(n - 1)/b**2
+        moments = np.ones_like(above), above, below, above**2, above*below, below**2
+        n,a,b,aa,ab,bb = (np.cumsum(mask*moment, -1)[..., at] for moment in moments)
+        ratio = a/b
+        return ratio,(aa - 2*ratio*ab + ratio**2*bb)*n/(n - 1)/b**2
     (old,v),(new,w) = arm(~challenger),arm(challenger)
     return new - old,np.sqrt(v + w)
 
@@ -106,9 +110,12 @@ def users_needed(
     "How many users an experiment with one look at its end must have."
     from statsmodels.stats.power import NormalIndPower
     if spread <= 0 or not difference or not 0 < share < 1:
-        raise ValueError(f"Found spread {spread}, difference {difference} and share {share}, expected a spread above 0, a difference, and a share "
+        raise ValueError(f"Found spread {spread}, difference {difference} and share {share}, expected a spread above "
+                         f"0, a difference, and a share "
                          "between 0 and 1. Say what size of difference would change your mind")
-    if not 0 < alpha < power < 1: raise ValueError(f"Found alpha {alpha} and power {power}, expected both between 0 and 1, and more power than false alarms")
+    if not 0 < alpha < power < 1:
+        raise ValueError(f"Found alpha {alpha} and power {power}, expected both between 0 and 1, and more power than "
+                         f"false alarms")
     n = NormalIndPower().solve_power(abs(difference)/spread, alpha=alpha, power=power, ratio=share/(1 - share))
     return int(np.ceil(n/(1 - share)))
 
@@ -118,7 +125,7 @@ def e_value(
     se:Any,         # Their standard errors
     expected:float, # The size that would matter
 ) -> Any:
-    "What a coin has become, bet on 'they differ'. While they do not, it reaches 1/alpha at most with chance alpha, however often one looks."
+    "The e-value of 'they differ'. If they do not, it exceeds 1/alpha with probability at most alpha at any look."
     v,t = np.square(se),expected**2
     return np.sqrt(v/(v + t))*np.exp(np.minimum(np.square(difference)*t/(2*v*(v + t)), 700))
 
@@ -128,7 +135,7 @@ def interval_half_width(
     expected:float,
     alpha:float=.05,
 ) -> Any: # Half the width of the interval
-    "How far around the difference the true one may be. All intervals of all looks hold at once, with chance 1 - `alpha`."
+    "Half the width of an always-valid interval: with probability 1 - `alpha`, all intervals of all looks hold."
     v,t = np.square(se),expected**2
     return np.sqrt(v*(v + t)/t*(2*log(1/alpha) + np.log((v + t)/v)))
 
@@ -143,11 +150,16 @@ def slice_differences(
     "Where the two differ, with p-values that know how many slices were tried (Holm)."
     from scipy.stats import norm
     from statsmodels.stats.multitest import multipletests
-    parts = {str(o): (champion[champion[column] == o], challenger[challenger[column] == o]) for o in sorted({*champion[column]} & {*challenger[column]})}
+    parts = {str(o): (champion[champion[column] == o], challenger[challenger[column] == o])
+             for o in sorted({*champion[column]} & {*challenger[column]})}
     found = {k: rate_difference(*o, metric) for k,o in parts.items()}
     p = multipletests([o.p for o in found.values()], alpha, 'holm')[1]
     z = norm.isf(alpha/2/len(found)) # so that all intervals hold together
-    rows = {k: {'users': sum(part['user'].nunique() for part in parts[k]), 'difference': o.difference, 'low': o.difference - z*o.se,
-                'high': o.difference + z*o.se, 'p': q, 'verdict': 'undecided' if q > alpha else 'better' if o.difference < 0 else 'worse'}
+    def verdict(difference, p):
+        if p > alpha: return 'undecided'
+        return 'better' if difference < 0 else 'worse'
+    rows = {k: {'users': sum(part['user'].nunique() for part in parts[k]), 'difference': o.difference,
+                'low': o.difference - z*o.se, 'high': o.difference + z*o.se, 'p': q,
+                'verdict': verdict(o.difference, q)}
             for (k,o),q in zip(found.items(), p)}
     return pd.DataFrame(rows).T.rename_axis(column)

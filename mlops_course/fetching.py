@@ -29,8 +29,10 @@ def public_address(
 ) -> str: # An address to connect to, looked up once
     "Where `host` is, unless that is inside our own walls."
     try: found = {str(o[4][0]) for o in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError) as e: raise http_error(422, "The host of that address is not known. Check its name") from e
-    if not found or not all(map(allowed, found)): raise http_error(422, "That address is not public. Send the image itself")
+    except (OSError, UnicodeError) as e:
+        raise http_error(422, "The host of that address is not known. Check its name") from e
+    if not found or not all(map(allowed, found)):
+        raise http_error(422, "That address is not public. Send the image itself")
     return sorted(found)[0]
 
 # %% ../nbs/library/fetching.ipynb #3d01a643
@@ -44,21 +46,26 @@ async def fetch_image(
     "The bytes at `url`: https only, from a public address, no redirects, no more than `most`."
     import httpx
     try: parsed = httpx.URL(url)
-    except httpx.InvalidURL as e: raise http_error(422, "That is not an address. One like https://example.org/page.png was expected") from e
+    except httpx.InvalidURL as e:
+        raise http_error(422, "That is not an address. One like https://example.org/page.png was expected") from e
     if parsed.scheme != 'https' or not parsed.host or parsed.userinfo:
         raise http_error(422, "An address like https://example.org/page.png was expected: https, and no password in it")
     place = await asyncio.to_thread(public_address, parsed.host, allowed)
     file = SpooledTemporaryFile(2**20) # noqa: SIM115 (the caller closes it)
     try: # to the very address that was checked: a second look-up could give another one
         async with httpx.AsyncClient(timeout=timeout_s, verify=verify, trust_env=False) as client:
-            async with client.stream('GET', parsed.copy_with(host=place), headers={'Host': parsed.netloc.decode(), 'Accept-Encoding': 'identity'},
+            async with client.stream('GET', parsed.copy_with(host=place),
+                                     headers={'Host': parsed.netloc.decode(), 'Accept-Encoding': 'identity'},
                                      extensions={'sni_hostname': parsed.host}) as found:
-                if found.status_code != 200: raise http_error(422, f"That address answered {found.status_code}, and 200 was expected. Redirects are not followed")
+                if found.status_code != 200:
+                    raise http_error(422, f"That address answered {found.status_code}, and 200 was expected. Redirects "
+                                     f"are not followed")
                 async for part in found.aiter_raw():
                     file.write(part)
                     if file.tell() > most: raise body_too_large(most)
     except BaseException as e:
         file.close()
-        if isinstance(e, httpx.HTTPError): raise http_error(422, "Nothing could be fetched from that address. Send the image itself") from e
+        if isinstance(e, httpx.HTTPError):
+            raise http_error(422, "Nothing could be fetched from that address. Send the image itself") from e
         raise
     return file # type: ignore[return-value]

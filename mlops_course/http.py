@@ -22,7 +22,8 @@ def http_error(
     headers:dict[str, str]|None=None,
 ) -> HTTPException:
     "An answer other than what was asked for."
-    return HTTPException(status, words, headers if wait is None else {**(headers or {}), 'Retry-After': str(ceil(max(wait, 1)))})
+    return HTTPException(status, words, headers if wait is None
+                         else {**(headers or {}), 'Retry-After': str(ceil(max(wait, 1)))})
 
 # %% ../nbs/library/http.ipynb #3f724142
 def limit_body(
@@ -42,7 +43,8 @@ def limit_body(
 # %% ../nbs/library/http.ipynb #0ea744e3
 def body_too_large(most:int) -> HTTPException:
     "The refusal of a body of more than `most` bytes. The connection ends, so the rest is not even received."
-    return http_error(413, f"More than {most/2**20:.1f} MB came, and that is the limit. Send a smaller file, or fewer", headers={'Connection': 'close'})
+    return http_error(413, f"More than {most/2**20:.1f} MB came, and that is the limit. Send a smaller file, or fewer",
+                      headers={'Connection': 'close'})
 
 # %% ../nbs/library/http.ipynb #a5eb8854
 class Problem(BaseModel):
@@ -54,15 +56,19 @@ class Problem(BaseModel):
 INTERNAL_ERROR = "Something is wrong with the service, not with your request. Its log says what"
 
 # %% ../nbs/library/http.ipynb #e1e4a4a9
-ERROR_DESCRIPTIONS = {400: "The body is not what its header says", 401: "No key, or none that is known", 403: "The role of the key is not enough",
-    408: "The body came too slowly", 413: "Too many bytes, or too many pixels of an image", 422: "What was sent cannot be read",
-    429: "Too many requests with this key", 500: "A fault of the service", 503: "The service is full, or not ready", 504: "There was no answer in time"}
+ERROR_DESCRIPTIONS = {400: "The body is not what its header says", 401: "No key, or none that is known",
+                      403: "The role of the key is not enough",
+    408: "The body came too slowly", 413: "Too many bytes, or too many pixels of an image",
+    422: "What was sent cannot be read",
+    429: "Too many requests with this key", 500: "A fault of the service", 503: "The service is full, or not ready",
+    504: "There was no answer in time"}
 
 # %% ../nbs/library/http.ipynb #2ea1c516
 def error_responses(*statuses:int) -> dict[int|str, dict[str, Any]]:
     "How these refusals look, for the description."
     return {o: {'model': Problem, 'description': ERROR_DESCRIPTIONS[o],
-                'content': {'application/json': {'example': {'status': o, 'error': ERROR_DESCRIPTIONS[o]}}}} for o in statuses}
+                'content': {'application/json': {'example': {'status': o, 'error': ERROR_DESCRIPTIONS[o]}}}}
+                for o in statuses}
 
 # %% ../nbs/library/http.ipynb #7797bbb6
 def example_response(example:Any) -> dict[int|str, dict[str, Any]]:

@@ -44,9 +44,11 @@ def write_image(
         (folder/'blobs'/'sha256'/digest).write_bytes(data)
         return {'mediaType': f'application/vnd.oci.image.{kind}', 'digest': f'sha256:{digest}', 'size': len(data)}
     parts = [put(data, 'layer.v1.tar') for _,data in layers]
-    about = {'architecture': 'amd64', 'os': 'linux', 'config': dict(config or {}), 'history': [{'created_by': made_by} for made_by,_ in layers],
+    about = {'architecture': 'amd64', 'os': 'linux', 'config': dict(config or {}),
+             'history': [{'created_by': made_by} for made_by,_ in layers],
              'rootfs': {'type': 'layers', 'diff_ids': [o['digest'] for o in parts]}}
-    manifest = put(json.dumps({'schemaVersion': 2, 'config': put(json.dumps(about).encode(), 'config.v1+json'), 'layers': parts}).encode(), 'manifest.v1+json')
+    manifest = put(json.dumps({'schemaVersion': 2, 'config': put(json.dumps(about).encode(), 'config.v1+json'),
+                               'layers': parts}).encode(), 'manifest.v1+json')
     (folder/'index.json').write_text(json.dumps({'schemaVersion': 2, 'manifests': [manifest]}), encoding='utf-8')
     (folder/'oci-layout').write_text('{"imageLayoutVersion": "1.0.0"}', encoding='utf-8')
     return manifest['digest']
@@ -65,7 +67,8 @@ def blob_path(folder:Path, digest:str) -> Path:
     "The file that lies in the image under `digest`, if it is that."
     path = folder/'blobs'/'sha256'/digest.removeprefix('sha256:')
     with path.open('rb') as file: found = file_digest(file, 'sha256').hexdigest()
-    if f'sha256:{found}' != digest: raise ValueError(f"{digest[:19]}… of {folder} holds something else: damaged or changed. Fetch the image again")
+    if f'sha256:{found}' != digest:
+        raise ValueError(f"{digest[:19]}… of {folder} holds something else: damaged or changed. Fetch the image again")
     return path
 
 # %% ../nbs/library/image_layers.ipynb #1efab646
@@ -85,8 +88,10 @@ def open_image(
     for made_by,part in zip(made, manifest['layers']):
         with tarfile.open(blob_path(folder, part['digest'])) as archive: # nothing is unpacked
             members = [o for o in archive if o.isfile()]
-            files = {o.name.removeprefix('./'): archive.extractfile(o).read() for o in members if o.size <= small} # type: ignore[union-attr]
-            found.append(Layer(made_by, part['digest'], sum(o.size for o in members), {o.name.removeprefix('./'): o.mode for o in members}, files))
+            files = {o.name.removeprefix('./'): archive.extractfile(o).read() # type: ignore[union-attr]
+                     for o in members if o.size <= small}
+            found.append(Layer(made_by, part['digest'], sum(o.size for o in members),
+                               {o.name.removeprefix('./'): o.mode for o in members}, files))
     return about['config'],found
 
 # %% ../nbs/library/image_layers.ipynb #f0dd83c1
@@ -99,15 +104,18 @@ def visible_files(
         for path in o.rights:
             folder,_,name = path.rpartition('/')
             if not name.startswith('.wh.'): found[path] = i
-            elif name == '.wh..wh..opq': found = {k: v for k,v in found.items() if not k.startswith(f'{folder}/') or v == i}
+            elif name == '.wh..wh..opq':
+                found = {k: v for k,v in found.items() if not k.startswith(f'{folder}/') or v == i}
             else:
                 gone = f'{folder}/{name[4:]}'.lstrip('/')
                 found = {k: v for k,v in found.items() if k != gone and not k.startswith(f'{gone}/')}
     return found
 
 # %% ../nbs/library/image_layers.ipynb #e2995b5a
-SECRET_NAMES = re.compile(r'(^|/)(\.env|id_(rsa|ed25519|ecdsa)|\.netrc|\.pypirc|credentials(\.json)?|[^/]*\.(key|p12|pfx))$')
-SECRET_WORDS = re.compile(rb'-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}|://[^\s/:@\'"{}<>]+:[^\s/:@\'"{}<>]{6,}@')
+SECRET_NAMES = re.compile(r'(^|/)(\.env|id_(rsa|ed25519|ecdsa)|\.netrc|\.pypirc|credentials(\.json)?|'
+                          r'[^/]*\.(key|p12|pfx))$')
+SECRET_WORDS = re.compile(rb'-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}|'
+                          rb'://[^\s/:@\'"{}<>]+:[^\s/:@\'"{}<>]{6,}@')
 
 # %% ../nbs/library/image_layers.ipynb #58e4b2ff
 class Risk(NamedTuple):
@@ -119,7 +127,7 @@ class Risk(NamedTuple):
 # %% ../nbs/library/image_layers.ipynb #98992072
 def find_risks(
     layers:Sequence[Layer],
-    others:tuple[str, ...]=('packages/', 'usr/'), # Folders with files of others, whose passwords are examples: there only names count
+    others:tuple[str, ...]=('packages/', 'usr/'), # Folders of installed packages: there only file names are checked
 ) -> list[Risk]:
     "Secrets, programs that run as another user, and files that everybody may change; hidden ones too."
     found = []
@@ -139,10 +147,15 @@ def make_sbom(
     parts = {}
     for o in layers:
         for path,data in o.files.items():
-            if path.endswith('.dist-info/METADATA'): entries,kind = [data.decode('utf-8', 'replace').split('\n\n')[0]],'pypi'
-            elif path == 'var/lib/dpkg/status': entries,kind = data.decode('utf-8', 'replace').split('\n\n'),'deb/debian'
+            if path.endswith('.dist-info/METADATA'):
+                entries,kind = [data.decode('utf-8', 'replace').split('\n\n')[0]],'pypi'
+            elif path == 'var/lib/dpkg/status':
+                entries,kind = data.decode('utf-8', 'replace').split('\n\n'),'deb/debian'
             else: continue
             for head in map(HeaderParser().parsestr, entries):
                 name,version = head['Name'] or head['Package'],head['Version']
-                if name and version: parts[f'pkg:{kind}/{name.lower()}@{version}'] = {'type': 'library', 'name': name, 'version': version}
-    return {'bomFormat': 'CycloneDX', 'specVersion': '1.6', 'version': 1, 'components': [{**o, 'purl': purl} for purl,o in sorted(parts.items())]}
+                if name and version:
+                    purl = f'pkg:{kind}/{name.lower()}@{version}'
+                    parts[purl] = {'type': 'library', 'name': name, 'version': version}
+    return {'bomFormat': 'CycloneDX', 'specVersion': '1.6', 'version': 1,
+            'components': [{**o, 'purl': purl} for purl,o in sorted(parts.items())]}

@@ -45,7 +45,8 @@ class KeyStore:
         stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
         if stamp != self.seen:
             try: self.known = [ApiKey(**o) for o in json.loads(self.path.read_text(encoding='utf-8'))]
-            except (ValueError, TypeError) as e: raise ValueError(f"{self.path} is damaged: {e}. Put it aside, and add the keys anew") from e
+            except (ValueError, TypeError) as e:
+                raise ValueError(f"{self.path} is damaged: {e}. Put it aside, and add the keys anew") from e
             self.seen = stamp
         return iter(self.known)
 
@@ -59,18 +60,22 @@ class KeyStore:
     def add(self, name:str, role:str='reader') -> str: # The key: shown once, and never again
         "A new key for `name`."
         if role not in ROLES: raise ValueError(f"No role {role!r}: choose among {', '.join(ROLES)}")
-        if not name.strip() or not name.isprintable(): raise ValueError(f"Found the name {name!r}, expected one that tells people apart. Give another")
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"Found the name {name!r}, expected one that tells people apart. Give another")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{self.path}.lock'):
-            if name in (o.name for o in self): raise ValueError(f"There is a key for {name} already. Revoke it first, or choose another name")
+            if name in (o.name for o in self):
+                raise ValueError(f"There is a key for {name} already. Revoke it first, or choose another name")
             key = secrets.token_urlsafe(32) # 256 random bits: nobody guesses them, so a fast hash is enough
-            self.write([*self, ApiKey(name, role, sha256_of_text(key), datetime.now(UTC).isoformat(timespec='seconds'))])
+            self.write([*self, ApiKey(name, role, sha256_of_text(key),
+                                      datetime.now(UTC).isoformat(timespec='seconds'))])
         return key
 
     def revoke(self, name:str) -> None:
         "From now on the key of `name` opens nothing."
         known = list(self)
-        if name not in (o.name for o in known): raise ValueError(f"No key for {name}. There are keys for {', '.join(o.name for o in known) or 'nobody'}")
+        if name not in (o.name for o in known):
+            raise ValueError(f"No key for {name}. There are keys for {', '.join(o.name for o in known) or 'nobody'}")
         with FileLock(f'{self.path}.lock'): self.write([o for o in self if o.name != name])
 
     def find(self, key:str) -> ApiKey|None:

@@ -34,9 +34,11 @@ class AlertNotice(NamedTuple):
     summary:str
     action:str
 
+# %% ../nbs/18_monitoring.ipynb #0eacfbbd
 class AlertReceiver:
     "Takes what Alertmanager sends."
-    def __init__(self, tell:Callable[[AlertNotice], Any]=lambda _: None): self.notes,self.tell = list[AlertNotice](),tell
+    def __init__(self, tell:Callable[[AlertNotice], Any]=lambda _: None):
+        self.notes,self.tell = list[AlertNotice](),tell
     def __repr__(self): return f"AlertReceiver({len(self.notes)} notes)"
     async def __call__(self, scope:Any, receive:Any, send:Any) -> None:
         body = b''
@@ -46,7 +48,8 @@ class AlertReceiver:
             if not message.get('more_body'): break
         for o in json.loads(body)['alerts']:
             said = o['annotations']
-            self.notes.append(AlertNotice(time(), o['labels']['alertname'], o['status'], o['labels'].get('severity', ''),
+            self.notes.append(AlertNotice(time(), o['labels']['alertname'], o['status'],
+                                          o['labels'].get('severity', ''),
                                    said.get('summary', ''), said.get('action', '')))
             self.tell(self.notes[-1])
         await send({'type': 'http.response.start', 'status': 200, 'headers': []})
@@ -56,10 +59,12 @@ class AlertReceiver:
         "The first note of this kind."
         until = monotonic() + seconds
         while monotonic() < until:
-            if found := [o for o in self.notes if (o.alert, o.status) == (alert, status) and o.at >= since]: return found[0]
+            if found := [o for o in self.notes if (o.alert, o.status) == (alert, status) and o.at >= since]:
+                return found[0]
             sleep(.02)
         heard = sorted({f'{o.alert} {o.status}' for o in self.notes})
-        raise TimeoutError(f"{alert} was not {status} within {seconds:g} s. Heard: {', '.join(heard) or 'nothing'}. Is its expression empty? Ask `now`")
+        raise TimeoutError(f"{alert} was not {status} within {seconds:g} s. Heard: {', '.join(heard) or 'nothing'}. Is "
+                           f"its expression empty? Ask `now`")
 
 # %% ../nbs/18_monitoring.ipynb #aa1c3c30
 PROMETHEUS_PROGRAMS = ('prometheus', 'prometheus-alertmanager')
@@ -70,10 +75,12 @@ def program_path(
     "Where the program `name` is."
     return shutil.which(name) or shutil.which(name.removeprefix('prometheus-'))
 
+# %% ../nbs/18_monitoring.ipynb #1101cbfe
 def has_prometheus() -> bool:
     "Whether Prometheus and Alertmanager are here."
     return all(map(program_path, PROMETHEUS_PROGRAMS))
 
+# %% ../nbs/18_monitoring.ipynb #000a34d4
 @contextmanager
 def program_on_free_port(
     name:str,
@@ -96,6 +103,7 @@ def response_labels(found:Mapping[str, str]) -> LabelSet:
     "The labels in an answer of Prometheus."
     return frozenset(found.items())
 
+# %% ../nbs/18_monitoring.ipynb #549db4bb
 @dataclass
 class PrometheusServer:
     "A Prometheus that answers."
@@ -106,7 +114,8 @@ class PrometheusServer:
     def ask(self, what:str, **more:Any) -> list[dict[str, Any]]:
         import httpx
         found = httpx.get(f'{self.url}/api/v1/{what}', params=more, timeout=30, trust_env=False).json()
-        if found['status'] != 'success': raise ValueError(f"Prometheus refused {more.get('query')!r}: {found['error']}. Mend the expression")
+        if found['status'] != 'success':
+            raise ValueError(f"Prometheus refused {more.get('query')!r}: {found['error']}. Mend the expression")
         data = found['data']
         return [{'metric': {}, 'value': data['result']}] if data['resultType'] == 'scalar' else data['result']
 
@@ -116,13 +125,16 @@ class PrometheusServer:
 
     def between(self, expr:str, start:float, end:float, step:float) -> dict[LabelSet, list[tuple[float, float]]]:
         "What `expr` was, every `step` seconds."
-        return {response_labels(o['metric']): [(t, float(v)) for t,v in o['values']] for o in self.ask('query_range', query=expr, start=start, end=end, step=step)}
+        return {response_labels(o['metric']): [(t, float(v)) for t,v in o['values']]
+                for o in self.ask('query_range', query=expr, start=start, end=end, step=step)}
 
+# %% ../nbs/18_monitoring.ipynb #613b3d89
 def load_deploy_file(name:str, factor:float) -> Any:
     "A file of deploy/, with shortened durations."
     import yaml
     return shorten_durations(yaml.safe_load((find_root()/'deploy'/name).read_text(encoding='utf-8')), factor)
 
+# %% ../nbs/18_monitoring.ipynb #237963eb
 @contextmanager
 def run_prometheus(
     targets:Mapping[str, str], # Job -> address
@@ -135,19 +147,24 @@ def run_prometheus(
     import yaml
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         folder,end = Path(tmp),'--web.listen-address=127.0.0.1:{port}'
-        def write(name, value): save_atomically(folder/name, lambda to: to.write_text(yaml.safe_dump(value), encoding='utf-8'))
+        def write(name, value):
+            save_atomically(folder/name, lambda to: to.write_text(yaml.safe_dump(value), encoding='utf-8'))
         manager = load_deploy_file('alertmanager/alertmanager.yml', factor)
         for o in manager['receivers']: o['webhook_configs'] = [{'url': hook, 'send_resolved': True}]
         write('alertmanager.yml', manager)
-        write('rules.yml', shorten_durations(rules, factor) if rules else load_deploy_file('prometheus/rules.yml', factor))
-        with program_on_free_port('prometheus-alertmanager', folder, f"--config.file={folder/'alertmanager.yml'}", f"--storage.path={folder/'alerts'}", end,
+        write('rules.yml', shorten_durations(rules, factor) if rules
+              else load_deploy_file('prometheus/rules.yml', factor))
+        with program_on_free_port('prometheus-alertmanager', folder, f"--config.file={folder/'alertmanager.yml'}",
+                                  f"--storage.path={folder/'alerts'}", end,
                      '--cluster.listen-address=') as alertmanager:
             config = load_deploy_file('prometheus/prometheus.yml', factor)
             if every_s: config['global'] = dict.fromkeys(config['global'], f'{round(1000*every_s)}ms')
             config['alerting']['alertmanagers'] = [{'static_configs': [{'targets': [alertmanager.partition('//')[2]]}]}]
-            config['scrape_configs'] = [{'job_name': job, 'static_configs': [{'targets': [url.partition('//')[2]]}]} for job,url in targets.items()]
+            config['scrape_configs'] = [{'job_name': job, 'static_configs': [{'targets': [url.partition('//')[2]]}]}
+                                        for job,url in targets.items()]
             write('prometheus.yml', config)
-            with program_on_free_port('prometheus', folder, f"--config.file={folder/'prometheus.yml'}", f"--storage.tsdb.path={folder/'data'}", end) as url:
+            with program_on_free_port('prometheus', folder, f"--config.file={folder/'prometheus.yml'}",
+                                      f"--storage.tsdb.path={folder/'data'}", end) as url:
                 yield PrometheusServer(url, alertmanager)
 
 # %% ../nbs/18_monitoring.ipynb #0dc30b7f
@@ -164,7 +181,8 @@ def run_monitoring(
     if embedded is False or (embedded is None and has_prometheus()):
         with run_prometheus(targets, hook, factor, every_s, rules) as found: yield found
         return
-    watch,over = EmbeddedPrometheus(targets, shorten_durations(rules, factor) if rules else load_deploy_file('prometheus/rules.yml', factor), hook),Event()
+    watch,over = EmbeddedPrometheus(targets, shorten_durations(rules, factor) if rules
+                                    else load_deploy_file('prometheus/rules.yml', factor), hook),Event()
     def turns():
         while not over.wait(every_s): watch.turn()
     thread = Thread(target=turns, daemon=True)

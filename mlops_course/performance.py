@@ -22,6 +22,7 @@ class Hotspot(NamedTuple):
     own:float # Share of the time in the function itself
     all:float # Share of the time in it and in what it called
 
+# %% ../nbs/20_performance.ipynb #df483af0
 def find_hotspots(
     work:Callable[[], Any],
 ) -> list[Hotspot]: # Most time of their own first
@@ -29,8 +30,11 @@ def find_hotspots(
     profile = cProfile.Profile()
     profile.runcall(work)
     found,whole = profile.getstats(),sum(o.inlinetime for o in profile.getstats())
-    def name(code): return code.strip('<>').removeprefix('built-in method ') if isinstance(code, str) else f'{Path(code.co_filename).stem}.{code.co_qualname}'
-    return sorted((Hotspot(name(o.code), o.callcount, o.inlinetime/whole, o.totaltime/whole) for o in found), key=lambda o: -o.own)
+    def name(code):
+        if isinstance(code, str): return code.strip('<>').removeprefix('built-in method ')
+        return f'{Path(code.co_filename).stem}.{code.co_qualname}'
+    return sorted((Hotspot(name(o.code), o.callcount, o.inlinetime/whole, o.totaltime/whole) for o in found),
+                  key=lambda o: -o.own)
 
 # %% ../nbs/20_performance.ipynb #9a51cf1f
 def amdahl_speedup(
@@ -38,7 +42,9 @@ def amdahl_speedup(
     times:float=np.inf,   # How many times faster that share becomes
 ) -> float:               # How many times faster the whole becomes
     "What the whole gains from a faster part."
-    if not 0 <= share <= 1 or times <= 0: raise ValueError(f"Found the share {share} and {times} times, expected a share from 0 to 1 and more than 0 times")
+    if not 0 <= share <= 1 or times <= 0:
+        raise ValueError(f"Found the share {share} and {times} times, expected a share from 0 to 1 and more "
+                         f"than 0 times")
     left = 1 - share + share/times
     return 1/left if left else np.inf
 
@@ -48,6 +54,7 @@ class PageCost(NamedTuple):
     wall_ms:float # On the clock on the wall
     cpu_ms:float  # Of the processor, all threads of this process together
 
+# %% ../nbs/20_performance.ipynb #0319c702
 def measure_cost(
     work:Callable[[], Any],
     n:int,         # Pages that it reads
@@ -70,11 +77,13 @@ class ScalingModel(NamedTuple):
     talk_s:float  # Of a page, for each further worker
     error:float   # The worst, as a share, on a measurement that was left out
 
-    def seconds(self, pages:float, workers:float) -> float: return self.start_s + pages*(self.alone_s + self.work_s/workers + self.talk_s*(workers - 1))
+    def seconds(self, pages:float, workers:float) -> float:
+        return self.start_s + pages*(self.alone_s + self.work_s/workers + self.talk_s*(workers - 1))
     def times(self, workers:float) -> float:
         "How many times faster than one worker they are, on a folder so large that the start does not count."
         return (self.alone_s + self.work_s)/(self.alone_s + self.work_s/workers + self.talk_s*(workers - 1))
 
+# %% ../nbs/20_performance.ipynb #dc56b35f
 def fit_scaling(
     measured:Sequence[tuple[int, int, float]], # Pages, workers, seconds
 ) -> ScalingModel:
@@ -82,9 +91,11 @@ def fit_scaling(
     from scipy.optimize import nnls
     pages,workers,seconds = np.array(measured, float).reshape(-1, 3).T
     if len(set(pages)) < 2 or len(set(workers)) < 2 or len(seconds) < 4:
-        raise ValueError(f"Found {len(seconds)} measurements of {len(set(pages))} folders with {len(set(workers))} numbers of workers, expected 4 or more, of "
+        raise ValueError(f"Found {len(seconds)} measurements of {len(set(pages))} folders with {len(set(workers))} "
+                         f"numbers of workers, expected 4 or more, of "
                          "two folders with two numbers of workers. Measure more")
-    terms = np.stack([np.ones_like(pages), pages, pages/workers, pages*(workers - 1)*(len(set(workers)) > 2)], axis=1)/seconds[:, None]
+    terms = np.stack([np.ones_like(pages), pages, pages/workers, pages*(workers - 1)*(len(set(workers)) > 2)],
+                     axis=1)/seconds[:, None]
     def solve(keep): return nnls(terms[keep], np.ones(keep.sum()))[0]
     every = np.ones(len(seconds), bool)
     errors = [abs(terms[i] @ solve(np.arange(len(seconds)) != i) - 1) for i in range(len(seconds))]

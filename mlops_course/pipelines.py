@@ -60,9 +60,10 @@ def globals_in(code:CodeType) -> set[str]:
     return {*(o.argval for o in get_instructions(code) if o.opname == 'LOAD_GLOBAL'),
             *(name for o in code.co_consts if isinstance(o, CodeType) for name in globals_in(o))}
 
+# %% ../nbs/16_pipelines.ipynb #2156435a
 @lru_cache
 def code_files(does:Callable, root:Path) -> list[Path]:
-    "The files of ours that `does` needs: what it, the functions of its module that it calls, and all that they import, import."
+    "The files of the project that `does` depends on, through the functions it calls and through imports."
     from modulefinder import Module, ModuleFinder
     finder,functions = ModuleFinder([str(root)]),[unwrap(does)]
     for function in functions: # grows
@@ -70,19 +71,21 @@ def code_files(does:Callable, root:Path) -> list[Path]:
         for name,value in function.__globals__.items():
             home = getattr(value, '__module__', None) or ''
             if home == function.__module__:
-                if name in globals_in(function.__code__) and isfunction(own := unwrap(value)) and own not in functions: functions.append(own)
+                if name in globals_in(function.__code__) and isfunction(own := unwrap(value)) and own not in functions:
+                    functions.append(own)
             elif home.startswith('mlops_course.'): finder.import_hook(home)
     files = [getattr(o, '__file__', None) for o in finder.modules.values()]
     found = {root.joinpath(*does.__module__.split('.')).with_suffix('.py'), *(Path(o) for o in files if o)}
     return sorted(o for o in found if o.is_file())
 
+# %% ../nbs/16_pipelines.ipynb #b3f91ae0
 def step_key(
     steps:Steps,
     name:str, # Of a step
     order:BaseModel,
     done:StepResults,
 ) -> str:
-    "What decides the result of a step: its part of the order and of the parameters, what it needs, its store, its code, and the versions of what is installed."
+    "The cache key of a step: its part of the order, parameters, inputs, store, code and installed versions."
     step,root = steps[name],find_root()
     files = sorted({o for pattern in (*step.code, 'requirements.lock') for o in root.glob(pattern) if o.is_file()})
     if step.imports: files = sorted({*files, *code_files(step.does, root)})
@@ -92,7 +95,8 @@ def step_key(
     if step.store:
         from mlops_course.store import mask_credentials, tracking_uri
         store = mask_credentials(tracking_uri()) # a new password is no new store
-    parts = {o: asked[o] for o in step.uses},{o: given[o] for o in step.params},{o: dict(done[o]) for o in step.needs},store
+    parts = ({o: asked[o] for o in step.uses}, {o: given[o] for o in step.params},
+             {o: dict(done[o]) for o in step.needs}, store)
     return f'{name}-{fingerprint(*parts, *marks)}'
 
 # %% ../nbs/16_pipelines.ipynb #a1c16008
@@ -118,11 +122,13 @@ def run_step(
     note('ended')
     return result
 
+# %% ../nbs/16_pipelines.ipynb #9cda44a5
 def read_journal() -> list[dict[str, Any]]:
     "What has been done, oldest first."
     path = load_settings().paths.runs/'pipeline'/'journal.jsonl'
     return [json.loads(o) for o in path.read_text(encoding='utf-8').splitlines()] if path.is_file() else []
 
+# %% ../nbs/16_pipelines.ipynb #13f90ad4
 def count_journal(steps:Steps, what:str='began') -> dict[str, int]:
     "How often each step began, or ended."
     found = Counter(o['step'] for o in read_journal() if o['what'] == what)
@@ -133,6 +139,7 @@ def is_transient(task:Any, run:Any, state:Any) -> bool:
     "Whether a failure may be gone at the next try."
     return isinstance(state.result(raise_on_failure=False), ConnectionError|TimeoutError)
 
+# %% ../nbs/16_pipelines.ipynb #e08de478
 def make_flow(
     steps:Steps,
     kind:type[BaseModel], # Of orders
@@ -148,11 +155,14 @@ def make_flow(
     def task_for(name:str) -> Any:
         step = steps[name]
         def do(order:kind, done:dict) -> dict: # type: ignore[valid-type]
-            with concurrency('production', strict=True) if step.alone else nullcontext(): return run_step(steps, name, order, done)
+            with concurrency('production', strict=True) if step.alone else nullcontext():
+                return run_step(steps, name, order, done)
         def told(task, run, state):
             if report: report(name, state.name, state.result(raise_on_failure=False) if state.is_final() else None)
-        return task(name=name, retries=step.tries - 1, retry_delay_seconds=.5, retry_condition_fn=is_transient, persist_result=step.keep, result_serializer='json',
-                    cache_key_fn=(lambda _,given: step_key(steps, name, given['order'], given['done'])) if step.keep else None,
+        return task(name=name, retries=step.tries - 1, retry_delay_seconds=.5, retry_condition_fn=is_transient,
+                    persist_result=step.keep, result_serializer='json',
+                    cache_key_fn=(lambda _,given: step_key(steps, name, given['order'], given['done']))
+                    if step.keep else None,
                     on_running=[told], on_completion=[told], on_failure=[told])(do)
 
     runner:Any = ThreadPoolTaskRunner(max_workers=2)
@@ -161,7 +171,8 @@ def make_flow(
         going:dict[str, Any] = {'approval': {'by': approved_by}}
         for name,step in steps.items():
             if 'approval' in step.needs and not approved_by: break
-            going[name] = task_for(name).submit(order, {o: going[o] for o in step.needs}, wait_for=[going[o] for o in step.after])
+            going[name] = task_for(name).submit(order, {o: going[o] for o in step.needs},
+                                                wait_for=[going[o] for o in step.after])
         futures = {k: v for k,v in going.items() if k != 'approval'}
         wait(list(futures.values()))
         for o in futures.values():
@@ -170,13 +181,16 @@ def make_flow(
     return deliver
 
 # %% ../nbs/16_pipelines.ipynb #5f3f6912
-STATE_WORDS = {'Running': 'running', 'Retrying': 'again', 'AwaitingRetry': 'will try again', 'Completed': 'done', 'Cached': 'kept', 'Failed': 'failed'}
-STATE_COLOURS = {'running': 'yellow', 'again': 'yellow', 'will try again': 'yellow', 'done': 'green', 'kept': 'cyan', 'failed': 'red'}
+STATE_WORDS = {'Running': 'running', 'Retrying': 'again', 'AwaitingRetry': 'will try again', 'Completed': 'done',
+               'Cached': 'kept', 'Failed': 'failed'}
+STATE_COLOURS = {'running': 'yellow', 'again': 'yellow', 'will try again': 'yellow', 'done': 'green', 'kept': 'cyan',
+                 'failed': 'red'}
 
 class PipelineView:
     "What becomes of each step: a table for `rich.live`, told by `make_flow`."
     def __init__(self, steps:Iterable[str]):
-        self.rows:dict[str, list[Any]] = {o: ['waiting', None, None, ''] for o in steps} # state, when it began and ended, what it said
+        # state, when it began and ended, what it said
+        self.rows:dict[str, list[Any]] = {o: ['waiting', None, None, ''] for o in steps}
     def __repr__(self): return '\n'.join(f'{name}: {row[0]}' for name,row in self.rows.items())
 
     def __call__(self, name:str, state:str, result:Any) -> None:
@@ -185,7 +199,8 @@ class PipelineView:
         row[0] = STATE_WORDS.get(state, state.lower())
         if state == 'Running' and row[1] is None: row[1] = now
         if row[0] in ('done', 'kept', 'failed'): row[2] = now
-        if isinstance(result, Mapping): row[3] = ', '.join(f'{k} {v:.12}' if isinstance(v, str) else f'{k} {v}' for k,v in result.items())
+        if isinstance(result, Mapping):
+            row[3] = ', '.join(f'{k} {v:.12}' if isinstance(v, str) else f'{k} {v}' for k,v in result.items())
         elif result is not None: row[3] = str(result)
 
     def __rich__(self) -> Any:
@@ -194,7 +209,8 @@ class PipelineView:
         table = Table('step', 'state', 'seconds', 'result', box=None)
         for name,(state,began,ended,said) in self.rows.items():
             seconds = '' if began is None else f'{(ended or time.monotonic()) - began:.1f}'
-            table.add_row(name, Text(state, STATE_COLOURS.get(state, 'dim')), seconds, Text(said, overflow='ellipsis', no_wrap=state != 'failed'))
+            table.add_row(name, Text(state, STATE_COLOURS.get(state, 'dim')), seconds,
+                          Text(said, overflow='ellipsis', no_wrap=state != 'failed'))
         return table
 
 # %% ../nbs/16_pipelines.ipynb #dfcd570c
@@ -213,8 +229,11 @@ def serve_retraining(
     from prefect.deployments.runner import EntrypointType
     from prefect.events import DeploymentEventTrigger
     from prefect.runner import Runner
-    words = {'__prefect_kind': 'json', 'value': {'__prefect_kind': 'jinja', 'template': '{{ event.payload.order | tojson }}'}} # what the event asks for
-    trigger = DeploymentEventTrigger(name=TRIGGER_NAME, expect={DATA_CHANGED_EVENT}, match={'prefect.resource.id': resource},
+    # what the event asks for
+    words = {'__prefect_kind': 'json', 'value': {'__prefect_kind': 'jinja', 'template': '{{ event.payload.order '
+                                                 '| tojson }}'}}
+    trigger = DeploymentEventTrigger(name=TRIGGER_NAME, expect={DATA_CHANGED_EVENT},
+                                     match={'prefect.resource.id': resource},
                                      parameters={'order': words, 'approved_by': 'the retraining'})
 
     async def wait_for_work() -> None:
@@ -222,20 +241,24 @@ def serve_retraining(
         runner.handle_sigterm = lambda *_: sys.exit() # Prefect's own warns of a coroutine that it forgets
         module,_,name = deliver.rpartition('.')
         made = await getattr(import_module(module), name).to_deployment(
-            name='retraining', cron=RETRAINING_CRON, triggers=[trigger], parameters={'order': order.model_dump(mode='json')},
+            name='retraining', cron=RETRAINING_CRON, triggers=[trigger],
+            parameters={'order': order.model_dump(mode='json')},
             entrypoint_type=EntrypointType.MODULE_PATH)
         made.entrypoint = deliver
         await runner.add_deployment(made)
         await runner.start()
     asyncio.run(wait_for_work())
 
+# %% ../nbs/16_pipelines.ipynb #edd22424
 def emit_data_changed(order:BaseModel, resource:str='reader.data') -> None:
-    "Say that the data has changed, and what should be delivered because of it. Prefect's `emit_event` would not tell if nobody heard."
+    "Send the event that the data has changed, with the order to run. An error of the server is raised."
     import httpx
     from prefect.events import Event, Resource
     from prefect.settings import get_current_settings
-    event = Event(event=DATA_CHANGED_EVENT, resource=Resource({'prefect.resource.id': resource}), payload={'order': order.model_dump(mode='json')})
-    httpx.post(f'{get_current_settings().api.url}/events', json=[event.model_dump(mode='json')], timeout=30, trust_env=False).raise_for_status()
+    event = Event(event=DATA_CHANGED_EVENT, resource=Resource({'prefect.resource.id': resource}),
+                  payload={'order': order.model_dump(mode='json')})
+    httpx.post(f'{get_current_settings().api.url}/events', json=[event.model_dump(mode='json')], timeout=30,
+               trust_env=False).raise_for_status()
 
 # %% ../nbs/16_pipelines.ipynb #de0823a4
 def run_one_step(
@@ -252,7 +275,8 @@ def run_one_step(
     if approved_by: done['approval'] = {'by': approved_by}
     if missing := [o for o in (*step.needs, *step.after) if o not in done]:
         if missing == ['approval']: raise PermissionError(f"Nobody has approved {name}. Say who does: --approve NAME")
-        raise ValueError(f"{name} comes after {', '.join(missing)}, which has not been done for this order in {folder.parent}. Do that first")
+        raise ValueError(f"{name} comes after {', '.join(missing)}, which has not been done for this order in "
+                         f"{folder.parent}. Do that first")
     result = run_step(steps, name, order, done)
     save_atomically(folder/f'{name}.json', lambda to: write_json(to, result))
     return result

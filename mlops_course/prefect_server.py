@@ -24,8 +24,10 @@ def make_prefect_database(path:Path) -> None:
     "Make the tables of this version of Prefect, with nothing in them."
     import sqlite3
     with TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        env = os.environ | {'PREFECT_HOME': home, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{path.as_posix()}'}
-        code = 'import asyncio; from prefect.server.database import provide_database_interface as o; asyncio.run(o().create_db())'
+        env = os.environ | {'PREFECT_HOME': home,
+                            'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{path.as_posix()}'}
+        code = ('import asyncio; from prefect.server.database import provide_database_interface as interface; '
+                'asyncio.run(interface().create_db())')
         made = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=False)
     if made.returncode: raise ValueError(f"Prefect could not make its database: {made.stderr[-800:]}")
     with sqlite3.connect(path) as db: db.execute('PRAGMA journal_mode=DELETE') # all of it into the one file
@@ -33,8 +35,9 @@ def make_prefect_database(path:Path) -> None:
 
 # %% ../nbs/library/prefect_server.ipynb #6ae6f25b
 class PrefectServer:
-    "Prefect's server on this machine, until the `with` block or this process ends. Inside, flows of this process use it."
-    def __init__(self, folder:Path|None=None): # For its database and the results of tasks; `prefect` among the project's runs if none
+    "A Prefect server on this machine, which ends with the `with` block. Flows inside the block use it."
+    # For its database and the results of tasks; `prefect` among the project's runs if none
+    def __init__(self, folder:Path|None=None):
         self.folder = Path(folder or load_settings().paths.runs/'prefect').resolve()
         self.url = ''
     def __repr__(self): return f"PrefectServer({'running' if self.url else 'stopped'})"
@@ -46,21 +49,27 @@ class PrefectServer:
         self.lock = FileLock(self.folder/'server.lock')
         try: self.lock.acquire(timeout=0)
         except Timeout:
-            get_logger('flows').warning('another server of this project runs; waiting until it ends', folder=str(self.folder))
+            get_logger('flows').warning('another server of this project runs; waiting until it ends',
+                                        folder=str(self.folder))
             self.lock.acquire()
         database,port = self.folder/'prefect.db',free_port()
         try:
             copy_cached_file(database, f"prefect-{version('prefect')}.db", make_prefect_database)
             self.mine = {'PREFECT_HOME': str(self.folder), 'PREFECT_API_URL': f'http://127.0.0.1:{port}/api',
                          'PREFECT_LOCAL_STORAGE_PATH': str(self.folder/'results'), 'PREFECT_LOGGING_LEVEL': 'CRITICAL',
-                         'PREFECT_LOGGING_TO_API_ENABLED': 'false', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false', 'DO_NOT_TRACK': '1'}
-            theirs = {**self.mine, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{database.as_posix()}', 'PREFECT_SERVER_UI_ENABLED': 'false',
+                         'PREFECT_LOGGING_TO_API_ENABLED': 'false', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false',
+                         'DO_NOT_TRACK': '1'}
+            theirs = {**self.mine, 'PREFECT_API_DATABASE_CONNECTION_URL': f'sqlite+aiosqlite:///{database.as_posix()}',
+                      'PREFECT_SERVER_UI_ENABLED': 'false',
                       'PREFECT_API_DATABASE_MIGRATE_ON_START': 'false', 'PREFECT_SERVER_LOGGING_LEVEL': 'ERROR',
                       'PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS': '1',
-                      'PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS': '1', 'PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS': '1'}
-            command = [sys.executable, '-m', 'uvicorn', '--factory', 'prefect.server.api.server:create_app', '--host', '127.0.0.1', '--port', str(port),
+                      'PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS': '1',
+                      'PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS': '1'}
+            command = [sys.executable, '-m', 'uvicorn', '--factory', 'prefect.server.api.server:create_app', '--host',
+                       '127.0.0.1', '--port', str(port),
                        '--log-level', 'error', '--timeout-graceful-shutdown', '1']
-            self.process = ServerProcess(command, f'http://127.0.0.1:{port}/api/health', self.folder/'server.log', theirs).start()
+            self.process = ServerProcess(command, f'http://127.0.0.1:{port}/api/health', self.folder/'server.log',
+                                         theirs).start()
         except BaseException:
             self.lock.release()
             raise

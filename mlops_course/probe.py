@@ -20,17 +20,21 @@ from .base.servers import on_free_port
 class Probe:
     "Asks a service what is known already, and exports how well it answers."
     def __init__(self,
-        ask:Callable[[Sequence[Any]], Sequence[tuple[str, Any]]],        # Questions -> the model that answered, and its answer, of each
+        ask:Callable[[Sequence[Any]], Sequence[tuple[str, Any]]], # Questions -> the model and its answer, for each
         known:Sequence[tuple[Any, Any]],                                 # Questions, and the true answer to each
         score:Callable[[Sequence[Any], Sequence[Any]], dict[str, float]], # Answers and truths -> measures
         prefix:str,                                                      # Of the names of the metrics
     ):
-        if not known: raise ValueError("No questions came, and a probe needs some whose answers are known. Take them from data that no model was trained on")
+        if not known:
+            raise ValueError("No questions came, and a probe needs some whose answers are known. Take them from data "
+                             "that no model was trained on")
         self.ask,self.score = ask,score
         self.questions,self.truths = [o for o,_ in known],[o for _,o in known]
         self.registry = CollectorRegistry()
-        self.accuracy = Gauge(f'{prefix}_model_accuracy', "How well the probe's questions were answered", ['model', 'measure'], registry=self.registry)
-        self.failures = Counter(f'{prefix}_probe_failures_total', 'Rounds in which a question was not answered', registry=self.registry)
+        self.accuracy = Gauge(f'{prefix}_model_accuracy', "How well the probe's questions were answered",
+                              ['model', 'measure'], registry=self.registry)
+        self.failures = Counter(f'{prefix}_probe_failures_total', 'Rounds in which a question was not answered',
+                                registry=self.registry)
     def __repr__(self): return f"Probe({len(self.questions)} questions)"
 
     def round(self) -> dict[str, dict[str, float]]: # Model -> measures; empty if a question was not answered
@@ -38,7 +42,8 @@ class Probe:
         import httpx
         pairs:dict[str, list[tuple[Any, Any]]] = defaultdict(list) # of each model: a swap may come between
         try:
-            for (model,answer),truth in zip(self.ask(self.questions), self.truths, strict=True): pairs[model].append((answer, truth))
+            for (model,answer),truth in zip(self.ask(self.questions), self.truths, strict=True):
+                pairs[model].append((answer, truth))
         except (httpx.HTTPError, OSError):
             self.failures.inc()
             pairs.clear()

@@ -60,17 +60,20 @@ class SampleStore:
 
     def chosen(self, selector:Any) -> Iterator[tuple[LabelSet, list[float], list[float|None]]]:
         "The series that a selector of PromQL means."
-        if selector.offset or selector.at: raise ValueError(f"{selector} has offset or @, which are not known here. Leave them out, or ask Prometheus")
+        if selector.offset or selector.at:
+            raise ValueError(f"{selector} has offset or @, which are not known here. Leave them out, or ask Prometheus")
         tests = [(o.name, str(o.op).rpartition('.')[2], o.value) for o in selector.matchers.matchers]
         if selector.name: tests.append(('__name__', 'Equal', selector.name))
         for labels,(times,values) in list(self.series.items()): # another thread may scrape meanwhile
             named = dict(labels)
-            if all(LABEL_MATCHERS[op](named.get(name, ''), wanted) for name,op,wanted in tests): yield labels,times,values
+            if all(LABEL_MATCHERS[op](named.get(name, ''), wanted) for name,op,wanted in tests):
+                yield labels,times,values
 
 # %% ../nbs/library/promql.ipynb #6c5772c5
 LABEL_MATCHERS:dict[str, Callable[[str, str], bool]] = {
     'Equal': operator.eq, 'NotEqual': operator.ne,
-    'Re': lambda has, wanted: re.fullmatch(wanted, has) is not None, 'NotRe': lambda has, wanted: re.fullmatch(wanted, has) is None}
+    'Re': lambda has, wanted: re.fullmatch(wanted, has) is not None,
+    'NotRe': lambda has, wanted: re.fullmatch(wanted, has) is None}
 
 # %% ../nbs/library/promql.ipynb #3ee95fdf
 def counter_increase(
@@ -86,7 +89,8 @@ def counter_increase(
     covered = times[-1] - times[0]
     between = covered/(len(times) - 1)
     before,after = times[0] - start,end - times[-1]
-    if total > 0 and values[0] >= 0: before = min(before, covered*(values[0]/total)) # earlier than that it stood at zero
+    # earlier than that it stood at zero
+    if total > 0 and values[0] >= 0: before = min(before, covered*(values[0]/total))
     reach = covered
     for o in (before, after): reach += o if o < 1.1*between else between/2
     factor = reach/covered
@@ -118,7 +122,8 @@ def ieee_divide(a:float, b:float) -> float:
 # %% ../nbs/library/promql.ipynb #f4531373
 PROMQL_FUNCTIONS = ('rate', 'increase', 'histogram_quantile', 'absent', 'scalar', 'vector', 'time')
 PROMQL_AGGREGATES:dict[str, Callable[[list[float]], float]] = {'sum': sum, 'max': max, 'min': min, 'count': len}
-ARITHMETIC:dict[str, Callable[[float, float], float]] = {'+': operator.add, '-': operator.sub, '*': operator.mul, '/': ieee_divide}
+ARITHMETIC:dict[str, Callable[[float, float], float]] = {'+': operator.add, '-': operator.sub, '*': operator.mul,
+                                                         '/': ieee_divide}
 COMPARISONS:dict[str, Callable[[float, float], bool]] = {
     '>': operator.gt, '<': operator.lt, '>=': operator.ge, '<=': operator.le, '==': operator.eq, '!=': operator.ne}
 
@@ -149,7 +154,8 @@ def evaluate_promql(
             return found
         case promql.Call(): return evaluate_call(expr.func.name, expr.args, samples, at)
         case promql.AggregateExpr(): return evaluate_aggregate(expr, samples, at)
-        case promql.BinaryExpr(): return evaluate_binary(expr, evaluate_promql(expr.lhs, samples, at), evaluate_promql(expr.rhs, samples, at))
+        case promql.BinaryExpr():
+            return evaluate_binary(expr, evaluate_promql(expr.lhs, samples, at), evaluate_promql(expr.rhs, samples, at))
     raise ValueError(f"{type(expr).__name__} is not known here. Ask Prometheus, or say it without")
 
 # %% ../nbs/library/promql.ipynb #cc311991
@@ -166,18 +172,21 @@ def evaluate_rate(name:str, expr:Any, samples:SampleStore, at:float) -> Vector:
 # %% ../nbs/library/promql.ipynb #42804fbb
 def evaluate_call(name:str, args:Sequence[Any], samples:SampleStore, at:float) -> Vector|float:
     "The functions that our rules and panels call."
-    if name not in PROMQL_FUNCTIONS: raise ValueError(f"The function {name} is not known here. Known are {', '.join(PROMQL_FUNCTIONS)}")
+    if name not in PROMQL_FUNCTIONS:
+        raise ValueError(f"The function {name} is not known here. Known are {', '.join(PROMQL_FUNCTIONS)}")
     if name in ('rate', 'increase'): return evaluate_rate(name, args[0], samples, at)
     given:list[Any] = [evaluate_promql(o, samples, at) for o in args]
     match name:
         case 'histogram_quantile':
             parts:dict[LabelSet, list[tuple[float, float]]] = defaultdict(list)
             for labels,value in given[1].items():
-                if edge := dict(labels).get('le'): parts[frozenset(o for o in without_name(labels) if o[0] != 'le')].append((float(edge), value))
+                if edge := dict(labels).get('le'):
+                    parts[frozenset(o for o in without_name(labels) if o[0] != 'le')].append((float(edge), value))
             return {labels: histogram_quantile(given[0], o) for labels,o in parts.items()}
         case 'absent':
             if given[0]: return {}
-            equal = [o for o in args[0].matchers.matchers if str(o.op).endswith('.Equal')] if hasattr(args[0], 'matchers') else []
+            equal = [o for o in args[0].matchers.matchers
+                     if str(o.op).endswith('.Equal')] if hasattr(args[0], 'matchers') else []
             return {frozenset((o.name, o.value) for o in equal): 1.}
         case 'scalar': return next(iter(given[0].values())) if len(given[0]) == 1 else nan
         case 'vector': return {frozenset(): given[0]}
@@ -186,7 +195,8 @@ def evaluate_call(name:str, args:Sequence[Any], samples:SampleStore, at:float) -
 # %% ../nbs/library/promql.ipynb #c8161475
 def evaluate_aggregate(expr:Any, samples:SampleStore, at:float) -> Vector:
     "Such as `sum by (model) (…)`."
-    if (name := str(expr.op)) not in PROMQL_AGGREGATES: raise ValueError(f"{name} is not known here. Known are {', '.join(PROMQL_AGGREGATES)}")
+    if (name := str(expr.op)) not in PROMQL_AGGREGATES:
+        raise ValueError(f"{name} is not known here. Known are {', '.join(PROMQL_AGGREGATES)}")
     kept,without = (expr.modifier.labels, str(expr.modifier.type).endswith('Without')) if expr.modifier else ((), False)
     parts:dict[LabelSet, list[float]] = defaultdict(list)
     for labels,value in evaluate_promql(expr.expr, samples, at).items(): # type: ignore[union-attr]
@@ -199,11 +209,13 @@ def evaluate_binary(expr:Any, left:Vector|float, right:Vector|float) -> Vector|f
     op,more = str(expr.op),expr.modifier
     grouped = more and (more.return_bool or str(more.card).rpartition('.')[2] not in ('OneToOne', 'ManyToMany'))
     if grouped or op not in (*ARITHMETIC, *COMPARISONS, 'and', 'or', 'unless'):
-        raise ValueError(f"{expr} has an operator or modifier that is not known here. Ask Prometheus, or say it without")
+        raise ValueError(f"{expr} has an operator or modifier that is not known here. Ask Prometheus, or say "
+                         f"it without")
     matching = more.matching if more else None
     def key(labels):
         if matching is None: return without_name(labels)
-        return frozenset(o for o in without_name(labels) if (o[0] in matching.labels) == str(matching.type).endswith('Include'))
+        return frozenset(o for o in without_name(labels)
+                         if (o[0] in matching.labels) == str(matching.type).endswith('Include'))
     if not isinstance(left, dict) and not isinstance(right, dict): return ARITHMETIC[op](left, right)
     if not isinstance(left, dict): pairs = [(k, left, v) for k,v in right.items()] # type: ignore[union-attr]
     elif not isinstance(right, dict): pairs = [(k, v, right) for k,v in left.items()]
@@ -212,7 +224,9 @@ def evaluate_binary(expr:Any, left:Vector|float, right:Vector|float) -> Vector|f
         if op == 'and': return {k: v for k,v in left.items() if key(k) in others}
         if op == 'unless': return {k: v for k,v in left.items() if key(k) not in others}
         if op == 'or': return left | {k: v for k,v in right.items() if key(k) not in mine}
-        if len(others) < len(right) or max(mine.values(), default=0) > 1: raise ValueError(f"In {expr} several series have the same labels. Sum one side first")
+        if len(others) < len(right) or max(mine.values(), default=0) > 1:
+            raise ValueError(f"In {expr} several series have the same labels. Sum one side first")
         pairs = [(k if matching is None else key(k), v, others[key(k)]) for k,v in left.items() if key(k) in others]
     if op in ARITHMETIC: return {without_name(k): ARITHMETIC[op](a, b) for k,a,b in pairs}
-    return {k: (a if isinstance(left, dict) else b) for k,a,b in pairs if COMPARISONS[op](a, b)} # a filter, not a truth value
+    # a filter, not a truth value
+    return {k: (a if isinstance(left, dict) else b) for k,a,b in pairs if COMPARISONS[op](a, b)}

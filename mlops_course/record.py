@@ -21,7 +21,9 @@ class ReadingLog:
         self.path,self.lock = Path(path),FileLock(f'{path}.lock')
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try: self.lock.acquire(timeout=0)
-        except Timeout: raise BlockingIOError(f"Another process writes {self.path}. Wait until it ends, or name another file") from None
+        except Timeout:
+            raise BlockingIOError(f"Another process writes {self.path}. Wait until it ends, or name "
+                                  f"another file") from None
         self.file,end = self.path.open('ab', buffering=0),0
         self.done:dict[tuple[str, str|None], str] = {} # File and key -> what went wrong, if something did
         with self.path.open('rb') as lines:
@@ -40,11 +42,12 @@ class ReadingLog:
     def __exit__(self, *_) -> None: self.close()
 
     def add(self, line:dict[str, Any]) -> None:
-        "Write `line`, which has a `file` and, if that could be opened, a `key`. An error that stands there already is not written again."
+        "Append `line`, with its `file` and, if that was readable, its `key`. A known error is not written again."
         item,error = (line['file'], line.get('key')),line.get('error', '')
         if self.done.get(item) == error: return
         data = (json.dumps(line, ensure_ascii=False) + '\n').encode('utf-8')
-        if self.file.write(data) < len(data): raise OSError(f"The disk is full: {self.path} took half a line. Make room")
+        if self.file.write(data) < len(data):
+            raise OSError(f"The disk is full: {self.path} took half a line. Make room")
         self.done[item] = error
 
     def close(self) -> None:

@@ -17,7 +17,16 @@ from .registry import append_history, check_who_and_why, registry_lock
 from .router import Router
 from .slots import Slot
 from .store import Store
-from .verdicts import BadCount, CanaryDecision, CanaryPolicy, ChampionUnavailable, Signal, alpha_for_look, compare_signals, failed_answers
+from mlops_course.verdicts import (
+    BadCount,
+    CanaryDecision,
+    CanaryPolicy,
+    ChampionUnavailable,
+    Signal,
+    alpha_for_look,
+    compare_signals,
+    failed_answers,
+)
 
 # %% ../nbs/17_release.ipynb #cc028848
 def collect_counts(challenger:Slot, champion:Slot, router:Router) -> list[Counter]:
@@ -27,6 +36,7 @@ def collect_counts(challenger:Slot, champion:Slot, router:Router) -> list[Counte
     try: return [new, champion.metrics(), router.counts.copy()]
     except ConnectionError as e: raise ChampionUnavailable(f'{e}. Bring it back, then release again') from e
 
+# %% ../nbs/17_release.ipynb #6001b992
 def watch_canary_step(
     challenger:Slot,
     champion:Slot,
@@ -42,16 +52,20 @@ def watch_canary_step(
         sleep(caution.every_s)
         now = collect_counts(challenger, champion, router)
         views = [[a - b for a,b in zip(now, then)] for then in (step, before)] # this step alone, and the whole release
-        if (answers := failed_answers(views[0][0]).n) >= min(due, least): # each look costs, so it waits for half as many answers again
+        # each look costs, so it waits for half as many answers again
+        if (answers := failed_answers(views[0][0]).n) >= min(due, least):
             n,look,due,stand = answers,look + 1,1.5*answers,[]
             for new,old,shadow in views:
-                beside = next((o for o in (old, views[1][1]) if failed_answers(o).n >= least), before[1]) # at the end nobody asks the champion any more
+                # at the end nobody asks the champion any more
+                beside = next((o for o in (old, views[1][1]) if failed_answers(o).n >= least), before[1])
                 stand += compare_signals(new, beside, BadCount(shadow['strange'], shadow['compared']), caution)
-            if alarms := [o for o in stand if o.alarm(alpha_for_look(alpha, look))]: return min(alarms, key=lambda o: o.p),n
+            if alarms := [o for o in stand if o.alarm(alpha_for_look(alpha, look))]:
+                return min(alarms, key=lambda o: o.p),n
         if n >= least: return None,n
         if perf_counter() - start > caution.longest_s:
             return Signal('too few', f'{answers} answers in {caution.longest_s:g} s, and {least} are asked', 1.),answers
 
+# %% ../nbs/17_release.ipynb #aa26aae0
 def run_canary(
     router:Router,
     champion:Slot,
@@ -60,22 +74,25 @@ def run_canary(
     caution:CanaryPolicy=CanaryPolicy(),
     record:Callable[[CanaryDecision], Any]=lambda _: None, # Called with each verdict, before the next step
 ) -> Iterator[CanaryDecision]:
-    "Let more and more users have the challenger, as long as it does no worse than the champion. Whatever happens, nobody is left with a bad one."
+    "Route a growing share of users to the challenger. If it does worse, all traffic returns to the champion."
     gone = False # has the champion gone?
     try:
-        before,alpha = collect_counts(challenger, champion, router),caution.alpha/8/len(steps) # four signals, each seen in two ways
+        # four signals, each seen in two ways
+        before,alpha = collect_counts(challenger, champion, router),caution.alpha/8/len(steps)
         for i,share in enumerate(steps):
             start,least = perf_counter(),caution.least[min(i, len(caution.least) - 1)]
             router.routes = router.routes._replace(share=share)
             try: wrong,n = watch_canary_step(challenger, champion, router, before, least, caution, alpha)
-            except ChampionUnavailable as e: wrong,n,gone = Signal('champion', str(e), 0.),0,True # the challenger goes on for everybody
+            # the challenger goes on for everybody
+            except ChampionUnavailable as e: wrong,n,gone = Signal('champion', str(e), 0.),0,True
             except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1
             if wrong and not gone: router.routes = router.routes._replace(share=0.) # first of all
             elif last and not wrong: router.routes = router.routes.exchanged()
             what = 'stopped' if gone else 'back' if wrong else 'done' if last else 'forward'
             verdict = CanaryDecision(what, challenger.release.version, champion.release.version, share,
-                              wrong.name if wrong else '', wrong.said if wrong else f'no worse than the champion in {n} answers', n,
+                              wrong.name if wrong else '', wrong.said if wrong else f'no worse than the champion in '
+                              f'{n} answers', n,
                               round(perf_counter() - start, 2))
             record(verdict)
             yield verdict
@@ -96,12 +113,16 @@ def decision_recorder(
     check_who_and_why(who, why)
     if store is not None:
         said = [o for o in model_history(store) if o['version'] == version]
-        if not said: raise ValueError(f"Version {version} is not in the registry. Register it, and promote nothing else")
-        if said[-1]['what'] == 'refused': raise ValueError(f"Version {version} was refused: {'; '.join(said[-1]['gates'])}. Register a better one")
+        if not said:
+            raise ValueError(f"Version {version} is not in the registry. Register it, and promote nothing else")
+        if said[-1]['what'] == 'refused':
+            raise ValueError(f"Version {version} was refused: {'; '.join(said[-1]['gates'])}. Register a better one")
     words = {'forward': 'canary', 'stopped': 'canary', 'done': 'promoted', 'back': 'refused'}
     def record(verdict):
         if store is not None:
-            with registry_lock(store): append_history(store, MODEL_NAME, words[verdict.what], version, who, f'{why}: {verdict.share:.0%} of users, {verdict.said}',
-                                         [f'{verdict.reason}: {verdict.said}'] if verdict.reason else [])
+            with registry_lock(store):
+                append_history(store, MODEL_NAME, words[verdict.what], version, who, f'{why}: {verdict.share:.0%} of '
+                               f'users, {verdict.said}',
+                  [f'{verdict.reason}: {verdict.said}'] if verdict.reason else [])
         return audit.add(who=who, why=why, **asdict(verdict))
     return record

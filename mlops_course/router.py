@@ -33,15 +33,18 @@ class Routes(NamedTuple):
     shadow:float=0.    # Of the challenger's answers that the champion is asked for as well, to compare
     def arm(self, headers:Mapping[str, str]) -> str:
         "The arm of whoever sent these `headers`: a user is told by the key, and the key is not kept."
-        return assign_arm(sha256_of_text(headers.get('authorization', '')), self.salt, self.share if self.challenger else 0)
+        user = sha256_of_text(headers.get('authorization', ''))
+        return assign_arm(user, self.salt, self.share if self.challenger else 0)
     def exchanged(self) -> 'Routes': return self._replace(champion=self.challenger, challenger=self.champion, share=0.)
 
 # %% ../nbs/library/router.ipynb #08d48d52
-CONNECTION_HEADERS = {'host', 'connection', 'keep-alive', 'content-length', 'transfer-encoding', 'content-encoding', 'accept-encoding', 'date', 'server'} # of one connection
+# of one connection
+CONNECTION_HEADERS = {'host', 'connection', 'keep-alive', 'content-length', 'transfer-encoding', 'content-encoding',
+                      'accept-encoding', 'date', 'server'}
 
 # %% ../nbs/library/router.ipynb #e8fb6862
 class Router:
-    "Stands before two services. What the challenger fails to answer, the champion is asked."
+    "A router in front of two services. If the challenger does not answer, the router asks the champion."
     def __init__(self,
         routes:Routes,
         path:str='',                            # Of the requests whose answers are compared
@@ -56,13 +59,15 @@ class Router:
         self.rng,self.tasks = np.random.default_rng(seed),set() # type: ignore[var-annotated]
         methods = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']
         self.app = Starlette(routes=[Route('/{path:path}', self.pass_on, methods=methods)], lifespan=self.lifespan)
-    def __repr__(self): return f"Router({self.routes.share:.0%} to the challenger, {sum(self.counts[o] for o in ARMS)} requests)"
+    def __repr__(self):
+        return f"Router({self.routes.share:.0%} to the challenger, {sum(self.counts[o] for o in ARMS)} requests)"
     async def __call__(self, scope:Any, receive:Any, send:Any) -> None: await self.app(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, app:Any) -> AsyncIterator[None]:
         import httpx
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2) # below the services' 5 s
+        # below the services' 5 s
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2)
         async with httpx.AsyncClient(timeout=self.timeout_s, limits=limits, trust_env=False) as self.client:
             yield
             await asyncio.gather(*self.tasks)
@@ -72,7 +77,8 @@ class Router:
         url = f'{address}{request.url.path}?{request.url.query}'.rstrip('?')
         headers = [(k, v) for k,v in request.headers.items() if k not in CONNECTION_HEADERS]
         try: return await self.client.request(request.method, url, headers=headers, content=body)
-        except Exception: return None # noqa: BLE001 (a connection that is cut while it is made ends in many ways, and nobody may lose a request by one)
+        except Exception: # noqa: BLE001 (a cut connection raises many types, and none may lose a request)
+            return None
 
     async def pass_on(self, request:Request) -> Response:
         "The answer of one service, whole: only so can a request be repeated."
@@ -90,11 +96,15 @@ class Router:
             if other is not None and other.status_code == 200: # the fault was not the user's
                 self.counts['turned away'] += 1
                 arm,found = 'champion',other
-        elif arm == 'challenger' and found.status_code == 200 and request.url.path == self.path and self.rng.random() < routes.shadow:
+        elif (arm == 'challenger' and found.status_code == 200 and request.url.path == self.path
+              and self.rng.random() < routes.shadow):
             self.tasks.add(task := asyncio.create_task(self.compare(routes, request, body, found.json())))
             task.add_done_callback(self.tasks.discard)
-        if found is None: return JSONResponse({'status': 502, 'error': "The service does not answer. Try again in a moment"}, 502, {'Retry-After': '1'})
-        return Response(found.content, found.status_code, {**{k: v for k,v in found.headers.items() if k not in CONNECTION_HEADERS}, 'X-Served-By': arm})
+        if found is None:
+            return JSONResponse({'status': 502, 'error': "The service does not answer. Try again in a moment"}, 502,
+                                {'Retry-After': '1'})
+        return Response(found.content, found.status_code,
+                        {**{k: v for k,v in found.headers.items() if k not in CONNECTION_HEADERS}, 'X-Served-By': arm})
 
     async def compare(self, routes:Routes, request:Request, body:bytes, answer:Any) -> None:
         "Count how often the champion answers something quite different."

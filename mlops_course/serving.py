@@ -50,15 +50,20 @@ class ServiceMetrics:
         unit:str,   # What is counted, such as `images`
     ):
         self.registry,names = CollectorRegistry(),['engine', 'model']
-        self.predictions = Counter(f'{prefix}_predictions_total', f'{unit.capitalize()} that came, by what became of them', [*names, 'status'],
+        self.predictions = Counter(f'{prefix}_predictions_total', f'{unit.capitalize()} that came, by what '
+                                   f'became of them', [*names, 'status'],
                                    registry=self.registry)
-        self.duration = Histogram(f'{prefix}_prediction_duration_seconds', 'From arrival to answer', names, registry=self.registry)
-        self.refusals = Counter(f'{prefix}_refusals_total', 'Requests that got no answer', ['status'], registry=self.registry)
+        self.duration = Histogram(f'{prefix}_prediction_duration_seconds', 'From arrival to answer', names,
+                                  registry=self.registry)
+        self.refusals = Counter(f'{prefix}_refusals_total', 'Requests that got no answer', ['status'],
+                                registry=self.registry)
         self.confidence = Histogram(f'{prefix}_confidence', 'How sure the engine was; 0 where it found nothing', names,
                                     buckets=(.5, .6, .7, .8, .85, .9, .95, .98, 1), registry=self.registry)
-        self.together = Histogram(f'{prefix}_batch_{unit}', f'{unit.capitalize()} done together', buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
+        self.together = Histogram(f'{prefix}_batch_{unit}', f'{unit.capitalize()} done together',
+                                  buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
         self.places = Gauge(f'{prefix}_places_taken', 'Requests inside', registry=self.registry)
-        self.queue = Gauge(f'{prefix}_queue_{unit}', f'{unit.capitalize()} that wait for their turn', registry=self.registry)
+        self.queue = Gauge(f'{prefix}_queue_{unit}', f'{unit.capitalize()} that wait for their turn',
+                           registry=self.registry)
         self.refusals.labels(503)
 
     def expect(self, model:ServedModel) -> None:
@@ -73,12 +78,12 @@ class ServiceMetrics:
 
 # %% ../nbs/13_serving.ipynb #068a8e09
 class Service:
-    "What stands behind the app: a model that can be exchanged, keys, limits, metrics and the record."
+    "The state behind the app: a model that can be replaced, keys, limits, metrics and the audit log."
     def __init__(self,
         source:Any,      # Has `load`, which returns a `ServedModel`, and `models`
         folder:str|Path, # For keys.json and audit.jsonl
         limits:ApiSettings,
-        work:Callable[[ServedModel, list[Any]], list[Any]], # Jobs that came together -> a result, an exception or `Deferred` for each
+        work:Callable[[ServedModel, list[Any]], list[Any]], # A batch of jobs -> a result, error or `Deferred` each
         prefix:str,      # Of the metrics
         unit:str='requests', # What is counted
     ):
@@ -96,18 +101,22 @@ class Service:
     def __repr__(self): return f"Service({self.model.version}, {self.taken} of {self.limits.places} places taken)"
 
     def admit(self, key:ApiKey) -> TokenBucket:
-        "Refuse whoever asks too often."
+        "Check the rate limit of `key`, and take one token from its bucket."
         bucket = self.buckets.setdefault(key.name, TokenBucket(self.limits.rate, self.limits.burst))
-        if wait := bucket.wait(): raise http_error(429, f"More than {self.limits.rate:g} {self.unit} a second came with your key. Wait, then go on", wait)
+        if wait := bucket.wait():
+            limit = f"{self.limits.rate:g} {self.unit} a second"
+            raise http_error(429, f"More than {limit} came with your key. Wait, then go on", wait)
         bucket.pay()
         return bucket
 
     @contextmanager
     def place(self, who:str) -> Iterator[None]:
-        "A place inside for `who`, if there is one. If there is none, the refusal comes at once, and nothing waits in a queue."
+        "Take a request slot for `who`. If all slots are taken, the server returns 503 immediately."
         most,each = self.limits.places,self.limits.places_per_key
         if self.taken >= most: raise http_error(503, f"All {most} places are taken. Wait, then try again", 1)
-        if self.inside[who] >= each: raise http_error(429, f"{each} requests with your key are inside already, and that is the limit. Wait for an answer", 1)
+        if self.inside[who] >= each:
+            raise http_error(429, f"{each} requests with your key are inside already, and that is the limit. Wait for "
+                             f"an answer", 1)
         self.taken += 1
         self.inside[who] += 1
         try: yield
@@ -116,19 +125,22 @@ class Service:
             self.inside[who] -= 1
 
     def run(self, jobs:list[Any]) -> list[Any]: # (Model, result), an exception or `Deferred` for each
-        "What a thread does with jobs that came together."
-        model = self.model # one reference: a swap meanwhile does not concern these jobs
+        "Run a batch of jobs in a worker thread."
+        model = self.model # one reference, so a swap in the meantime does not affect this batch
         self.meters.together.observe(len(jobs))
         return [o if isinstance(o, Exception|Deferred) else (model, o) for o in self.work(model, jobs)]
 
     @asynccontextmanager
     async def on_record(self, who:str, what:str, **more:str) -> AsyncIterator[dict]:
-        "An entry to be filled in, and written down before anybody is answered. Its `receipt` is there afterwards. With an `engine` it counts as a prediction."
+        "An audit entry, written before the answer is sent. With an `engine` it counts as a prediction."
         entry:dict[str, Any] = {'who': who, 'what': what, 'status': 200, 'model': self.model.version, **more}
         start = perf_counter()
         try: yield entry
         except BaseException as e:
-            entry['status'] = e.status_code if isinstance(e, HTTPException) else 499 if isinstance(e, asyncio.CancelledError) else 500
+            match e:
+                case HTTPException(): entry['status'] = e.status_code
+                case asyncio.CancelledError(): entry['status'] = 499 # the client has closed the connection
+                case _: entry['status'] = 500
             raise
         finally:
             entry['seconds'] = round(perf_counter() - start, 4)
@@ -140,21 +152,25 @@ class Service:
         entry:dict,             # In the record: it learns which model did the job
         until:float|None=None,  # On the clock of the event loop; the time limit from now if none
     ) -> Any:
-        "What the work makes of `job`, when its turn has come."
+        "Queue `job` and wait for its result."
         try:
-            async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + self.limits.timeout_s): model,found = await self.batcher(job)
-        except TimeoutError as e: raise http_error(504, "There was no answer in time. The service may be busy: try again, or send less", 1) from e
+            async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + self.limits.timeout_s):
+                model,found = await self.batcher(job)
+        except TimeoutError as e:
+            raise http_error(504, "There was no answer in time. The service may be busy: try again, or "
+                             "send less", 1) from e
         entry['model'] = model.version # a swap may have come between
         return found
 
     async def reload(self, who:str) -> tuple[str, str]: # The versions before and after
-        "Serve the champion of this moment. Loaded beside the old one; what is under way finishes on that."
+        "Load the current champion next to the old model, then switch. Requests in progress finish with the old model."
         async with self.on_record(who, 'reload') as entry, self.swapping:
             before = self.model.version
             try: new = await asyncio.to_thread(self.source.load)
             except (ValueError, OSError) as e:
                 get_logger('serving').error('reload failed', error=str(e), serving=before)
-                raise http_error(503, f"The champion could not be loaded, so {before} goes on. The log says why", 60) from e
+                raise http_error(503, f"The champion could not be loaded, so {before} goes on. The "
+                                 f"log says why", 60) from e
             self.meters.expect(new)
             self.model = new
             entry['model'] = new.version
@@ -168,6 +184,7 @@ class Visit(NamedTuple):
     bucket:TokenBucket   # Of the key
     until:float     # The time limit, on the clock of the event loop
 
+# %% ../nbs/13_serving.ipynb #25730f2f
 @asynccontextmanager
 async def entered(
     service:Service,
@@ -182,13 +199,15 @@ async def entered(
         if int(request.headers.get('content-length', '0')[:20]) > most: raise body_too_large(most)
         yield Visit(Request(request.scope, limit_body(request.receive, most)), key, bucket, until)
 
+# %% ../nbs/13_serving.ipynb #3aab52c5
 @asynccontextmanager
 async def arriving(service:Service, visit:Visit) -> AsyncIterator[None]:
     "Refuse a body that does not arrive in time, or whose sender has gone."
     try:
         async with asyncio.timeout_at(visit.until): yield
     except TimeoutError as e:
-        raise http_error(408, f"The body did not arrive within {service.limits.timeout_s:g} seconds", headers={'Connection': 'close'}) from e
+        raise http_error(408, f"The body did not arrive within {service.limits.timeout_s:g} seconds",
+                         headers={'Connection': 'close'}) from e
     except ClientDisconnect as e: raise http_error(499, "You hung up") from e # nobody hears that, but it is counted
 
 # %% ../nbs/13_serving.ipynb #6b67d9de
@@ -199,7 +218,8 @@ def add_error_handlers(app:FastAPI, service:Service) -> None:
         service.meters.refusals.labels(status).inc()
         return JSONResponse({'status': status, 'error': words}, status, headers)
     @app.exception_handler(AnyHTTPException)
-    async def refused(request:Request, e:AnyHTTPException) -> Response: return answer(e.status_code, str(e.detail), e.headers)
+    async def refused(request:Request, e:AnyHTTPException) -> Response:
+        return answer(e.status_code, str(e.detail), e.headers)
     @app.exception_handler(RequestValidationError)
     async def invalid(request:Request, e:RequestValidationError) -> Response:
         return answer(422, '; '.join(f"{'.'.join(map(str, o['loc']))}: {o['msg']}" for o in e.errors()))
@@ -212,13 +232,16 @@ def key_dependency(
     service:Service,
 ) -> Callable[..., Awaitable[ApiKey]]: # A dependency
     "Who asks, told by the key in the header `Authorization: Bearer …`."
-    async def known(given:Annotated[HTTPAuthorizationCredentials|None, Depends(HTTPBearer(auto_error=False))]) -> ApiKey:
+    async def known(given:Annotated[HTTPAuthorizationCredentials|None,
+                                    Depends(HTTPBearer(auto_error=False))]) -> ApiKey:
         key = service.keys.find(given.credentials) if given else None
         if not key:
-            raise http_error(401, "A key is needed, in the header `Authorization: Bearer KEY`. Ask an admin for one", headers={'WWW-Authenticate': 'Bearer'})
+            raise http_error(401, "A key is needed, in the header `Authorization: Bearer KEY`. Ask an admin for one",
+                             headers={'WWW-Authenticate': 'Bearer'})
         return key
     return known
 
+# %% ../nbs/13_serving.ipynb #b66bb7ca
 def add_operation_routes(
     app:FastAPI,
     service:Service,
@@ -232,7 +255,8 @@ def add_operation_routes(
         "Is the process alive?"
         return {'status': 'ok'}
 
-    @app.get('/ready', tags=['operations'], responses={**example_response({'ready': True, 'model': f'{name}/3'}), **error_responses(503)})
+    @app.get('/ready', tags=['operations'], responses={**example_response({'ready': True, 'model': f'{name}/3'}),
+                                                       **error_responses(503)})
     async def is_ready() -> dict[str, Any]:
         "Should requests be sent here now?"
         if service.taken >= service.limits.places: raise http_error(503, "Full for the moment", 1)
@@ -243,17 +267,22 @@ def add_operation_routes(
         "Numbers for Prometheus."
         return Response(generate_latest(service.meters.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get('/v1/models', tags=['models'], responses={**example_response({'serving': {'version': f'{name}/3', 'why': 'the champion in the registry'},
+    @app.get('/v1/models', tags=['models'],
+             responses={**example_response({'serving': {'version': f'{name}/3', 'why': 'the champion in the registry'},
              'registered': [{'version': f'{name}/3', 'aliases': ['champion']}]}), **error_responses(401)})
     async def models(key:Annotated[ApiKey, Depends(known)]) -> dict[str, Any]:
         "Which model is served, and which others there are."
-        return {'serving': {'version': service.model.version, 'why': service.model.why}, 'registered': await asyncio.to_thread(service.source.models)}
+        return {'serving': {'version': service.model.version, 'why': service.model.why},
+                'registered': await asyncio.to_thread(service.source.models)}
 
-    @app.post('/v1/models/reload', tags=['models'], responses={**example_response({'before': f'{name}/2', 'now': f'{name}/3'}), **error_responses(401, 403, 503)})
+    @app.post('/v1/models/reload', tags=['models'],
+              responses={**example_response({'before': f'{name}/2', 'now': f'{name}/3'}),
+                         **error_responses(401, 403, 503)})
     async def reload(key:Annotated[ApiKey, Depends(known)]) -> dict[str, str]:
         "Serve the champion of this moment, without a pause. For admins."
         if key.role != 'admin':
-            async with service.on_record(key.name, 'reload'): raise http_error(403, "Only an admin may do this. Ask one")
+            async with service.on_record(key.name, 'reload'):
+                raise http_error(403, "Only an admin may do this. Ask one")
         before,now = await service.reload(key.name)
         return {'before': before, 'now': now}
 

@@ -43,7 +43,7 @@ def read_release(
 
 # %% ../nbs/library/slots.ipynb #9a21abe6
 def serve_slot(folder:str, limits:str, app:str) -> None:
-    "What the process of a `Slot` does. It ends when nobody holds its input any more, so no kernel that dies leaves it behind."
+    "The entry point of a `Slot` process. It ends when its standard input closes, so a killed kernel leaves no server."
     def last_will():
         os.read(0, 1) # nothing comes, until it is closed
         os.kill(os.getpid(), signal.SIGTERM)
@@ -57,7 +57,7 @@ class Slot:
     def __init__(self,
         folder:str|Path,     # For its keys, its record and its log
         release:Release,
-        app:str,              # `module:function` of what builds its app from the path of release.json, the folder and the limits
+        app:str,              # `module:function` that builds the app from release.json, the folder and the limits
         prefix:str,           # Of the app's metrics
         port:int=0,           # Any free one if 0
         limits:ApiSettings|None=None, # Generous ones if none
@@ -81,8 +81,10 @@ class Slot:
         "Begin; `wait` says when it serves."
         code = 'import sys; from mlops_course.slots import serve_slot; serve_slot(*sys.argv[1:])'
         with (self.folder/'log').open('w') as log:
-            self.process = subprocess.Popen([sys.executable, '-c', code, str(self.folder), self.limits.model_dump_json(), self.app],
-                                            stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | {'OMP_NUM_THREADS': '1'})
+            self.process = subprocess.Popen([sys.executable, '-c', code, str(self.folder),
+                                             self.limits.model_dump_json(), self.app],
+                                            stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                            env=os.environ | {'OMP_NUM_THREADS': '1'})
 
     def stop(self) -> None:
         "End, when what was begun is finished."
@@ -98,25 +100,32 @@ class Slot:
 
     def point(self, release:Release) -> None:
         "Let the next load be that of `release`."
-        save_atomically(self.folder/'release.json', lambda to: write_json(to, {**release._asdict(), 'folder': str(release.folder)}))
+        save_atomically(self.folder/'release.json',
+                        lambda to: write_json(to, {**release._asdict(), 'folder': str(release.folder)}))
         self.release = release
 
     def wait(self, seconds:float=120.) -> 'Slot':
         "Return when it serves."
         if wait_until_ready(f'{self.url}/ready', lambda: self.process.poll() is None, seconds): return self
-        raise ConnectionError(f"{self.release.version} did not start: {(self.folder/'log').read_text(encoding='utf-8')[-500:]}. Mend that, then start it again")
+        raise ConnectionError(f"{self.release.version} did not start: "
+                              f"{(self.folder/'log').read_text(encoding='utf-8')[-500:]}. Mend that, then "
+                              f"start it again")
 
     def put(self, release:Release) -> None:
         "Serve `release` from now on; until it is loaded, the one before."
         import httpx
         self.point(release)
         found = httpx.post(f'{self.url}/v1/models/reload', headers=self.admin, timeout=60, trust_env=False)
-        if found.status_code != 200: raise ValueError(f"{release.version} could not be loaded: {found.json()['error']}. Look into {self.folder.name}/log")
+        if found.status_code != 200:
+            raise ValueError(f"{release.version} could not be loaded: {found.json()['error']}. Look into "
+                             f"{self.folder.name}/log")
 
     def metrics(self) -> Counter:
         "What its /metrics says."
         import httpx
-        try: return read_metrics(httpx.get(f'{self.url}/metrics', timeout=5, trust_env=False).raise_for_status().text, self.prefix)
+        try:
+            return read_metrics(httpx.get(f'{self.url}/metrics', timeout=5, trust_env=False).raise_for_status().text,
+                                self.prefix)
         except httpx.HTTPError as e: raise ConnectionError(f"{self.release.version} does not answer any more") from e
 
 # %% ../nbs/library/slots.ipynb #58823e8b

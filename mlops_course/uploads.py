@@ -37,7 +37,9 @@ def load_upload(
         with path.open('wb') as to: copyfileobj(file, to)
         try:
             with open_header(check_image_file(path)) as image: width,height = image.size # nothing is decoded yet
-            if width*height > max_pixels: raise http_error(413, f"The image has {width:,}×{height:,} pixels, and at most {max_pixels:,} are read. Make it smaller")
+            if width*height > max_pixels:
+                raise http_error(413, f"The image has {width:,}×{height:,} pixels, and at most {max_pixels:,} are "
+                                 f"read. Make it smaller")
             return load_image(path, min_side, max_pixels)
         except (OSError, ValueError) as e: raise http_error(422, str(e).replace(str(path), 'The file')) from e
 
@@ -56,21 +58,24 @@ async def receive_images(
     key:ApiKey,
     most:int=1, # Images
 ) -> AsyncIterator[Upload]:
-    "The images in `request`: asked for only when key, rate and place allow it, counted while they arrive, thrown away at the end."
+    "The images in `request`, after checks of key, rate and slot. Their files are deleted at the end."
     limits,files = service.limits,list[BinaryIO]()
     size = int(limits.image_mb*2**20)
-    async with entered(service, request, key, most*size + 2**16) as visit, AsyncExitStack() as after: # with names and boundaries
+    # with names and boundaries
+    async with entered(service, request, key, most*size + 2**16) as visit, AsyncExitStack() as after:
         async with arriving(service, visit):
             form = await visit.request.form(max_files=most, max_fields=most)
             after.push_async_callback(form.close)
             for name,value in form.multi_items():
                 if isinstance(value, UploadFile) and name == 'file': files.append(value.file)
                 elif name == 'url' and isinstance(value, str) and value:
-                    if not limits.allow_urls: raise http_error(422, "Addresses are not fetched here. Send the image itself, as `file`")
+                    if not limits.allow_urls:
+                        raise http_error(422, "Addresses are not fetched here. Send the image itself, as `file`")
                     files.append(await fetch_image(value, size, limits.timeout_s))
                     after.callback(files[-1].close)
         if not 1 <= len(files) <= most:
-            raise http_error(422, f"{len(files)} images came, {'1 was' if most == 1 else f'1 to {most} were'} expected. Send multipart/form-data with `file`")
+            raise http_error(422, f"{len(files)} images came, {'1 was' if most == 1 else f'1 to {most} were'} "
+                             f"expected. Send multipart/form-data with `file`")
         if any(o.seek(0, os.SEEK_END) > size for o in files): raise body_too_large(size)
         visit.bucket.pay(len(files) - 1)
         yield Upload(files, key, visit.until)
@@ -80,6 +85,8 @@ def upload_schema(many:bool=False) -> dict:
     "The description of what is sent. It is ours to write, since we read the body ourselves, after the key."
     one = {'type': 'string', 'format': 'binary', 'description': 'JPEG, PNG, TIFF, GIF, BMP or WebP'}
     file = {'type': 'array', 'items': one, 'minItems': 1} if many else one
-    url = {'type': 'string', 'description': 'Instead of a file, where the configuration allows it', 'example': 'https://example.org/page.png'}
-    schema = {'type': 'object', 'properties': {'file': file, 'url': url}, 'anyOf': [{'required': ['file']}, {'required': ['url']}]}
+    url = {'type': 'string', 'description': 'Instead of a file, where the configuration allows it',
+           'example': 'https://example.org/page.png'}
+    schema = {'type': 'object', 'properties': {'file': file, 'url': url},
+              'anyOf': [{'required': ['file']}, {'required': ['url']}]}
     return {'requestBody': {'required': True, 'content': {'multipart/form-data': {'schema': schema}}}}

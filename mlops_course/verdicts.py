@@ -14,7 +14,8 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 # %% ../nbs/library/verdicts.ipynb #d4627592
-WATCHED_METRICS = {'predictions_total': 'status', 'prediction_duration_seconds_bucket': 'le', 'confidence_bucket': 'le'} # name without prefix -> label
+# name without prefix -> label
+WATCHED_METRICS = {'predictions_total': 'status', 'prediction_duration_seconds_bucket': 'le', 'confidence_bucket': 'le'}
 
 # %% ../nbs/library/verdicts.ipynb #a05107e6
 def read_metrics(
@@ -87,7 +88,8 @@ class Signal(NamedTuple):
 @dataclass(frozen=True)
 class CanaryPolicy:
     "When a release goes on, and when it goes back."
-    least:tuple[int, ...] = (20, 50, 100, 100) # answers of the challenger that a step needs, the last for all further steps
+    # answers of the challenger that a step needs, the last for all further steps
+    least:tuple[int, ...] = (20, 50, 100, 100)
     alpha:float = .01        # chance to send a good release back
     tolerance:float = 2.     # odds of a bad answer may be so many times the champion's
     sure:str = '0.9'         # confidence below this counts as doubtful; an edge of the histogram
@@ -107,9 +109,11 @@ def compare_signals(
     slow,sure = 'prediction_duration_seconds_bucket','confidence_bucket'
     edge = quantile_edge(old, slow, .95)
     doubtful = [BadCount(o[sure, caution.sure], o[sure, '+Inf']) for o in (new, old)]
-    pairs = {'errors': (failed_answers(new), failed_answers(old), 'failed'), 'latency': (excess(new, slow, edge), excess(old, slow, edge), f'took more than {edge} s'),
+    pairs = {'errors': (failed_answers(new), failed_answers(old), 'failed'),
+             'latency': (excess(new, slow, edge), excess(old, slow, edge), f'took more than {edge} s'),
              'confidence': (doubtful[0], doubtful[1], f'have a confidence below {caution.sure}')}
-    found = [Signal(name, f"{a} {what}, and {b} of the champion's", worse_p_value(a, b, caution.tolerance)) for name,(a,b,what) in pairs.items()]
+    found = [Signal(name, f"{a} {what}, and {b} of the champion's", worse_p_value(a, b, caution.tolerance))
+             for name,(a,b,what) in pairs.items()]
     p = float(binomtest(compared.bad, compared.n, caution.strange, 'greater').pvalue) if compared.n else 1.
     return [*found, Signal('disagreement', f'{compared} are answered quite differently by the champion', p)]
 

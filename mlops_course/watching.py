@@ -31,7 +31,8 @@ def fill_template(
         if o := re.fullmatch(r'\$labels\.(\w+)', what): return labels.get(o[1], '')
         if what == '$value | humanizePercentage': return f'{100*value:.4g}%'
         if o := re.fullmatch(r'\$value \| printf "%\.(\d)f"', what): return f'{value:.{o[1]}f}'
-        raise ValueError(f"{{{{ {what} }}}} is not known here. Known are $labels.NAME, $value | humanizePercentage and $value | printf \"%.2f\"")
+        raise ValueError(f"{{{{ {what} }}}} is not known here. Known are $labels.NAME, $value | humanizePercentage and "
+                         f"$value | printf \"%.2f\"")
     return re.sub(r'\{\{(.*?)\}\}', put, template)
 
 # %% ../nbs/library/watching.ipynb #e708c495
@@ -59,7 +60,9 @@ class EmbeddedPrometheus:
         "Fetch all metrics once."
         import httpx
         for job,url in self.targets.items():
-            try: text = httpx.get(f'{url}/metrics', timeout=5, trust_env=False, follow_redirects=True).raise_for_status().text
+            try:
+                text = httpx.get(f'{url}/metrics', timeout=5, trust_env=False,
+                                 follow_redirects=True).raise_for_status().text
             except httpx.HTTPError: text = None
             self.samples.scrape(job, url.partition('//')[2], text, at)
 
@@ -74,7 +77,8 @@ class EmbeddedPrometheus:
         for i,rule in enumerate(o for group in self.rules['groups'] for o in group['rules']):
             found = self.series(rule['expr'], at)
             if 'record' in rule:
-                self.samples.put(rule['record'], {without_name(k) | {('__name__', rule['record'])}: v for k,v in found.items()}, at)
+                self.samples.put(rule['record'], {without_name(k) | {('__name__', rule['record'])}: v
+                                                  for k,v in found.items()}, at)
                 continue
             for labels,value in found.items():
                 named = {**dict(without_name(labels)), **rule.get('labels', {}), 'alertname': rule['alert']}
@@ -95,9 +99,12 @@ class EmbeddedPrometheus:
         def when(seconds): return datetime.fromtimestamp(seconds, UTC).isoformat(timespec='milliseconds')
         for status,o in changed:
             ends = {'endsAt': when(at)} if status == 'resolved' else {}
-            self.unsent.append({'status': status, 'labels': o.labels, 'annotations': o.annotations, 'startsAt': when(o.since), **ends})
+            self.unsent.append({'status': status, 'labels': o.labels, 'annotations': o.annotations,
+                                'startsAt': when(o.since), **ends})
         while self.unsent:
-            try: httpx.post(self.hook, json={'version': '4', 'alerts': self.unsent[:1]}, timeout=10, trust_env=False).raise_for_status()
+            try:
+                httpx.post(self.hook, json={'version': '4', 'alerts': self.unsent[:1]}, timeout=10,
+                           trust_env=False).raise_for_status()
             except httpx.HTTPError: return
             del self.unsent[0]
 

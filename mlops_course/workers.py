@@ -35,7 +35,9 @@ class WorkerPool(NamedTuple):
 def local_cluster(jobs:int) -> Any: # A `with` block ends it
     "Workers with one thread each on this machine, whom nobody outside can reach. Ctrl+C is for us, not for them."
     from distributed import LocalCluster
-    with ignore_sigint(): return LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address='127.0.0.1:0', silence_logs=50)
+    with ignore_sigint():
+        return LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address='127.0.0.1:0',
+                            silence_logs=50)
 
 # %% ../nbs/library/workers.ipynb #9aa8178a
 @contextmanager
@@ -49,7 +51,8 @@ def open_pool(
         with ThreadPoolExecutor(1) as pool: yield WorkerPool(pool, lambda: 1, ())
         return
     if scheduler and not re.search(r':\d+/?$', scheduler):
-        raise ValueError(f"Found the scheduler {scheduler!r}, expected an address with a port, such as tcp://10.0.0.5:8786")
+        raise ValueError(f"Found the scheduler {scheduler!r}, expected an address with a port, such as "
+                         f"tcp://10.0.0.5:8786")
     from distributed import Client, KilledWorker
     with ExitStack() as stack:
         place:Any = scheduler or stack.enter_context(local_cluster(jobs))
@@ -57,7 +60,8 @@ def open_pool(
             client = stack.enter_context(Client(place, timeout=patience_s, set_as_default=False))
             client.wait_for_workers(1, timeout=patience_s)
         except (OSError, TimeoutError, ValueError) as e:
-            raise ConnectionError(f"No scheduler with workers at {scheduler}: {e}. Start them: dask scheduler, and dask worker ADDRESS on each machine") from e
+            raise ConnectionError(f"No scheduler with workers at {scheduler}: {e}. Start them: dask scheduler, and "
+                                  f"dask worker ADDRESS on each machine") from e
         pool = client.get_executor(pure=False)
         try: yield WorkerPool(pool, lambda: len(client.scheduler_info(n_workers=-1)['workers']), (KilledWorker,))
         finally: pool.shutdown(wait=False)

@@ -25,7 +25,8 @@ def workflow_jobs(workflow:Path) -> dict[str, dict[str, Any]]:
 # %% ../nbs/library/workflows.ipynb #e9503316
 def job_needs(jobs:Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
     "Job -> the jobs it waits for."
-    return {name: {needs} if isinstance(needs := job.get('needs', []), str) else set(needs) for name,job in jobs.items()}
+    return {name: {needs} if isinstance(needs := job.get('needs', []), str) else set(needs)
+            for name,job in jobs.items()}
 
 # %% ../nbs/library/workflows.ipynb #0695889e
 ACTION_REPLACEMENTS = { # other people's actions, as far as our jobs need them on this machine
@@ -57,9 +58,10 @@ def run_workflow(
     variables:Mapping[str, str]|None=None, # Of the repository
     secrets:Mapping[str, str]|None=None,
 ) -> tuple[list[StepOutcome], str]:             # And all that was printed
-    "Run jobs of `workflow` here with act: their `run:` steps for real, other people's actions by stand-ins that do as much as we need."
+    "Run jobs of `workflow` on this machine with act. `run:` steps are executed; actions are replaced by stand-ins."
     folder = Path(folder).resolve()
-    files,ran = {'scripts/environment.py': SETUP_SCRIPT, '.github/workflows/it.yml': workflow.read_text(encoding='utf-8')},[]
+    files,ran = {'scripts/environment.py': SETUP_SCRIPT,
+                 '.github/workflows/it.yml': workflow.read_text(encoding='utf-8')},[]
     used = {o['uses'] for job in workflow_jobs(workflow).values() for o in job['steps'] if 'uses' in o}
     words:list[str] = []
     for action in sorted(used):
@@ -75,14 +77,17 @@ def run_workflow(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding='utf-8')
     for o in ('home', 'artifacts', 'runs'): (folder/o).mkdir(exist_ok=True)
-    told = {'ARTIFACTS': str(folder/'artifacts'), 'MLOPS_COURSE_PATHS__RUNS': str(folder/'runs'), 'COURSE_VENV': sys.prefix, **(env or {})}
+    told = {'ARTIFACTS': str(folder/'artifacts'), 'MLOPS_COURSE_PATHS__RUNS': str(folder/'runs'),
+            'COURSE_VENV': sys.prefix, **(env or {})}
     for flag,values in (('--env', told), ('--var', variables or {}), ('--secret', secrets or {})):
         for k,v in values.items(): words += [flag, f'{k}={v}']
     system = next(iter(workflow_jobs(workflow).values()))['runs-on']
     for job in jobs or ('',):
-        command = [find_program('act'), 'push', '-C', str(folder/'checkout'), '-W', '.github/workflows/it.yml', *(['-j', job] if job else []),
+        command = [find_program('act'), 'push', '-C', str(folder/'checkout'), '-W', '.github/workflows/it.yml',
+                   *(['-j', job] if job else []),
                    '--json', '-P', f'{system}=-self-hosted', '--no-cache-server', '--pull=false', *words]
-        done = subprocess.run(command, env=os.environ | {'HOME': str(folder/'home')}, capture_output=True, text=True, encoding='utf-8',
+        done = subprocess.run(command, env=os.environ | {'HOME': str(folder/'home')}, capture_output=True, text=True,
+                              encoding='utf-8',
                               errors='replace', check=False)
         entries = [json.loads(o) for o in done.stdout.splitlines() if o.startswith('{')]
         ran += [StepOutcome(o['jobID'], o['step'].removeprefix('Main '), o['stepResult']) for o in entries

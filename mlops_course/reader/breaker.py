@@ -24,7 +24,8 @@ FAILURE_REASONS = { # why Vision gave no reading, for people
     'denied': "Vision does not accept our key",
     'refused': "Vision does not take this image",
     'failed': "Vision reports an error of its own"}
-STATUS_REASONS = {'RESOURCE_EXHAUSTED': 'quota', 'DEADLINE_EXCEEDED': 'deadline', 'UNAVAILABLE': 'unavailable', 'UNAUTHENTICATED': 'denied',
+STATUS_REASONS = {'RESOURCE_EXHAUSTED': 'quota', 'DEADLINE_EXCEEDED': 'deadline', 'UNAVAILABLE': 'unavailable',
+                  'UNAUTHENTICATED': 'denied',
         'PERMISSION_DENIED': 'denied', 'INVALID_ARGUMENT': 'refused'} # what else Google's status may be is `failed`
 
 # %% ../../nbs/library/breaker.ipynb #c59f11a0
@@ -53,9 +54,11 @@ def call_with_retry(
     from google.api_core.retry import Retry, if_exception_type
     end = monotonic() + deadline_s
     begin_s = .9*deadline_s # a try that begins later could not end
-    again = Retry(if_exception_type(ServiceUnavailable), initial=first_wait_s, maximum=deadline_s, multiplier=2, timeout=begin_s)
+    again = Retry(if_exception_type(ServiceUnavailable), initial=first_wait_s, maximum=deadline_s, multiplier=2,
+                  timeout=begin_s)
     try: return again(lambda: call(max(.001, end - monotonic())))()
-    except GoogleAPIError as e: raise VisionError(failure_reason(e), getattr(getattr(e, 'cause', None) or e, 'message', '')) from e
+    except GoogleAPIError as e:
+        raise VisionError(failure_reason(e), getattr(getattr(e, 'cause', None) or e, 'message', '')) from e
 
 # %% ../../nbs/library/breaker.ipynb #afd4f06a
 class CircuitBreaker:
@@ -63,7 +66,7 @@ class CircuitBreaker:
     def __init__(self,
         failures:int=3,
         rest_s:float=30.,
-        sick:Sequence[str]=('quota', 'deadline', 'unavailable', 'denied', 'failed'), # Of `FAILURE_REASONS`; anything else says nothing about Google's health
+        sick:Sequence[str]=('quota', 'deadline', 'unavailable', 'denied', 'failed'), # The `FAILURE_REASONS` that count
         clock:Callable[[], float]=monotonic,
     ):
         self.failures,self.rest_s,self.sick,self.clock = failures,rest_s,sick,clock
@@ -80,7 +83,8 @@ class CircuitBreaker:
         with self.lock:
             if self.row >= self.failures:
                 if (left := self.until - self.clock()) > 0: raise VisionError('resting', f"{left:.0f} s more")
-                self.until,self.trying,self.term = self.clock() + self.rest_s,True,self.term + 1 # should this caller never come back, another may try then
+                # if this caller never returns, another may try after `rest_s`
+                self.until,self.trying,self.term = self.clock() + self.rest_s,True,self.term + 1
             return self.term
 
     def leave(self,
@@ -93,17 +97,20 @@ class CircuitBreaker:
             if ok: self.row = 0
             elif ok is None: self.until = self.clock()
             else: self.row += 1
-            if ok is False and self.row >= self.failures: self.until,self.term = self.clock() + self.rest_s,self.term + 1
+            if ok is False and self.row >= self.failures:
+                self.until,self.term = self.clock() + self.rest_s,self.term + 1
             self.trying = False
 
     @contextmanager
     def asking(self) -> Iterator[None]:
         "What happens inside decides whether the next one may ask."
-        term,ok = self.enter(),None
+        term = self.enter()
+        ok:bool|None = None # nothing was learned
         try:
             yield
             ok = True
         except VisionError as e:
-            ok = False if e.why in self.sick else True if e.why == 'refused' else None # to refuse an image is an answer too
+            if e.why in self.sick: ok = False
+            elif e.why == 'refused': ok = True # a refused image is an answer too
             raise
         finally: self.leave(term, ok)

@@ -29,7 +29,8 @@ def monthly_cost_usd(images:int, terms:VisionSettings) -> float:
     return max(0, images - terms.free_images)*terms.usd_per_1000/1000
 
 # %% ../../nbs/library/budget.ipynb #277a7f36
-UNBILLED_REASONS = ('quota', 'unavailable', 'denied', 'refused') # the whole call was turned away, so nothing was done and nothing is billed
+# the whole call was turned away, so nothing was done and nothing is billed
+UNBILLED_REASONS = ('quota', 'unavailable', 'denied', 'refused')
 
 # %% ../../nbs/library/budget.ipynb #47cc5b67
 class MonthlyBudget:
@@ -44,7 +45,8 @@ class MonthlyBudget:
         self.run("create table if not exists spent (month text primary key, images integer not null)")
     def __repr__(self): return f"MonthlyBudget({self.spent} of {self.most} images)"
 
-    def run(self, *statements:str|tuple[str, tuple]) -> tuple[int, list]: # Rows changed by the last statement, and its answer
+    # Rows changed by the last statement, and its answer
+    def run(self, *statements:str|tuple[str, tuple]) -> tuple[int, list]:
         "Run `statements` as one step that happens whole or not at all, while nobody else writes."
         try:
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
@@ -55,24 +57,28 @@ class MonthlyBudget:
                 return found
         except sqlite3.OperationalError: raise # locked, full or read-only: it says so itself, and the count is whole
         except sqlite3.DatabaseError as e:
-            raise ValueError(f"The budget in {self.path} cannot be used: {e}. Look at Google's bill, then move the file away: it begins at 0 again") from e
+            raise ValueError(f"The budget in {self.path} cannot be used: {e}. Look at Google's bill, then move the "
+                             f"file away: it begins at 0 again") from e
 
     @property
     def month(self) -> str: return f"{self.today():%Y-%m}"
     @property
-    def spent(self) -> int: return sum(o for o, in self.run(('select images from spent where month = ?', (self.month,)))[1])
+    def spent(self) -> int:
+        return sum(o for o, in self.run(('select images from spent where month = ?', (self.month,)))[1])
 
     @contextmanager
     def take(self, images:int=1) -> Iterator[None]:
         "Count `images` before they are sent, and count them back only if Google says that it did nothing with them."
         month = self.month
         try: changed,_ = self.run(('insert into spent values (?, 0) on conflict do nothing', (month,)),
-                                  ('update spent set images = images + ? where month = ? and images + ? <= ?', (images, month, images, self.most)))
+                                  ('update spent set images = images + ? where month = ? and images + ? <= ?',
+                                   (images, month, images, self.most)))
         except (ValueError, sqlite3.OperationalError) as e:
             get_logger('vision').error('nothing is sent, for nothing can be counted', error=str(e))
             raise VisionError('uncounted') from e
         if not changed: raise VisionError('budget', f"{self.spent} of {self.most} images")
         try: yield
         except Exception as e:
-            if failure_reason(e) in UNBILLED_REASONS: self.run(('update spent set images = images - ? where month = ?', (images, month)))
+            if failure_reason(e) in UNBILLED_REASONS:
+                self.run(('update spent set images = images - ? where month = ?', (images, month)))
             raise

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 # %% ../../nbs/library/features.ipynb #885cc0b4
-GRAIN_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)/6 # answers to grain, and neither to edges nor to slopes
+# answers to grain, and neither to edges nor to slopes
+GRAIN_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)/6
 
 # %% ../../nbs/library/features.ipynb #328d750a
 def text_slope(
@@ -37,12 +38,14 @@ def image_features(
     grey = to_height(image)
     low,high = grey_range(grey)
     steps = cv2.magnitude(*(cv2.Sobel(grey, cv2.CV_32F, *o, scale=.25) for o in ((1, 0), (0, 1))))
+    steepest = np.partition(steps.ravel(), -steps.size//50)[-steps.size//50] # the 98th percentile of the gradient
     return {'size': float(image.shape[0]*image.shape[1]), 'contrast': (high - low)/255,
-            'sharpness': float(np.partition(steps.ravel(), -steps.size//50)[-steps.size//50])/max(high - low, 1.), # of the steepest fiftieth
+            'sharpness': float(steepest)/max(high - low, 1.),
             'noise': float(np.median(abs(cv2.filter2D(grey, cv2.CV_32F, GRAIN_KERNEL)))), 'slope': text_slope(grey)}
 
 # %% ../../nbs/library/features.ipynb #c8c8a6a7
-FEATURES = ('size', 'contrast', 'sharpness', 'noise', 'slope', 'strangeness', 'confidence', 'length', 'digits', 'capitals')
+FEATURES = ('size', 'contrast', 'sharpness', 'noise', 'slope', 'strangeness', 'confidence', 'length',
+            'digits', 'capitals')
 
 # %% ../../nbs/library/features.ipynb #803d911a
 class LineMeasurement(NamedTuple):
@@ -58,7 +61,8 @@ class Sensor:
         net:Any,                    # A `Recogniser`; it stays the same for as long as the reference does
         known:Sequence[np.ndarray], # Lines of which it is to find nothing strange; 100 or more
     ):
-        if len(known) < 2: raise ValueError(f"{len(known)} known lines came, and their spread is needed. Give 100 or more")
+        if len(known) < 2:
+            raise ValueError(f"{len(known)} known lines came, and their spread is needed. Give 100 or more")
         self.net = net
         seen = np.stack([self.see(o)[0] for o in known])
         self.middle,self.spread = seen.mean(0),seen.std(0) + 1e-6
@@ -81,6 +85,7 @@ class Sensor:
         seen,text,sure = self.see(image)
         if answer: text,sure = answer
         n = max(len(text), 1)
-        values = image_features(image) | {'strangeness': float(np.mean(((seen - self.middle)/self.spread)**2)), 'confidence': float(sure), 'length': float(len(text)),
+        values = image_features(image) | {'strangeness': float(np.mean(((seen - self.middle)/self.spread)**2)),
+                                          'confidence': float(sure), 'length': float(len(text)),
                                 'digits': sum(map(str.isdigit, text))/n, 'capitals': sum(map(str.isupper, text))/n}
         return LineMeasurement(values, text, seen)

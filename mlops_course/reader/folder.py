@@ -38,7 +38,8 @@ def reader_id(
     "What decides what is read, in 16 characters: the net, the code around it, and the packages below it."
     model = Path(folder or load_settings().paths.data/SHIPPED_RECOGNISER)/'model.onnx'
     code = sorted(Path(__file__).parent.glob('*.py')) # coarse: it rather forgets too much than too little
-    return fingerprint(model, line, {o: version_of(o) for o in ('numpy', 'onnxruntime', 'opencv-python', 'rapidocr')}, *code)
+    return fingerprint(model, line, {o: version_of(o) for o in ('numpy', 'onnxruntime', 'opencv-python', 'rapidocr')},
+                       *code)
 
 # %% ../../nbs/library/folder.ipynb #f5eb2568
 PageBatch = dict[str, bytes]              # Key -> content of a file
@@ -69,16 +70,22 @@ def read_page_batch(
 ) -> Readings:             # engine, text and lines of each; or error
     "What stands on the pages of `part`, as one worker reads them."
     engine,mine = open_reader(folder, line)
-    if mine != reader: raise ValueError(f"This worker is the reader {mine}, and {reader} was meant. Give it the same model, code and packages")
+    if mine != reader:
+        raise ValueError(f"This worker is the reader {mine}, and {reader} was meant. Give it the same model, code "
+                         f"and packages")
     found = {k: v for k in part if cache is not None and (v := cache.get(k))} # an empty one is falsy
     images = {k: decode_upload(v, **limits) for k,v in part.items() if k not in found}
     found |= {k: {'error': o} for k,o in images.items() if isinstance(o, str)}
     images = {k: o for k,o in images.items() if k not in found}
     if began:
         with open(began, 'a', encoding='utf-8') as f: f.write(''.join(f'{k}\n' for k in images))
-    for k,o in zip(images, isolate_failures(partial(read_images, engine, line=line), list(images.values()))):
-        found[k] = {'error': f'{type(o).__name__}: {o}'} if isinstance(o, Exception) else {n: v for n,v in o.to_dict().items() if n != 'seconds'}
-        if cache is not None and 'error' not in found[k]: cache.put(k, found[k])
+    results = isolate_failures(partial(read_images, engine, line=line), list(images.values()))
+    for k,result in zip(images, results):
+        if isinstance(result, Exception):
+            found[k] = {'error': f'{type(result).__name__}: {result}'}
+            continue
+        found[k] = {field: value for field,value in result.to_dict().items() if field != 'seconds'}
+        if cache is not None: cache.put(k, found[k])
     return found
 
 # %% ../../nbs/library/folder.ipynb #fd6e208c
@@ -88,9 +95,12 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.webp', '.bmp', '.g
 def list_images(folder:str|Path) -> list[Path]:
     "The images in `folder` and the folders inside it, sorted."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"No folder {folder}, and one with images was expected. Check the name")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No folder {folder}, and one with images was expected. Check the name")
     found = sorted(o for o in folder.rglob('*') if o.suffix.lower() in IMAGE_SUFFIXES and o.is_file())
-    if not found: raise ValueError(f"No image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}. Check the name")
+    if not found:
+        raise ValueError(f"No image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}. "
+                         f"Check the name")
     return found
 
 # %% ../../nbs/library/folder.ipynb #005b6dfa
@@ -129,13 +139,16 @@ def run_batches(
             if not flying: return
             done,_ = wait(flying, patience_s, FIRST_COMPLETED)
             if not done and not hands.size():
-                raise ConnectionError(f"No worker is left, and none came back within {patience_s:g} s. Start some and call again: what is on record stays")
+                raise ConnectionError(f"No worker is left, and none came back within {patience_s:g} s. Start some and "
+                                      f"call again: what is on record stays")
             for future in done:
                 part = flying.pop(future)
                 try: yield future.result()
                 except hands.deadly:
                     if len(part) > 1: send({k: v} for k,v in part.items()) # to find the one that kills
-                    else: yield {k: {'error': "Each worker that read it died. Look at its size, and at the memory of the workers"} for k in part}
+                    else:
+                        yield {k: {'error': "Each worker that read it died. Look at its size, and at the memory of "
+                                   "the workers"} for k in part}
     finally:
         for o in flying: o.cancel()
 
@@ -152,11 +165,12 @@ def read_folder(
     read:Callable[..., Readings]=read_page_batch,
     **more:Any,               # For `read`, such as `cache` or `max_pixels`
 ) -> Iterator[dict[str, Any]]: # file, key, engine, text and lines; or file and error
-    "Read the images in `folder` that are not on record, each once, and those with errors again. Yield each as it goes on record."
+    "Read the images in `folder` that the record lacks or has with an error. Yield each as it is recorded."
     folder,where = Path(folder),str(model or load_settings().paths.data/SHIPPED_RECOGNISER)
     reader,paths = reader_id(where, line),list_images(folder)
     names = defaultdict[str, list[str]](list) # by key: pages of the same content are read once
-    with ReadingLog(record) as kept, open_pool(scheduler, jobs) as hands, tqdm(total=len(paths), desc=folder.name, unit='page', disable=None) as bar:
+    with (ReadingLog(record) as kept, open_pool(scheduler, jobs) as hands,
+          tqdm(total=len(paths), desc=folder.name, unit='page', disable=None) as bar):
         closed = list[dict[str, Any]]()
         def parts() -> Iterator[PageBatch]:
             part:PageBatch = {}
@@ -168,7 +182,8 @@ def read_folder(
                 if len(names[key]) == 1: part[key] = data
                 if len(part) == at_once: yield part; part = {}
             if part: yield part
-        for found in run_batches(hands, parts(), partial(read, folder=where, line=line, reader=reader, **more), in_flight):
+        for found in run_batches(hands, parts(), partial(read, folder=where, line=line, reader=reader, **more),
+                                 in_flight):
             for key,reading in found.items():
                 for name in names.pop(key):
                     kept.add(said := {'file': name, 'key': key, **reading})

@@ -33,7 +33,8 @@ def to_annotation(
     page = vision.TextAnnotation.pb(found).pages.add(height=shape[0], width=shape[1])
     def boxed(message, line, start, end): # the share of the line's box between two places in its text
         left,right,below_right,below_left = np.array(line.box, float)
-        for a,b,at in ((left, right, start), (left, right, end), (below_left, below_right, end), (below_left, below_right, start)):
+        for a,b,at in ((left, right, start), (left, right, end), (below_left, below_right, end),
+                       (below_left, below_right, start)):
             x,y = (a + (b - a)*at/len(line.text)).round().astype(int)
             message.bounding_box.vertices.add(x=int(x), y=int(y))
         message.confidence = line.confidence
@@ -44,7 +45,8 @@ def to_annotation(
         for o in TOKEN_PATTERN.finditer(line.text):
             word = boxed(paragraph.words.add(), line, *o.span())
             for i,letter in enumerate(o[0], o.start()): symbol = boxed(word.symbols.add(text=letter), line, i, i + 1)
-            if line.text[o.end():o.end() + 1].isspace(): symbol.property.detected_break.type_ = vision.TextAnnotation.DetectedBreak.BreakType.SPACE
+            if line.text[o.end():o.end() + 1].isspace():
+                symbol.property.detected_break.type_ = vision.TextAnnotation.DetectedBreak.BreakType.SPACE
         symbol.property.detected_break.type_ = vision.TextAnnotation.DetectedBreak.BreakType.LINE_BREAK
     return found
 
@@ -71,10 +73,14 @@ class FakeVisionServer:
     def __enter__(self) -> 'FakeVisionServer':
         import grpc
         from google.cloud import vision
-        method = grpc.unary_unary_rpc_method_handler(self.batch, vision.BatchAnnotateImagesRequest.deserialize, vision.BatchAnnotateImagesResponse.serialize)
+        method = grpc.unary_unary_rpc_method_handler(self.batch, vision.BatchAnnotateImagesRequest.deserialize,
+                                                     vision.BatchAnnotateImagesResponse.serialize)
         self.threads = ThreadPoolExecutor(8)
-        self.server = grpc.server(self.threads, options=[('grpc.max_receive_message_length', 64<<20), ('grpc.so_reuseport', 0)])
-        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler('google.cloud.vision.v1.ImageAnnotator', {'BatchAnnotateImages': method}),))
+        self.server = grpc.server(self.threads, options=[('grpc.max_receive_message_length', 64<<20),
+                                                         ('grpc.so_reuseport', 0)])
+        handler = grpc.method_handlers_generic_handler('google.cloud.vision.v1.ImageAnnotator',
+                                                       {'BatchAnnotateImages': method})
+        self.server.add_generic_rpc_handlers((handler,))
         self.address = f"127.0.0.1:{self.listen()}"
         self.server.start()
         return self
@@ -94,7 +100,8 @@ class FakeVisionServer:
             fault = self.next.popleft() if self.next else self.fault
         while fault == 'slow' and context.is_active(): sleep(.01)
         if fault: context.abort(getattr(grpc.StatusCode, SIMULATED_FAULTS[fault][0]), SIMULATED_FAULTS[fault][1])
-        if len(request.requests) > MAX_CALL_IMAGES: context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Too many images per request.")
+        if len(request.requests) > MAX_CALL_IMAGES:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Too many images per request.")
         return vision.BatchAnnotateImagesResponse(responses=[self.one(o.image.content) for o in request.requests])
 
     def one(self, content:bytes) -> Any:
@@ -103,5 +110,6 @@ class FakeVisionServer:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
         with self.one_at_a_time:
             self.images += 1
-            if image is None: return vision.AnnotateImageResponse(error={'code': 3, 'message': "Bad image data."}) # 3: INVALID_ARGUMENT
+            if image is None: # 3: INVALID_ARGUMENT
+                return vision.AnnotateImageResponse(error={'code': 3, 'message': "Bad image data."})
             return vision.AnnotateImageResponse(full_text_annotation=to_annotation(self.engine(image), image.shape))

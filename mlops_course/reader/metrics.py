@@ -17,17 +17,24 @@ from ..scoring import rate, score
 
 # %% ../../nbs/library/metrics.ipynb #64bd1136
 PANELS = (
-    Panel('Accuracy on the lines of the probe', 'percentunit', {'{{model}}, {{measure}}': 'max by (model, measure) (ocr_model_accuracy)'}),
+    Panel('Accuracy on the lines of the probe', 'percentunit',
+          {'{{model}}, {{measure}}': 'max by (model, measure) (ocr_model_accuracy)'}),
     Panel('How fast the error budget burns', 'short', {'in an hour': 'ocr:failed:ratio1h / scalar(ocr:budget)',
                                                        'in six hours': 'ocr:failed:ratio6h / scalar(ocr:budget)'}),
-    Panel('Images a second', 'reqps', {'{{engine}} {{model}}, {{status}}': 'sum by (engine, model, status) (rate(ocr_predictions_total[5m]))',
+    Panel('Images a second', 'reqps', {'{{engine}} {{model}}, {{status}}': 'sum by (engine, model, status) '
+                                       '(rate(ocr_predictions_total[5m]))',
                                            'measured for drift': 'sum(rate(ocr_tracked_total[5m]))'}),
-    Panel('Seconds for 50, 95 and 99 of 100 images', 's', {f'{100*q:.0f}': quantile_query(q, 'ocr_prediction_duration_seconds') for q in (.5, .95, .99)}),
+    Panel('Seconds for 50, 95 and 99 of 100 images', 's',
+          {f'{100*q:.0f}': quantile_query(q, 'ocr_prediction_duration_seconds') for q in (.5, .95, .99)}),
     Panel('Refusals a second', 'reqps', {'{{status}}': 'sum by (status) (rate(ocr_refusals_total[5m]))'}),
-    Panel('Inside, and waiting', 'short', {'places taken': 'sum(ocr_places_taken)', 'images in the queue': 'sum(ocr_queue_images)'}),
-    Panel('Images read together', 'short', {'mean': 'sum(rate(ocr_batch_images_sum[5m])) / sum(rate(ocr_batch_images_count[5m]))'}),
-    Panel('How sure the model is', 'percentunit', {f'{100*q:.0f} of 100 are below': quantile_query(q, 'ocr_confidence') for q in (.1, .5)}),
-    Panel('Share of the images that must be others, at least', 'percentunit', {'{{feature}}': 'max by (feature) (ocr_drift)'}),
+    Panel('Inside, and waiting', 'short', {'places taken': 'sum(ocr_places_taken)',
+                                           'images in the queue': 'sum(ocr_queue_images)'}),
+    Panel('Images read together', 'short',
+          {'mean': 'sum(rate(ocr_batch_images_sum[5m])) / sum(rate(ocr_batch_images_count[5m]))'}),
+    Panel('How sure the model is', 'percentunit', {f'{100*q:.0f} of 100 are below': quantile_query(q, 'ocr_confidence')
+                                                   for q in (.1, .5)}),
+    Panel('Share of the images that must be others, at least', 'percentunit',
+          {'{{feature}}': 'max by (feature) (ocr_drift)'}),
     Panel('Who answers Prometheus', 'short', {'{{job}}': 'min by (job) (up)'}),
 )
 
@@ -35,12 +42,13 @@ PANELS = (
 def ask_lines(
     url:str, # Of the service
     key:str,
-) -> Callable[[Sequence[bytes]], list[tuple[str, str]]]: # Images of lines, as files -> the model that read, and what it read, of each
+) -> Callable[[Sequence[bytes]], list[tuple[str, str]]]: # Image files of lines -> for each the model and its text
     "A function that has the service read lines."
     def ask(files):
         import httpx
         with httpx.Client(headers={'Authorization': f'Bearer {key}'}, timeout=30, trust_env=False) as client:
-            answers = [client.post(f'{url}/v1/read', params={'line': True}, files={'file': o}).raise_for_status().json() for o in files]
+            answers = [client.post(f'{url}/v1/read', params={'line': True}, files={'file': o}).raise_for_status().json()
+                       for o in files]
         return [(o['model'], o['text']) for o in answers]
     return ask
 
@@ -60,5 +68,6 @@ def line_probe(
     lines:Sequence[tuple[np.ndarray, str]], # Images, and what stands on each
 ) -> Probe:
     "A probe that reads labelled lines through the service."
-    if not lines: raise ValueError("No lines came, and a probe needs some whose text is known. Draw some with trial_lines")
+    if not lines:
+        raise ValueError("No lines came, and a probe needs some whose text is known. Draw some with trial_lines")
     return Probe(ask_lines(url, key), [(png_bytes(image), truth) for image,truth in lines], line_accuracy, 'ocr')

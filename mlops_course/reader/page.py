@@ -34,9 +34,11 @@ def reading_caption(
     sure = [o.confidence for o in reading.lines]
     doubtful = sum(o < cutoff for o in sure)
     said = [f"**{len(sure)}** line{'' if len(sure) == 1 else 's'}", f"**{1000*reading.seconds:,.0f}** ms"]
-    if sure: said.insert(1, f"confidence **{sum(sure)/len(sure):.2f}**" + (f", {doubtful} doubtful" if doubtful else ''))
-    note = f"\n\n⚠ Read by `{reading.engine}` instead: {reading.said}." if isinstance(reading, FallbackReading) and reading.why else ''
-    return ' · '.join(said) + note
+    if sure:
+        said.insert(1, f"confidence **{sum(sure)/len(sure):.2f}**" + (f", {doubtful} doubtful" if doubtful else ''))
+    caption = ' · '.join(said)
+    if not (isinstance(reading, FallbackReading) and reading.why): return caption
+    return f"{caption}\n\n⚠ Read by `{reading.engine}` instead: {reading.said}."
 
 # %% ../../nbs/library/page.ipynb #06c1077a
 def message_html(words:str) -> str: # HTML
@@ -64,8 +66,12 @@ async def read_and_audit(
         async with service.on_record(who, f'page, {name}', engine=getattr(engine, 'name', name), model='') as entry:
             entry['sha256'] = await asyncio.to_thread(sha256_of_file, file)
             seconds = service.limits.timeout_s
-            try: reading = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, engine, image), seconds)
-            except TimeoutError as e: raise http_error(504, f"{name} did not read the image within {seconds:g} seconds. Send a smaller one") from e
+            try:
+                reading = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, engine, image),
+                                                 seconds)
+            except TimeoutError as e:
+                raise http_error(504, f"{name} did not read the image within {seconds:g} seconds. Send a "
+                                 f"smaller one") from e
             entry['engine'] = reading.engine
         service.meters.observe(entry, mean_confidence(reading))
         return reading
@@ -86,23 +92,25 @@ def build_page(
     "A page on which people have an image read by several engines side by side."
     import gradio as gr
     readers = {SERVICE_ENGINE: None, **engines}
-    threads = ThreadPoolExecutor(4, 'page') # of its own: should Google be slow, the service does not wait for a thread
+    threads = ThreadPoolExecutor(4, 'page') # a separate pool, so that a slow Google cannot block the service
 
     def uploaded(path):
-        "`path`, if it was uploaded here. A program may send any path or address, and on a mounted page Gradio would follow it."
+        "Return `path` if it was uploaded here. Gradio itself would open any path or address that a program sends."
         if Path(path).resolve().is_relative_to(Path(photo.GRADIO_CACHE).resolve()): return path
         raise gr.Error("Only what was uploaded here is read")
     async def kept(path): return uploaded(path)
 
     def board(words, shown):
         "The message, and for each engine what it read; the others are hidden."
-        return [message_html(words), *(o for name in readers for o in shown.get(name, (gr.Column(visible=False), '', None, '')))]
+        return [message_html(words),
+                *(o for name in readers for o in shown.get(name, (gr.Column(visible=False), '', None, '')))]
 
     async def read(path, chosen, request:gr.Request):
         shown:dict[str, tuple] = {}
         try:
             if not path: raise http_error(422, "There is no image yet. Drop one on the left, or take a picture")
-            if not Path(path).is_file(): raise http_error(422, "The image was thrown away after some minutes. Send it again")
+            if not Path(path).is_file():
+                raise http_error(422, "The image was thrown away after some minutes. Send it again")
             if not chosen: raise http_error(422, "No engine is chosen. Tick at least one")
             key = next((o for o in service.keys if o.name == request.username), None)
             if key is None: raise http_error(401, "Your key was revoked. Ask for a new one")
@@ -112,20 +120,25 @@ def build_page(
                 for name in (o for o in readers if o in chosen):
                     service.admit(key)
                     reading = await read_and_audit(service, key.name, name, readers[name], file, image, threads)
-                    shown[name] = gr.Column(visible=True), reading_caption(reading), draw_boxes(image, reading), reading.text
+                    boxes = draw_boxes(image, reading)
+                    shown[name] = gr.Column(visible=True), reading_caption(reading), boxes, reading.text
                     yield board('', shown)
         except HTTPException as e: yield board(str(e.detail), shown)
-        except Exception: # noqa: BLE001 (Gradio would show its words, and hide what the others have read)
+        except Exception: # noqa: BLE001 (Gradio would show its message and hide the other engines' results)
             get_logger('vision').exception('page')
             yield board(INTERNAL_ERROR, shown)
 
-    with gr.Blocks(title='Reader', analytics_enabled=False, delete_cache=(300, 300)) as page: # seconds: looks so often for files so old
-        gr.Markdown("# Reader\nReads timetables and other printed pages. Boxes are blue where the engine is sure, and orange where you should look twice.")
+    # every 300 s, delete files older than 300 s
+    with gr.Blocks(title='Reader', analytics_enabled=False, delete_cache=(300, 300)) as page:
+        gr.Markdown("# Reader\nReads timetables and other printed pages. Boxes are blue where the engine is sure, and "
+                    "orange where you should look twice.")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                photo = gr.Image(label='Page', show_label=False, sources=['upload', 'webcam', 'clipboard'], height=300, buttons=['fullscreen'],
-                              webcam_options=gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}}))
-                photo.preprocess = lambda sent: uploaded(sent.path) if sent else None # the file as it was sent: it is us who say what is wrong with it
+                webcam = gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}})
+                photo = gr.Image(label='Page', show_label=False, sources=['upload', 'webcam', 'clipboard'], height=300,
+                                 buttons=['fullscreen'], webcam_options=webcam)
+                # the file as it was sent, so that `load_upload` reports its faults
+                photo.preprocess = lambda sent: uploaded(sent.path) if sent else None
             with gr.Column(scale=1, min_width=240):
                 chosen = gr.CheckboxGroup(list(readers), value=list(readers)[:2], label='Engines')
                 for o in (photo, chosen): o.async_move_resource_to_block_cache = kept
@@ -136,9 +149,11 @@ def build_page(
             for name in readers:
                 with gr.Column(visible=False, min_width=320) as column:
                     gr.Markdown(f'### {name}')
-                    boxed = gr.Image(show_label=False, interactive=False, buttons=['fullscreen'], alt_text=f"The page, with boxes by {name}")
+                    boxed = gr.Image(show_label=False, interactive=False, buttons=['fullscreen'],
+                                     alt_text=f"The page, with boxes by {name}")
                     parts += [column, gr.Markdown(), boxed,
-                              gr.Textbox(label=f'Text from {name}', lines=8, max_lines=20, buttons=['copy'], elem_classes='read')]
+                              gr.Textbox(label=f'Text from {name}', lines=8, max_lines=20, buttons=['copy'],
+                                         elem_classes='read')]
         photo.clear(lambda: board('', {}), None, parts, api_visibility='private') # no old text beside a new photo
         press.click(read, [photo, chosen], parts, concurrency_limit=None, api_visibility='private')
     return page
@@ -153,8 +168,13 @@ def add_page(
     import gradio as gr
     service = app.state.service
     def known(name, key): return (found := service.keys.find(key)) is not None and found.name == name
-    theme = gr.themes.Soft(primary_hue='blue', font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']).set( # fonts of the machine
-        block_title_text_color='*neutral_800', block_title_text_color_dark='*neutral_100', button_primary_background_fill='*primary_700',
+    # fonts of the machine
+    theme = gr.themes.Soft(primary_hue='blue', font=['system-ui', 'sans-serif'],
+                           font_mono=['ui-monospace', 'monospace']).set(
+        block_title_text_color='*neutral_800', block_title_text_color_dark='*neutral_100',
+        button_primary_background_fill='*primary_700',
         button_primary_background_fill_hover='*primary_800', checkbox_label_background_fill_selected='*primary_700')
-    return gr.mount_gradio_app(app, build_page(service, engines), path, auth=known, auth_message='Your name, and as password your key for this service.',
-        max_file_size=int(1e6*service.limits.image_mb), footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, css=PAGE_CSS, theme=theme)
+    return gr.mount_gradio_app(app, build_page(service, engines), path, auth=known, auth_message='Your name, and as '
+                               'password your key for this service.',
+        max_file_size=int(1e6*service.limits.image_mb), footer_links=[], run_history=False, enable_monitoring=False,
+        ssr_mode=False, css=PAGE_CSS, theme=theme)

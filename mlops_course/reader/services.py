@@ -55,7 +55,8 @@ class DriftTracker:
             try:
                 job.file.seek(0)
                 self.queue.put_nowait((job.file.read(), job.line, *o))
-            except (Full, OSError, ValueError): self.skipped += 1 # no room; or the user has gone, and the file is closed
+            # no room; or the user has gone, and the file is closed
+            except (Full, OSError, ValueError): self.skipped += 1
         return found
 
     def measure(self, data:bytes, line:bool, model:Any, reading:Any) -> None:
@@ -75,7 +76,8 @@ class DriftTracker:
         "Measure, again and again."
         while (item := self.queue.get()) is not None:
             try: self.measure(*item)
-            except Exception: get_logger('drift').exception('an image could not be measured') # noqa: BLE001 (the user has long been answered)
+            except Exception: # noqa: BLE001 (the user has long been answered)
+                get_logger('drift').exception('an image could not be measured')
             finally: self.queue.task_done()
 
     def close(self) -> None:
@@ -90,7 +92,7 @@ def track_drift(
     service:Any,              # `app.state.service` of lesson 13
     path:str|Path,            # Of the monitor's file
     apart:Iterable[bytes]=(), # As in `DriftTracker`
-    lines:int=300,            # Clean ones, drawn: a third for the sensor, the others as the reference of a file that has none
+    lines:int=300,            # Clean lines to draw: a third for the sensor, the others as the reference of a new file
 ) -> Iterator[DriftMonitor]:
     "A monitor that watches what `service` reads, until the block ends."
     from mlops_course.reader.custom import read_images
@@ -103,7 +105,8 @@ def track_drift(
     with DriftMonitor(path, FEATURES) as monitor:
         if monitor.reference().empty: # as the model that serves reads them
             read = read_images(service.model.engine, rest, line=True)
-            monitor.refer(pd.DataFrame([sensor(image, (o.text, mean_confidence(o))).values for image,o in zip(rest, read)]))
+            monitor.refer(pd.DataFrame([sensor(image, (o.text, mean_confidence(o))).values
+                                        for image,o in zip(rest, read)]))
         with DriftTracker(service, monitor, sensor, apart=apart): yield monitor
 
 # %% ../../nbs/library/services.ipynb #bd6fe6fb
@@ -115,7 +118,7 @@ def start_services(
     tell:Callable[[Any], Any]=lambda _: None, # Called with the `Note` of each alert
     source:Any=None,                          # Of the model, as `create_app` takes it
 ) -> Iterator[dict[str, str]]:                # Name -> address
-    "The service, its probe, its monitor of drift, and what watches them, on free ports of this machine until the block ends."
+    "Run the service, its probe, its drift monitor and Prometheus on free ports until the block ends."
     from mlops_course.base.servers import on_free_port
     from mlops_course.keys import KeyStore
     from mlops_course.monitoring import AlertReceiver, PrometheusServer, run_monitoring
@@ -125,15 +128,19 @@ def start_services(
     from mlops_course.reader.trials import draw_trial_lines
     keys = KeyStore(Path(folder)/'keys.json')
     with ExitStack() as stack:
-        app = create_app(source, folder, load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None})) # nobody else is on the way
-        if any(o.name == 'probe' for o in keys): keys.revoke('probe') # not before the folder is ours: another's probe may need it
-        reader,hook = stack.enter_context(on_free_port(app)),stack.enter_context(on_free_port(AlertReceiver(tell), lifespan='off'))
+        app = create_app(source, folder,
+                         load_settings().services.api.model_copy(update={'tls_certificate': None, 'tls_key': None}))
+        # only after the app holds the folder: the probe of another process may need the key
+        if any(o.name == 'probe' for o in keys): keys.revoke('probe')
+        reader = stack.enter_context(on_free_port(app))
+        hook = stack.enter_context(on_free_port(AlertReceiver(tell), lifespan='off'))
         probe = line_probe(reader, keys.add('probe'), draw_trial_lines(lines, 0, ('render',))['render'])
         monitor = stack.enter_context(track_drift(app.state.service, Path(folder)/'drift.db', probe.questions))
         drift = stack.enter_context(on_free_port(make_asgi_app(drift_registry(monitor, 'ocr')), lifespan='off'))
         targets = {'reader': reader, 'probe': stack.enter_context(run_probe(probe, every_s)), 'drift': drift}
         watch = stack.enter_context(run_monitoring(targets, hook, every_s=every_s))
-        yield {**targets, **({'prometheus': watch.url, 'alertmanager': watch.alertmanager} if isinstance(watch, PrometheusServer) else {})}
+        yield {**targets, **({'prometheus': watch.url, 'alertmanager': watch.alertmanager}
+                             if isinstance(watch, PrometheusServer) else {})}
 
 # %% ../../nbs/library/services.ipynb #625b8459
 class RetrainingTrigger:
@@ -148,7 +155,8 @@ class RetrainingTrigger:
     def __call__(self, note:Any) -> bool: # Was it started now?
         "Take a `Note` of lesson 18."
         from mlops_course.pipelines import emit_data_changed
-        if (note.alert, note.status) != ('Drift', 'firing') or not self.claims.take('retraining', self.cool_down_s): return False
+        if (note.alert, note.status) != ('Drift', 'firing') or not self.claims.take('retraining', self.cool_down_s):
+            return False
         try: emit_data_changed(self.order)
         except BaseException:
             self.claims.give_back('retraining')

@@ -35,7 +35,8 @@ class Order(SettingsSection):
     "What is to be delivered. Equal orders are one delivery."
     data: Literal['v1', 'v2'] = 'v1'
     seed: WholeNumber = Field(default=0, ge=0, lt=2**31)
-    start: str = 'recogniser'                     # folder in the project's data, with the recogniser to begin with; empty: from nothing
+    # folder in the project's data, with the recogniser to begin with; empty: from nothing
+    start: str = 'recogniser'
     steps: WholeNumber = Field(default=24, ge=1)        # of training
     rate: float = Field(default=.0003, gt=0)      # of learning, at its highest
     lines: WholeNumber = Field(default=100, ge=2)       # of each kind, on which the model is judged
@@ -43,21 +44,25 @@ class Order(SettingsSection):
     tests: tuple[str, ...] = Field(default=('tests',), min_length=1) # files and folders
 
 # %% ../../nbs/library/steps.ipynb #8d380977
-QUALITY_COMMANDS = {'ruff': ('ruff', 'check', '--quiet'), 'mypy': ('mypy',), 'zizmor': ('zizmor', '--offline', '--no-progress', '--quiet', '.github')}
+QUALITY_COMMANDS = {'ruff': ('ruff', 'check', '--quiet'), 'mypy': ('mypy',),
+                    'zizmor': ('zizmor', '--offline', '--no-progress', '--quiet', '.github')}
 
 def quality_step(order:Order, done:StepResults) -> dict[str, Any]:
     "Style and common bugs (ruff), types (mypy), and what an attacker could do with the workflows (zizmor)."
     for name in order.checks:
         command = [find_program(QUALITY_COMMANDS[name][0]), *QUALITY_COMMANDS[name][1:]]
-        ran = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
+        ran = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, encoding='utf-8',
+                             errors='replace', check=False)
         if ran.returncode: raise GateRefused(f"{name} is not content: {(ran.stdout + ran.stderr).strip()[-600:]}")
     return {'content': ', '.join(order.checks)}
 
+# %% ../../nbs/library/steps.ipynb #534590e5
 def tests_step(order:Order, done:StepResults) -> dict[str, Any]:
     "The quick tests in the files and folders that the order names."
     from mlops_course.testing import run_tests
     found = [run_tests(find_root()/o, '-m', 'not slow', timeout_s=3600) for o in order.tests]
-    if failed := [test for o in found for test in o[o['outcome'] == 'failed']['test']]: raise GateRefused(f"{len(failed)} tests failed: {', '.join(failed[:5])}")
+    if failed := [test for o in found for test in o[o['outcome'] == 'failed']['test']]:
+        raise GateRefused(f"{len(failed)} tests failed: {', '.join(failed[:5])}")
     return {'passed': sum(int((o['outcome'] == 'passed').sum()) for o in found)}
 
 # %% ../../nbs/library/steps.ipynb #f3f895bb
@@ -69,9 +74,11 @@ def data_step(order:Order, done:StepResults) -> dict[str, Any]:
         make_version(order.data, Path(tmp)/order.data, lines=40, pages=0, seed=order.seed)
         checked,mark = check_folder(Path(tmp)/order.data),fingerprint(Path(tmp)/order.data)
     rows,bad = len(checked.frame),len(checked.rejected)
-    if bad > rows/20: raise GateRefused(f"{bad} of {rows} rows of {order.data} are rejected, such as: {checked.findings[0].reason}")
+    if bad > rows/20:
+        raise GateRefused(f"{bad} of {rows} rows of {order.data} are rejected, such as: {checked.findings[0].reason}")
     return {'version': order.data, 'rows': rows, 'rejected': bad, 'fingerprint': mark}
 
+# %% ../../nbs/library/steps.ipynb #fc00506c
 def build_step(order:Order, done:StepResults) -> dict[str, Any]:
     "The library as a wheel. The same code gives the same bytes."
     from mlops_course.base.files import save_atomically
@@ -79,7 +86,8 @@ def build_step(order:Order, done:StepResults) -> dict[str, Any]:
     with TemporaryDirectory() as tmp:
         copytree(root/'mlops_course', Path(tmp)/'mlops_course', ignore=ignore_patterns('__pycache__'))
         for o in ('settings.ini', 'setup.py', 'README.md', 'LICENSE'): copyfile(root/o, Path(tmp)/o)
-        made = subprocess.run([sys.executable, 'setup.py', '--quiet', 'bdist_wheel'], cwd=tmp, env=os.environ | {'SOURCE_DATE_EPOCH': '946684800'},
+        made = subprocess.run([sys.executable, 'setup.py', '--quiet', 'bdist_wheel'], cwd=tmp,
+                              env=os.environ | {'SOURCE_DATE_EPOCH': '946684800'},
                               capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
         if made.returncode: raise ValueError(f"The wheel could not be built: {made.stderr[-600:]}")
         wheel = next((Path(tmp)/'dist').glob('*.whl'))
@@ -95,26 +103,31 @@ def train_step(order:Order, done:StepResults) -> dict[str, Any]:
     from mlops_course.spool import read_outbox
     from mlops_course.store import open_store
     from mlops_course.tracking import find_runs
-    store,name,folder = open_store(),f"order {fingerprint(order, step_key(STEPS, 'train', order, done))}",order_folder(order)
+    store,folder = open_store(),order_folder(order)
+    name = f"order {fingerprint(order, step_key(STEPS, 'train', order, done))}"
     net = load_recogniser(load_settings().paths.data/order.start) if order.start else None
     recipe = Recipe(seed=order.seed, data=order.data, steps=order.steps, rate=order.rate)
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
     with FileLock(folder.with_suffix('.lock')): # two deliveries of one order share one training
-        known = {o['status']: o for o in find_runs(store, f"attributes.run_name = '{name}'") # a killed one may have told its outbox only
+        # a killed one may have told its outbox only
+        known = {o['status']: o for o in find_runs(store, f"attributes.run_name = '{name}'")
                  if 'seed' in o['tags'] or read_outbox(store.outbox/o['id']/'entries.jsonl')[0]}
         if 'FINISHED' in known: number = known['FINISHED']['id']
         else:
             resume = next((o['id'] for o in known.values()), '')
-            number = train_tracked(recipe, store, name, every=8, resume=resume, checkpoint=folder/f'{name}.pt', **({'net': net} if net else {}))[1]
+            number = train_tracked(recipe, store, name, every=8, resume=resume, checkpoint=folder/f'{name}.pt',
+                                   **({'net': net} if net else {}))[1]
     run = next(o for o in find_runs(store, f"attributes.run_name = '{name}'") if o['id'] == number)
     return {'run': number, 'steps': order.steps, 'cer': round(run['metrics']['cer'], 4)}
 
+# %% ../../nbs/library/steps.ipynb #fe95c2ee
 def evaluation_set(order:Order, number:int) -> tuple[dict, Any]: # Lines of each kind, and the gates
     "What a model of this order is tried on, other lines for another `number`: it is asked to read what its data holds."
     from mlops_course.reader.lines import version_kinds
     from mlops_course.reader.trials import draw_trial_lines
     kinds = tuple(version_kinds(order.data))
-    return draw_trial_lines(order.lines, number, kinds),load_settings().params.gates.model_copy(update={'slices': kinds})
+    gates = load_settings().params.gates.model_copy(update={'slices': kinds})
+    return draw_trial_lines(order.lines, number, kinds),gates
 
 # %% ../../nbs/library/steps.ipynb #e72416e9
 def validate_step(order:Order, done:StepResults) -> dict[str, Any]:
@@ -126,14 +139,19 @@ def validate_step(order:Order, done:StepResults) -> dict[str, Any]:
     from mlops_course.store import open_store, read_artifact
     drawn,gates = evaluation_set(order, order.seed)
     with TemporaryDirectory() as tmp:
-        for o in ('weights.safetensors', 'recogniser.json'): (Path(tmp)/o).write_bytes(read_artifact(open_store(), done['train']['run'], f'model/{o}'))
-        rows,size_mb = evaluate_model(load_recogniser(tmp), drawn),sum(o.stat().st_size for o in Path(tmp).iterdir())/2**20
+        for o in ('weights.safetensors', 'recogniser.json'):
+            (Path(tmp)/o).write_bytes(read_artifact(open_store(), done['train']['run'], f'model/{o}'))
+        rows = evaluate_model(load_recogniser(tmp), drawn)
+        size_mb = sum(path.stat().st_size for path in Path(tmp).iterdir())/2**20
     limit = load_settings().params.testing.cer
     found = [*check_gates(rows, None, size_mb, gates),
-             *(budget_gate(f'CER of {name}', interval(o).high, limit, 'at the upper end') for name,o in rows.groupby('dataset', sort=False))]
-    if refused := [f'{o.name}: {o.said}' for o in found if not o.passed]: raise GateRefused(f"The model is refused. {'; '.join(refused)}")
+             *(budget_gate(f'CER of {name}', interval(o).high, limit, 'at the upper end')
+               for name,o in rows.groupby('dataset', sort=False))]
+    if refused := [f'{o.name}: {o.said}' for o in found if not o.passed]:
+        raise GateRefused(f"The model is refused. {'; '.join(refused)}")
     return {'gates': len(found), 'cer': round(rate(rows), 4)}
 
+# %% ../../nbs/library/steps.ipynb #17705187
 def register_step(order:Order, done:StepResults) -> dict[str, Any]:
     "The run as a version of the registered model. One that is registered already is that version."
     from mlops_course.reader.package import register_reader
@@ -143,7 +161,8 @@ def register_step(order:Order, done:StepResults) -> dict[str, Any]:
     there = store.client.search_registered_models(f"name = '{MODEL_NAME}'")
     known = [o['version'] for o in list_versions(store) if o['run'] == run] if there else []
     few = {k: v[:12] for k,v in evaluation_set(order, order.seed)[0].items()} # for the card; the gates take all
-    return {'version': known[0] if known else register_reader(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
+    if known: return {'version': known[0]}
+    return {'version': register_reader(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
 
 # %% ../../nbs/library/steps.ipynb #8bb5fd47
 @contextmanager
@@ -159,15 +178,20 @@ def serve_version(version:int) -> Iterator[Any]: # An httpx.Client with an admin
         def aliases(self) -> dict[str, int]: return {'champion': version}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         headers = {'Authorization': f"Bearer {KeyStore(Path(folder)/'keys.json').add('pipeline', 'admin')}"}
-        with on_free_port(create_app(Pinned(), folder, ApiSettings())) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client: yield client
+        with (on_free_port(create_app(Pinned(), folder, ApiSettings())) as url,
+              httpx.Client(base_url=url, headers=headers, timeout=30) as client):
+            yield client
 
+# %% ../../nbs/library/steps.ipynb #8750f456
 @contextmanager
 def translate_transport_errors() -> Iterator[None]:
     "What keeps a service from being reached is a ConnectionError, whatever the client calls it."
     import httpx
     try: yield
-    except httpx.TransportError as e: raise ConnectionError(f"The service does not answer: {e or type(e).__name__}") from e
+    except httpx.TransportError as e:
+        raise ConnectionError(f"The service does not answer: {e or type(e).__name__}") from e
 
+# %% ../../nbs/library/steps.ipynb #54584b42
 @translate_transport_errors()
 def smoke_test(
     client:Any,  # httpx.Client
@@ -182,16 +206,22 @@ def smoke_test(
     from mlops_course.registry import MODEL_NAME
     from mlops_course.scoring import rate, score
     drawn = draw_trial_lines(reads, order.seed, ('render',))['render']
-    found = [client.post('/v1/read?line=true', files={'file': cv2.imencode('.png', image)[1].tobytes()}) for image,_ in drawn]
+    found = [client.post('/v1/read?line=true', files={'file': cv2.imencode('.png', image)[1].tobytes()})
+             for image,_ in drawn]
     stranger = client.post('/v1/read', headers={'Authorization': 'Bearer nobody'}).status_code
     label = f'{MODEL_NAME}/{version}'
-    wrong = [f'{o.status_code} {o.text[:80]}' for o in found if o.status_code != 200] or [o.json()['model'] for o in found if o.json()['model'] != label]
+    wrong = [f'{o.status_code} {o.text[:80]}' for o in found if o.status_code != 200]
+    if not wrong: wrong = [o.json()['model'] for o in found if o.json()['model'] != label]
     if wrong: raise ConnectionError(f"{len(wrong)} of {reads} reads did not come from {label}: {wrong[0]}")
     if stranger != 401: raise GateRefused(f"A stranger got {stranger}, and 401 was expected")
-    errors = rate(score({str(i): o.json()['text'] for i,o in enumerate(found)}, {str(i): text for i,(_,text) in enumerate(drawn)}))
-    if errors > .2: raise GateRefused(f"{label} answers, but its CER on {reads} clean lines is {errors:.2f}, and at most 0.2 was expected")
+    errors = rate(score({str(i): o.json()['text'] for i,o in enumerate(found)},
+                        {str(i): text for i,(_,text) in enumerate(drawn)}))
+    if errors > .2:
+        raise GateRefused(f"{label} answers, but its CER on {reads} clean lines is {errors:.2f}, and at most 0.2 "
+                          f"was expected")
     return {'reads': reads, 'model': label, 'cer': round(errors, 4)}
 
+# %% ../../nbs/library/steps.ipynb #feb1af5f
 def stage_step(order:Order, done:StepResults) -> dict[str, Any]:
     "The new version in a server of its own, and the smoke test."
     with serve_version(version := int(done['register']['version'])) as client: return smoke_test(client, version, order)
@@ -206,17 +236,22 @@ def production_client(version:int) -> Iterator[Any]: # An httpx.Client with an a
         with serve_version(version) as client: yield client
         return
     key = os.environ.get('PRODUCTION_KEY')
-    if not key: raise PermissionError("PRODUCTION_URL is set and PRODUCTION_KEY is not. Make one: mlops-course keys add pipeline --role admin")
+    if not key:
+        raise PermissionError("PRODUCTION_URL is set and PRODUCTION_KEY is not. Make one: mlops-course keys add "
+                              "pipeline --role admin")
     with httpx.Client(base_url=url, headers={'Authorization': f'Bearer {key}'}, timeout=60) as client: yield client
 
+# %% ../../nbs/library/steps.ipynb #07ab8a90
 @translate_transport_errors()
 def reload_champion(client:Any) -> None:
     "Let the service take up the champion of this moment."
     answer = client.post('/v1/models/reload')
-    if answer.status_code != 200: raise ConnectionError(f"The service refused to take up the champion: {answer.status_code} {answer.text[:200]}")
+    if answer.status_code != 200:
+        raise ConnectionError(f"The service refused to take up the champion: {answer.status_code} {answer.text[:200]}")
 
+# %% ../../nbs/library/steps.ipynb #d9756078
 def release_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "Promote the version, let the service take it up, and see whether it is well. If not, the champion before it comes back."
+    "Promote the version, reload the service and test it. If a test fails, the previous champion is restored."
     from mlops_course.reader.package import promote_reader
     from mlops_course.registry import champions, expected_aliases, model_history, roll_back
     from mlops_course.store import open_store
@@ -224,7 +259,8 @@ def release_step(order:Order, done:StepResults) -> dict[str, Any]:
     if expected_aliases(model_history(store)).get('champion') != version: # or we were cut off after it
         drawn,gates = evaluation_set(order, 1000 + len(model_history(store))) # fresh lines for each decision
         decision = promote_reader(store, drawn, who, f'order {fingerprint(order)}', version, gates=gates)
-        if not decision.passed: raise GateRefused(f"Version {version} stays a challenger. {'; '.join(decision.refusals)}")
+        if not decision.passed:
+            raise GateRefused(f"Version {version} stays a challenger. {'; '.join(decision.refusals)}")
     with production_client(version) as client:
         try:
             if os.environ.get('PRODUCTION_URL'): reload_champion(client)
@@ -232,7 +268,8 @@ def release_step(order:Order, done:StepResults) -> dict[str, Any]:
         except (ConnectionError, GateRefused) as e:
             said = f'Version {version} was not well in production'
             if len(champions(model_history(store))) < 2:
-                raise type(e)(f"{said}. It is the first, so it stays champion: {e}. Mend the service and release it again, or promote a better one") from e
+                raise type(e)(f"{said}. It is the first, so it stays champion: {e}. Mend the service and release it "
+                              f"again, or promote a better one") from e
             back = roll_back(store, 'the pipeline', f'{said}: {e}'[:300])
             said += f', and version {back} is back: {e}'
             try:
@@ -242,21 +279,25 @@ def release_step(order:Order, done:StepResults) -> dict[str, Any]:
 
 # %% ../../nbs/library/steps.ipynb #a1c16004
 MODEL_CODE = ('data/broad/*', 'data/**/recogniser.json', 'data/**/*.safetensors')
-CHECKED_FILES = (LIBRARY_FILES, 'tests/*.py', 'scripts/*.py', 'bench/*.py', 'deploy/**/*.py', 'data/*.py', '*.py', 'nbs/**/*.ipynb', 'solutions/*.ipynb')
+CHECKED_FILES = (LIBRARY_FILES, 'tests/*.py', 'scripts/*.py', 'bench/*.py', 'deploy/**/*.py', 'data/*.py', '*.py',
+                 'nbs/**/*.ipynb', 'solutions/*.ipynb')
 STEPS = {
     'quality': Step(quality_step, uses=('checks',), code=(*CHECKED_FILES, 'ruff.toml', 'mypy.ini', '.github/**/*.yml')),
     'tests': Step(tests_step, uses=('tests',), params=tuple(Params.model_fields),
                   code=(*CHECKED_FILES, '*.ini', '*.yaml', 'data/pages/*', 'data/readings/*', 'data/recogniser/*')),
     'data': Step(data_step, uses=('data', 'seed'), code=(), imports=True),
-    'build': Step(build_step, after=('quality', 'tests'), code=(LIBRARY_FILES, 'settings.ini', 'setup.py', 'README.md', 'LICENSE')),
-    'train': Step(train_step, ('data',), after=('build',), uses=('data', 'seed', 'start', 'steps', 'rate'), store=True, code=MODEL_CODE, imports=True, tries=3),
-    'validate': Step(validate_step, ('train',), uses=('data', 'lines', 'seed'), params=('gates', 'testing'), code=MODEL_CODE, imports=True),
+    'build': Step(build_step, after=('quality', 'tests'),
+                  code=(LIBRARY_FILES, 'settings.ini', 'setup.py', 'README.md', 'LICENSE')),
+    'train': Step(train_step, ('data',), after=('build',), uses=('data', 'seed', 'start', 'steps', 'rate'), store=True,
+                  code=MODEL_CODE, imports=True, tries=3),
+    'validate': Step(validate_step, ('train',), uses=('data', 'lines', 'seed'), params=('gates', 'testing'),
+                     code=MODEL_CODE, imports=True),
     'register': Step(register_step, ('train',), after=('validate',), tries=3),
     'stage': Step(stage_step, ('register',), uses=('seed',), store=True, tries=2),
     'release': Step(release_step, ('register', 'approval'), after=('stage',), tries=3, keep=False, alone=True)}
 
 # %% ../../nbs/library/steps.ipynb #a1c16005
 def __getattr__(name:str) -> Any:
-    "`deliver` is made when it is asked for, as Prefect does when it runs a deployment: importing Prefect takes seconds and makes a folder."
+    "Create the flow `deliver` on first use, because importing Prefect takes seconds and creates a folder."
     if name == 'deliver': return make_flow(STEPS, Order)
     raise AttributeError(f"module 'mlops_course.reader.steps' has no attribute {name!r}")

@@ -36,8 +36,10 @@ def connect_google(
     if not Path(key).is_file(): raise FileNotFoundError(f"The key file for Google is not there. {hint}")
     from google.cloud import vision
     try: return vision.ImageAnnotatorClient.from_service_account_file(str(key), client_options={'api_endpoint': host})
-    except ValueError as e: raise ValueError(f"The key file for Google is no JSON key of a service account: {e}. {hint}") from e
+    except ValueError as e:
+        raise ValueError(f"The key file for Google is no JSON key of a service account: {e}. {hint}") from e
 
+# %% ../../nbs/14_vision.ipynb #8aadd013
 def connect_local(
     address:str, # Of a `FakeVisionServer`
 ) -> Any:        # Google's ImageAnnotatorClient
@@ -45,7 +47,8 @@ def connect_local(
     import grpc
     from google.cloud import vision
     from google.cloud.vision_v1.services.image_annotator.transports import ImageAnnotatorGrpcTransport
-    channel = grpc.insecure_channel(address, options=[('grpc.enable_http_proxy', 0)]) # a proxy is somebody else's machine
+    # a proxy is somebody else's machine
+    channel = grpc.insecure_channel(address, options=[('grpc.enable_http_proxy', 0)])
     return vision.ImageAnnotatorClient(transport=ImageAnnotatorGrpcTransport(channel=channel))
 
 # %% ../../nbs/14_vision.ipynb #3b7bcb77
@@ -59,7 +62,8 @@ def encode_image(
     for ending in ('.png', '.jpg'):
         data = cv2.imencode(ending, bgr)[1].tobytes()
         if len(data) <= MAX_IMAGE_BYTES: return data
-    raise VisionError('refused', f"{len(data)/1e6:.1f} MB as JPEG, and at most {MAX_IMAGE_BYTES/1e6:g} MB can be sent: make it smaller")
+    raise VisionError('refused', f"{len(data)/1e6:.1f} MB as JPEG, and at most {MAX_IMAGE_BYTES/1e6:g} MB can be sent: "
+                      f"make it smaller")
 
 # %% ../../nbs/14_vision.ipynb #6ae8c8b2
 def annotation_lines(
@@ -69,7 +73,8 @@ def annotation_lines(
     "The lines in what Google answers, put together symbol by symbol."
     from google.cloud import vision
     lines:list[Line] = []
-    ends = {0: '', 1: ' ', 2: ' ', 3: '\n', 4: '-\n', 5: '\n'} # unknown, space, wide space, end of a wrapped line, hyphen there, line break
+    # unknown, space, wide space, end of a wrapped line, hyphen there, line break
+    ends = {0: '', 1: ' ', 2: ' ', 3: '\n', 4: '-\n', 5: '\n'}
     for page in vision.TextAnnotation.pb(annotation).pages:
         for paragraph in (o for block in page.blocks for o in block.paragraphs):
             text,words = '',[]
@@ -105,7 +110,8 @@ class GoogleVision:
         features = [vision.Feature(type_=vision.Feature.Type.DOCUMENT_TEXT_DETECTION)]
         requests = [vision.AnnotateImageRequest(image=vision.Image(content=o), features=features) for o in images]
         def once(left):
-            with self.budget.take(len(images)): return self.client.batch_annotate_images(requests=requests, retry=None, timeout=left)
+            with self.budget.take(len(images)):
+                return self.client.batch_annotate_images(requests=requests, retry=None, timeout=left)
         with self.breaker.asking(): return list(call_with_retry(once, self.deadline_s, self.first_wait_s).responses)
 
     def read(self, image:np.ndarray) -> list[Line]:
@@ -121,6 +127,7 @@ class FallbackReading(Reading):
     why: str  # One of `WHY`, for programs
     said: str # The same for people
 
+# %% ../../nbs/14_vision.ipynb #a0d8ae54
 class FallbackEngine(Engine):
     "Vision where it reads, otherwise `local`; the answer says which, and why."
     def __init__(self,
