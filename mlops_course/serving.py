@@ -44,34 +44,32 @@ class ServedModel:
 
 # %% ../nbs/13_serving.ipynb #eeb48300
 class ServiceMetrics:
-    "What is counted, for Prometheus; each service has its own."
+    "The Prometheus metrics of one service."
     def __init__(self,
         prefix:str, # Of all names, such as `ocr`
         unit:str,   # What is counted, such as `images`
     ):
         self.registry,names = CollectorRegistry(),['engine', 'model']
-        self.predictions = Counter(f'{prefix}_predictions_total', f'{unit.capitalize()} that came, by what '
-                                   f'became of them', [*names, 'status'],
-                                   registry=self.registry)
-        self.duration = Histogram(f'{prefix}_prediction_duration_seconds', 'From arrival to answer', names,
+        self.predictions = Counter(f'{prefix}_predictions_total', f'{unit.capitalize()} received, by HTTP status',
+                                   [*names, 'status'], registry=self.registry)
+        self.duration = Histogram(f'{prefix}_prediction_duration_seconds', 'Seconds from arrival to answer', names,
                                   registry=self.registry)
-        self.refusals = Counter(f'{prefix}_refusals_total', 'Requests that got no answer', ['status'],
+        self.refusals = Counter(f'{prefix}_refusals_total', 'Requests that were refused', ['status'],
                                 registry=self.registry)
-        self.confidence = Histogram(f'{prefix}_confidence', 'How sure the engine was; 0 where it found nothing', names,
+        self.confidence = Histogram(f'{prefix}_confidence', 'Confidence of the engine; 0 if it found nothing', names,
                                     buckets=(.5, .6, .7, .8, .85, .9, .95, .98, 1), registry=self.registry)
-        self.together = Histogram(f'{prefix}_batch_{unit}', f'{unit.capitalize()} done together',
+        self.together = Histogram(f'{prefix}_batch_{unit}', f'{unit.capitalize()} in a batch',
                                   buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
-        self.places = Gauge(f'{prefix}_places_taken', 'Requests inside', registry=self.registry)
-        self.queue = Gauge(f'{prefix}_queue_{unit}', f'{unit.capitalize()} that wait for their turn',
-                           registry=self.registry)
+        self.places = Gauge(f'{prefix}_places_taken', 'Requests in progress', registry=self.registry)
+        self.queue = Gauge(f'{prefix}_queue_{unit}', f'{unit.capitalize()} that wait', registry=self.registry)
         self.refusals.labels(503)
 
     def expect(self, model:ServedModel) -> None:
-        "Let counts of `model` stand at 0: whoever watches sees the first fault only if there was a 0 before it."
+        "Initialise the counters of `model` to 0: Prometheus sees the first error as an increase only after a 0."
         for status in (200, 500, 504): self.predictions.labels(model.engine.name, model.version, status)
 
     def observe(self, entry:dict, confidence:float) -> None:
-        "What was answered: its entry in the record, and how sure the engine was."
+        "Record the duration and the confidence of one answer."
         names = entry['engine'],entry['model']
         self.duration.labels(*names).observe(entry['seconds'])
         self.confidence.labels(*names).observe(confidence)
@@ -115,8 +113,7 @@ class Service:
         most,each = self.limits.places,self.limits.places_per_key
         if self.taken >= most: raise http_error(503, f"All {most} places are taken. Wait, then try again", 1)
         if self.inside[who] >= each:
-            raise http_error(429, f"{each} requests with your key are inside already, and that is the limit. Wait for "
-                             f"an answer", 1)
+            raise http_error(429, f"{each} requests with your key are inside already. Wait for an answer", 1)
         self.taken += 1
         self.inside[who] += 1
         try: yield
@@ -137,10 +134,8 @@ class Service:
         start = perf_counter()
         try: yield entry
         except BaseException as e:
-            match e:
-                case HTTPException(): entry['status'] = e.status_code
-                case asyncio.CancelledError(): entry['status'] = 499 # the client has closed the connection
-                case _: entry['status'] = 500
+            status = 499 if isinstance(e, asyncio.CancelledError) else 500 # 499: the client has disconnected
+            entry['status'] = e.status_code if isinstance(e, HTTPException) else status
             raise
         finally:
             entry['seconds'] = round(perf_counter() - start, 4)
@@ -157,9 +152,8 @@ class Service:
             async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + self.limits.timeout_s):
                 model,found = await self.batcher(job)
         except TimeoutError as e:
-            raise http_error(504, "There was no answer in time. The service may be busy: try again, or "
-                             "send less", 1) from e
-        entry['model'] = model.version # a swap may have come between
+            raise http_error(504, "There was no answer in time. Try again, or send less", 1) from e
+        entry['model'] = model.version # the model may have been replaced meanwhile
         return found
 
     async def reload(self, who:str) -> tuple[str, str]: # The versions before and after
@@ -169,8 +163,7 @@ class Service:
             try: new = await asyncio.to_thread(self.source.load)
             except (ValueError, OSError) as e:
                 get_logger('serving').error('reload failed', error=str(e), serving=before)
-                raise http_error(503, f"The champion could not be loaded, so {before} goes on. The "
-                                 f"log says why", 60) from e
+                raise http_error(503, f"The champion could not be loaded, so {before} stays. See the log", 60) from e
             self.meters.expect(new)
             self.model = new
             entry['model'] = new.version
@@ -178,7 +171,7 @@ class Service:
 
 # %% ../nbs/13_serving.ipynb #72e1663c
 class Visit(NamedTuple):
-    "A request that was let in."
+    "A request that passed the checks."
     request:Request # Its body is counted while it arrives
     key:ApiKey
     bucket:TokenBucket   # Of the key
@@ -192,7 +185,7 @@ async def entered(
     key:ApiKey,
     most:int, # Bytes
 ) -> AsyncIterator[Visit]:
-    "`request`, once key, rate and place allow it. Its body is asked for only afterwards."
+    "`request`, after the checks of rate and slot. Its body is received only afterwards."
     bucket = service.admit(key)
     with service.place(key.name):
         until = asyncio.get_running_loop().time() + service.limits.timeout_s
@@ -202,7 +195,7 @@ async def entered(
 # %% ../nbs/13_serving.ipynb #3aab52c5
 @asynccontextmanager
 async def arriving(service:Service, visit:Visit) -> AsyncIterator[None]:
-    "Refuse a body that does not arrive in time, or whose sender has gone."
+    "Refuse a body that does not arrive in time, or whose client has disconnected."
     try:
         async with asyncio.timeout_at(visit.until): yield
     except TimeoutError as e:
@@ -212,7 +205,7 @@ async def arriving(service:Service, visit:Visit) -> AsyncIterator[None]:
 
 # %% ../nbs/13_serving.ipynb #6b67d9de
 def add_error_handlers(app:FastAPI, service:Service) -> None:
-    "One shape for everything that goes wrong, and nothing of our insides in it."
+    "Return all errors in one format, without internal details."
     logging.getLogger('python_multipart').setLevel(logging.ERROR) # it warns of every broken body; we count them
     def answer(status, words, headers=None):
         service.meters.refusals.labels(status).inc()
@@ -231,7 +224,7 @@ def add_error_handlers(app:FastAPI, service:Service) -> None:
 def key_dependency(
     service:Service,
 ) -> Callable[..., Awaitable[ApiKey]]: # A dependency
-    "Who asks, told by the key in the header `Authorization: Bearer …`."
+    "A dependency that finds the key in the header `Authorization: Bearer …`."
     async def known(given:Annotated[HTTPAuthorizationCredentials|None,
                                     Depends(HTTPBearer(auto_error=False))]) -> ApiKey:
         key = service.keys.find(given.credentials) if given else None
@@ -247,7 +240,7 @@ def add_operation_routes(
     service:Service,
     name:str='model', # Of the model, for the examples
 ) -> None:
-    "What those need who run the service."
+    "Add the endpoints for operators: health, readiness, metrics and models."
     known = key_dependency(service)
 
     @app.get('/health', tags=['operations'], responses=example_response({'status': 'ok'}))
@@ -271,7 +264,7 @@ def add_operation_routes(
              responses={**example_response({'serving': {'version': f'{name}/3', 'why': 'the champion in the registry'},
              'registered': [{'version': f'{name}/3', 'aliases': ['champion']}]}), **error_responses(401)})
     async def models(key:Annotated[ApiKey, Depends(known)]) -> dict[str, Any]:
-        "Which model is served, and which others there are."
+        "The model that is served, and the registered versions."
         return {'serving': {'version': service.model.version, 'why': service.model.why},
                 'registered': await asyncio.to_thread(service.source.models)}
 
@@ -279,7 +272,7 @@ def add_operation_routes(
               responses={**example_response({'before': f'{name}/2', 'now': f'{name}/3'}),
                          **error_responses(401, 403, 503)})
     async def reload(key:Annotated[ApiKey, Depends(known)]) -> dict[str, str]:
-        "Serve the champion of this moment, without a pause. For admins."
+        "Load the current champion without a pause. For admins."
         if key.role != 'admin':
             async with service.on_record(key.name, 'reload'):
                 raise http_error(403, "Only an admin may do this. Ask one")
@@ -293,7 +286,7 @@ def build_app(
     name:str='model',                          # Of the model, for the examples in the description
     **about:Any,                               # For FastAPI, such as `title`
 ) -> FastAPI:                                  # Its `state.service` is `service`
-    "`service` as an ASGI app: its operations, and what `parts` add."
+    "An ASGI app for `service`, with its operations and those that `parts` add."
     @asynccontextmanager
     async def lifespan(app:FastAPI) -> AsyncIterator[None]:
         try:

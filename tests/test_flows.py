@@ -170,7 +170,7 @@ def test_code_of_a_step_names_what_its_imports_import(root):
 
 def test_quality_says_what_is_wrong(monkeypatch):
     monkeypatch.setitem(steps.QUALITY_COMMANDS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
-    with pytest.raises(GateRefused, match='ruff is not content: line 3 is bad'): steps.quality_step(Order(checks=('ruff',)), {})
+    with pytest.raises(GateRefused, match='ruff found problems: line 3 is bad'): steps.quality_step(Order(checks=('ruff',)), {})
 
 
 def test_quality_names_a_missing_program(monkeypatch):
@@ -287,7 +287,7 @@ def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     (_,order),(_,done) = two_versions
     def ill(client, version, order): raise ConnectionError('503')
     monkeypatch.setattr(steps, 'smoke_test', ill)
-    with pytest.raises(GateRefused, match='Version 2 was not well in production, and version 1 is back: 503'): steps.release_step(order, done)
+    with pytest.raises(GateRefused, match='Version 2 failed its test in production, so version 1 was restored: 503'): steps.release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -320,15 +320,15 @@ def dying(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_release_whose_service_dies_is_taken_back(two_versions, dying):
     (_,order),(_,done) = two_versions
-    with pytest.raises(GateRefused, match=r'version 1 is back: The service does not answer.*has not taken it up yet'): steps.release_step(order, done)
+    with pytest.raises(GateRefused, match=r'version 1 was restored: The service does not answer.*has not loaded it yet'): steps.release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
 
-def test_first_release_that_is_not_well_says_that_it_stays(runs, monkeypatch, dying):
+def test_first_release_that_fails_says_that_it_stays(runs, monkeypatch, dying):
     from mlops_course import registry
     monkeypatch.setattr(registry, 'model_history', lambda store: [{'what': 'promoted', 'version': 1}])
-    with pytest.raises(ConnectionError, match='It is the first, so it stays champion: The service does not answer'): steps.release_step(TINY, GIVEN)
+    with pytest.raises(ConnectionError, match='It stays champion, since there is no other: The service does not answer'): steps.release_step(TINY, GIVEN)
 
 
 def test_service_that_is_gone_is_a_failure_that_may_pass():
@@ -351,7 +351,7 @@ def answering(handle):
 
 @pytest.mark.parametrize(('status', 'model', 'stranger', 'said'), [
     (503, 'reader/2', 401, '3 of 3 reads did not come from reader/2: 503'), (200, 'reader/1', 401, 'did not come from reader/2: reader/1'),
-    (200, 'reader/2', 200, 'A stranger got 200'), (200, 'reader/2', 401, 'its CER on 3 clean lines is 1.00')])
+    (200, 'reader/2', 200, 'An unknown key got 200'), (200, 'reader/2', 401, 'its CER on 3 clean lines is 1.00')])
 def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
     def handle(request):
         if 'line=true' not in str(request.url): return httpx.Response(stranger)

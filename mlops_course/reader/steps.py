@@ -32,14 +32,13 @@ from ..pipelines import LIBRARY_FILES, GateRefused, Step, StepResults, make_flow
 
 # %% ../../nbs/library/steps.ipynb #1b68624e
 class Order(SettingsSection):
-    "What is to be delivered. Equal orders are one delivery."
+    "What a delivery is made of. Equal orders are the same delivery."
     data: Literal['v1', 'v2'] = 'v1'
     seed: WholeNumber = Field(default=0, ge=0, lt=2**31)
-    # folder in the project's data, with the recogniser to begin with; empty: from nothing
-    start: str = 'recogniser'
-    steps: WholeNumber = Field(default=24, ge=1)        # of training
-    rate: float = Field(default=.0003, gt=0)      # of learning, at its highest
-    lines: WholeNumber = Field(default=100, ge=2)       # of each kind, on which the model is judged
+    start: str = 'recogniser'                     # a folder in data/ with the initial weights; empty: random ones
+    steps: WholeNumber = Field(default=24, ge=1)  # training steps
+    rate: float = Field(default=.0003, gt=0)      # the highest learning rate
+    lines: WholeNumber = Field(default=100, ge=2) # evaluation lines of each kind
     checks: tuple[Literal['ruff', 'mypy', 'zizmor'], ...] = Field(default=('ruff', 'mypy', 'zizmor'), min_length=1)
     tests: tuple[str, ...] = Field(default=('tests',), min_length=1) # files and folders
 
@@ -53,7 +52,7 @@ def quality_step(order:Order, done:StepResults) -> dict[str, Any]:
         command = [find_program(QUALITY_COMMANDS[name][0]), *QUALITY_COMMANDS[name][1:]]
         ran = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, encoding='utf-8',
                              errors='replace', check=False)
-        if ran.returncode: raise GateRefused(f"{name} is not content: {(ran.stdout + ran.stderr).strip()[-600:]}")
+        if ran.returncode: raise GateRefused(f"{name} found problems: {(ran.stdout + ran.stderr).strip()[-600:]}")
     return {'content': ', '.join(order.checks)}
 
 # %% ../../nbs/library/steps.ipynb #534590e5
@@ -67,7 +66,7 @@ def tests_step(order:Order, done:StepResults) -> dict[str, Any]:
 
 # %% ../../nbs/library/steps.ipynb #f3f895bb
 def data_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "A sample of what the training will draw, checked as lesson 05 does. Refused where more than one row in twenty is."
+    "Validate a sample of the training data as lesson 05 does. More than 5 % of rejected rows are an error."
     from mlops_course.reader.checks import check_folder
     from mlops_course.reader.datasets import make_version
     with TemporaryDirectory() as tmp:
@@ -80,14 +79,14 @@ def data_step(order:Order, done:StepResults) -> dict[str, Any]:
 
 # %% ../../nbs/library/steps.ipynb #fc00506c
 def build_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "The library as a wheel. The same code gives the same bytes."
+    "Build the library as a wheel."
     from mlops_course.base.files import save_atomically
     root,out = find_root(),load_settings().paths.runs/'pipeline'/'dist'
     with TemporaryDirectory() as tmp:
         copytree(root/'mlops_course', Path(tmp)/'mlops_course', ignore=ignore_patterns('__pycache__'))
         for o in ('settings.ini', 'setup.py', 'README.md', 'LICENSE'): copyfile(root/o, Path(tmp)/o)
-        made = subprocess.run([sys.executable, 'setup.py', '--quiet', 'bdist_wheel'], cwd=tmp,
-                              env=os.environ | {'SOURCE_DATE_EPOCH': '946684800'},
+        env = os.environ | {'SOURCE_DATE_EPOCH': '946684800'} # a fixed clock: the same code gives the same bytes
+        made = subprocess.run([sys.executable, 'setup.py', '--quiet', 'bdist_wheel'], cwd=tmp, env=env,
                               capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
         if made.returncode: raise ValueError(f"The wheel could not be built: {made.stderr[-600:]}")
         wheel = next((Path(tmp)/'dist').glob('*.whl'))
@@ -96,7 +95,7 @@ def build_step(order:Order, done:StepResults) -> dict[str, Any]:
 
 # %% ../../nbs/library/steps.ipynb #01889bfe
 def train_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "A tracked training, gone on with where one was cut off."
+    "Train with tracking, and resume an interrupted training of the same order."
     from mlops_course.reader.tracked import train_tracked
     from mlops_course.reader.training import Recipe
     from mlops_course.reader.weights import load_recogniser
@@ -109,7 +108,7 @@ def train_step(order:Order, done:StepResults) -> dict[str, Any]:
     recipe = Recipe(seed=order.seed, data=order.data, steps=order.steps, rate=order.rate)
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
     with FileLock(folder.with_suffix('.lock')): # two deliveries of one order share one training
-        # a killed one may have told its outbox only
+        # an interrupted run may exist in its outbox only
         known = {o['status']: o for o in find_runs(store, f"attributes.run_name = '{name}'")
                  if 'seed' in o['tags'] or read_outbox(store.outbox/o['id']/'entries.jsonl')[0]}
         if 'FINISHED' in known: number = known['FINISHED']['id']
@@ -122,7 +121,7 @@ def train_step(order:Order, done:StepResults) -> dict[str, Any]:
 
 # %% ../../nbs/library/steps.ipynb #fe95c2ee
 def evaluation_set(order:Order, number:int) -> tuple[dict, Any]: # Lines of each kind, and the gates
-    "What a model of this order is tried on, other lines for another `number`: it is asked to read what its data holds."
+    "The evaluation lines and gates of an order, for the kinds that its data holds. `number` is the seed."
     from mlops_course.reader.lines import version_kinds
     from mlops_course.reader.trials import draw_trial_lines
     kinds = tuple(version_kinds(order.data))
@@ -131,7 +130,7 @@ def evaluation_set(order:Order, number:int) -> tuple[dict, Any]: # Lines of each
 
 # %% ../../nbs/library/steps.ipynb #e72416e9
 def validate_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "The limits that a model must hold by itself. A refusal says which and by how much."
+    "Check the absolute limits of the model. The error names each limit that it misses."
     from mlops_course.gates import budget_gate, check_gates
     from mlops_course.reader.trials import evaluate_model
     from mlops_course.reader.weights import load_recogniser
@@ -153,21 +152,21 @@ def validate_step(order:Order, done:StepResults) -> dict[str, Any]:
 
 # %% ../../nbs/library/steps.ipynb #17705187
 def register_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "The run as a version of the registered model. One that is registered already is that version."
+    "Register the run as a version of the model, unless it is registered already."
     from mlops_course.reader.package import register_reader
     from mlops_course.registry import MODEL_NAME, list_versions
     from mlops_course.store import open_store
     store,run = open_store(),done['train']['run']
     there = store.client.search_registered_models(f"name = '{MODEL_NAME}'")
     known = [o['version'] for o in list_versions(store) if o['run'] == run] if there else []
-    few = {k: v[:12] for k,v in evaluation_set(order, order.seed)[0].items()} # for the card; the gates take all
+    few = {k: v[:12] for k,v in evaluation_set(order, order.seed)[0].items()} # for the card; the gates use all
     if known: return {'version': known[0]}
     return {'version': register_reader(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
 
 # %% ../../nbs/library/steps.ipynb #8bb5fd47
 @contextmanager
 def serve_version(version:int) -> Iterator[Any]: # An httpx.Client with an admin's key
-    "A server of `version` on a free port of this machine, until the block ends."
+    "Serve `version` on a free port of this machine until the block ends."
     import httpx
 
     from mlops_course.base.servers import on_free_port
@@ -185,7 +184,7 @@ def serve_version(version:int) -> Iterator[Any]: # An httpx.Client with an admin
 # %% ../../nbs/library/steps.ipynb #8750f456
 @contextmanager
 def translate_transport_errors() -> Iterator[None]:
-    "What keeps a service from being reached is a ConnectionError, whatever the client calls it."
+    "Translate httpx transport errors into ConnectionError."
     import httpx
     try: yield
     except httpx.TransportError as e:
@@ -199,7 +198,7 @@ def smoke_test(
     order:Order,
     reads:int=8,
 ) -> dict[str, Any]:
-    "Real reads over HTTP: is it ready, is it this version, does it read, does it keep strangers out?"
+    "Read lines over HTTP: does this version answer, does it read well, and does it reject an unknown key?"
     import cv2
 
     from mlops_course.reader.trials import draw_trial_lines
@@ -213,23 +212,22 @@ def smoke_test(
     wrong = [f'{o.status_code} {o.text[:80]}' for o in found if o.status_code != 200]
     if not wrong: wrong = [o.json()['model'] for o in found if o.json()['model'] != label]
     if wrong: raise ConnectionError(f"{len(wrong)} of {reads} reads did not come from {label}: {wrong[0]}")
-    if stranger != 401: raise GateRefused(f"A stranger got {stranger}, and 401 was expected")
+    if stranger != 401: raise GateRefused(f"An unknown key got {stranger}. Expected 401")
     errors = rate(score({str(i): o.json()['text'] for i,o in enumerate(found)},
                         {str(i): text for i,(_,text) in enumerate(drawn)}))
     if errors > .2:
-        raise GateRefused(f"{label} answers, but its CER on {reads} clean lines is {errors:.2f}, and at most 0.2 "
-                          f"was expected")
+        raise GateRefused(f"{label} answers, but its CER on {reads} clean lines is {errors:.2f}. Expected at most 0.2")
     return {'reads': reads, 'model': label, 'cer': round(errors, 4)}
 
 # %% ../../nbs/library/steps.ipynb #feb1af5f
 def stage_step(order:Order, done:StepResults) -> dict[str, Any]:
-    "The new version in a server of its own, and the smoke test."
+    "Serve the new version in a server of its own and run the smoke test."
     with serve_version(version := int(done['register']['version'])) as client: return smoke_test(client, version, order)
 
 # %% ../../nbs/library/steps.ipynb #079cf33b
 @contextmanager
 def production_client(version:int) -> Iterator[Any]: # An httpx.Client with an admin's key
-    "The service at PRODUCTION_URL, opened with PRODUCTION_KEY, or else one that is started for this block."
+    "A client of the service at PRODUCTION_URL with PRODUCTION_KEY, or of one that is started for this block."
     import httpx
     url = os.environ.get('PRODUCTION_URL', '')
     if not url:
@@ -237,17 +235,16 @@ def production_client(version:int) -> Iterator[Any]: # An httpx.Client with an a
         return
     key = os.environ.get('PRODUCTION_KEY')
     if not key:
-        raise PermissionError("PRODUCTION_URL is set and PRODUCTION_KEY is not. Make one: mlops-course keys add "
-                              "pipeline --role admin")
+        raise PermissionError("PRODUCTION_URL is set, but no PRODUCTION_KEY: mlops-course keys add NAME --role admin")
     with httpx.Client(base_url=url, headers={'Authorization': f'Bearer {key}'}, timeout=60) as client: yield client
 
 # %% ../../nbs/library/steps.ipynb #07ab8a90
 @translate_transport_errors()
 def reload_champion(client:Any) -> None:
-    "Let the service take up the champion of this moment."
+    "Make the service load the current champion."
     answer = client.post('/v1/models/reload')
     if answer.status_code != 200:
-        raise ConnectionError(f"The service refused to take up the champion: {answer.status_code} {answer.text[:200]}")
+        raise ConnectionError(f"The service could not load the champion: {answer.status_code} {answer.text[:200]}")
 
 # %% ../../nbs/library/steps.ipynb #d9756078
 def release_step(order:Order, done:StepResults) -> dict[str, Any]:
@@ -256,7 +253,7 @@ def release_step(order:Order, done:StepResults) -> dict[str, Any]:
     from mlops_course.registry import champions, expected_aliases, model_history, roll_back
     from mlops_course.store import open_store
     store,version,who = open_store(),int(done['register']['version']),str(done['approval']['by'])
-    if expected_aliases(model_history(store)).get('champion') != version: # or we were cut off after it
+    if expected_aliases(model_history(store)).get('champion') != version: # unless an interrupted run has done it
         drawn,gates = evaluation_set(order, 1000 + len(model_history(store))) # fresh lines for each decision
         decision = promote_reader(store, drawn, who, f'order {fingerprint(order)}', version, gates=gates)
         if not decision.passed:
@@ -266,15 +263,15 @@ def release_step(order:Order, done:StepResults) -> dict[str, Any]:
             if os.environ.get('PRODUCTION_URL'): reload_champion(client)
             return {'champion': version, 'approved by': who, **smoke_test(client, version, order)}
         except (ConnectionError, GateRefused) as e:
-            said = f'Version {version} was not well in production'
+            said = f'Version {version} failed its test in production'
             if len(champions(model_history(store))) < 2:
-                raise type(e)(f"{said}. It is the first, so it stays champion: {e}. Mend the service and release it "
-                              f"again, or promote a better one") from e
+                raise type(e)(f"{said}. It stays champion, since there is no other: {e}. Repair the service and "
+                              f"release again, or promote a better version") from e
             back = roll_back(store, 'the pipeline', f'{said}: {e}'[:300])
-            said += f', and version {back} is back: {e}'
+            said += f', so version {back} was restored: {e}'
             try:
                 if os.environ.get('PRODUCTION_URL'): reload_champion(client)
-            except ConnectionError as late: said += f'. The service has not taken it up yet: {late}'
+            except ConnectionError as late: said += f'. The service has not loaded it yet: {late}'
             raise GateRefused(said) from e
 
 # %% ../../nbs/library/steps.ipynb #a1c16004
