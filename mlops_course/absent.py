@@ -18,7 +18,7 @@ OPTIONAL_MODULES = ('matplotlib', 'pandas', 'psutil', 'rapidfuzz', 'rapidfuzz.di
 
 # %% ../nbs/library/absent.ipynb #821de570
 class MissingModule(ModuleType):
-    "A module that is not there. What it holds may be named and derived from, and not be used."
+    "A placeholder for a missing module. Its names can be imported and subclassed, but not used."
     def __getattr__(self, name:str) -> Any:
         if name.startswith('__'): raise AttributeError(name)
         def refuse(*args, **kwargs):
@@ -31,13 +31,13 @@ class MissingModule(ModuleType):
 def is_importable(name:str) -> bool:
     "Whether the module `name` can be imported."
     try: return name in sys.modules or find_spec(name) is not None
-    except ModuleNotFoundError: return False # not even what it is part of
+    except ModuleNotFoundError: return False # its parent package is missing, too
 
 # %% ../nbs/library/absent.ipynb #ac5fe126
 def stub_missing_modules(
     names:Sequence[str]=OPTIONAL_MODULES, # What belongs to another comes after it
 ) -> list[str]:                   # Those that were missing
-    "Let missing modules be imported all the same."
+    "Put placeholders in place of missing modules, so that they can be imported."
     missing = [o for o in names if not is_importable(o)]
     for name in missing:
         module = sys.modules[name] = MissingModule(name)

@@ -18,19 +18,19 @@ def isolate_failures(
     work:Callable[[list[Any]], list[Any]], # Things -> a result for each
     things:list[Any],
 ) -> list[Any]: # Results, and exceptions
-    "`work` on all `things` at once; where it fails, on one at a time, so that a bad one harms itself only."
+    "Call `work` on all `things`. If it fails, call it on each one, so that only the bad ones fail."
     try: return work(things) if things else []
     except Exception as e: # noqa: BLE001 (it is passed on)
         return [e] if len(things) == 1 else [isolate_failures(work, [o])[0] for o in things]
 
 # %% ../nbs/library/batching.ipynb #e4718ce0
 class Deferred(NamedTuple):
-    "What `work` may say of a job that takes long: it is done alone, when no other waits."
+    "Returned by `work` for a slow job: it is queued again and processed alone when no other job is waiting."
     job:Any
 
 # %% ../nbs/library/batching.ipynb #dc574f7d
 class QueueEntry(NamedTuple):
-    "A place in the queue. The first come first, those for later after all others."
+    "An entry of the queue. Entries are processed in order of arrival; deferred ones come last."
     later:bool
     n:int
     job:Any
@@ -38,7 +38,7 @@ class QueueEntry(NamedTuple):
 
 # %% ../nbs/library/batching.ipynb #fffd4850
 class Batcher:
-    "Gathers what arrives within a moment, and has it done together in a thread."
+    "Collects jobs for a short time and processes them as one batch in a thread."
     def __init__(self,
         work:Callable[[list[Any]], list[Any]], # Jobs -> a result, an exception or `Deferred` for each
         most:int=8,                            # Jobs that are done together
@@ -61,7 +61,7 @@ class Batcher:
         self.pool.shutdown()
 
     async def turns(self) -> None:
-        "Gather and work, again and again."
+        "Collect batches and process them until cancelled."
         while True:
             batch = [await self.queue.get()]
             with suppress(TimeoutError):
@@ -84,7 +84,7 @@ class Batcher:
             for _ in range(begun): self.queue.task_done()
 
     async def __call__(self, job:Any) -> Any:
-        "The result of `job`, when its turn has come."
+        "Queue `job` and wait for its result."
         future = asyncio.get_running_loop().create_future()
         self.queue.put_nowait(QueueEntry(False, next(self.numbers), job, future))
         return await future

@@ -24,7 +24,7 @@ def page_key(
     data:bytes, # A file's
     reader:str, # From `reader_id`
 ) -> str:
-    "Under which key a reading is kept: equal for the same bytes and the same reader only."
+    "The cache key of a page: equal only for the same bytes and the same reader."
     return hashlib.sha256(f'{reader} '.encode() + data).hexdigest() # the first space ends the reader
 
 # %% ../nbs/library/cache.ipynb #9612aaf9
@@ -34,7 +34,7 @@ create index if not exists by_use on readings (used);"""
 
 # %% ../nbs/library/cache.ipynb #a80eda27
 class ReadingCache:
-    "Readings by key, in an SQLite file that many processes share. What nobody asked for longest makes room."
+    "An LRU cache of readings in an SQLite file that several processes can share."
     def __init__(self,
         path:str|Path,
         most_mb:float=256, # Of the file
@@ -51,7 +51,7 @@ class ReadingCache:
 
     @property
     def db(self) -> sqlite3.Connection:
-        "This process's own connection."
+        "The connection of this process."
         if (found := self.opened.get(os.getpid())) is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             found = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -68,21 +68,21 @@ class ReadingCache:
         return found
 
     def ask(self, words:str, *values:Any) -> list[tuple]:
-        "The rows that a statement gives."
+        "Run a statement and return its rows."
         with self.alone: return self.db.execute(words, values).fetchall()
     def __len__(self) -> int: return self.ask('select count(*) from readings')[0][0]
     def keys(self) -> list[str]: return [o for o, in self.ask('select key from readings order by used')]
 
     @property
     def mb(self) -> float:
-        "What is in use of the file."
+        "The used part of the file, in MB."
         (pages,),(free,),(size,) = (self.ask(f'pragma {o}')[0] for o in ('page_count', 'freelist_count', 'page_size'))
         return (pages - free)*size/1e6
 
     def get(self, key:str) -> Any: # None if it is not there
-        "What was kept under `key`."
+        "The value under `key`."
         rows = self.ask('update readings set used = ? where key = ? returning value, digest', time.time_ns(), key)
-        whole = bool(rows) and fingerprint(key, rows[0][0]) == rows[0][1] # notices damage, no forgery
+        whole = bool(rows) and fingerprint(key, rows[0][0]) == rows[0][1] # detects damage, but not forgery
         self.hits,self.misses = self.hits + whole,self.misses + (not whole)
         return json.loads(rows[0][0]) if whole else None
 
@@ -97,6 +97,6 @@ class ReadingCache:
                      'count(*)/10 + 1 from readings))')
 
     def close(self) -> None:
-        "Close this process's connection; the next question opens it again."
+        "Close the connection of this process; the next call opens it again."
         with self.alone:
             if (found := self.opened.pop(os.getpid(), None)): found.close()

@@ -28,7 +28,7 @@ def podman(
     program:str='podman', # Or buildah
     timeout_s:float=600,
 ) -> str:                 # What it printed
-    "Call the container engine."
+    "Run a command of the container engine and return its output."
     if not shutil.which(program):
         raise FileNotFoundError(f"{program} is missing. On Debian and Ubuntu: sudo apt-get install podman buildah")
     env = dict(os.environ)
@@ -51,7 +51,7 @@ def build_image(
     wheels:Path|None=None,        # Packages that were fetched before; from PyPI if none
     **arguments:str,              # For ARG
 ) -> float:                       # Seconds
-    "Build an image with buildah, whose cache serves the next build."
+    "Build an image with buildah, using its cache."
     start = time.perf_counter()
     more = ['--volume', f'{wheels.resolve()}:/wheels:ro', '--build-arg', 'PIP_FIND_LINKS=/wheels', '--build-arg',
             'PIP_NO_INDEX=1'] if wheels else []
@@ -68,7 +68,7 @@ def run_container(
     command:Sequence[str]=(), # Instead of the image's own
     wait_s:float=60,        # For /ready
 ) -> Iterator[tuple[str, str]]: # Its name, and the address it answers at
-    "A container that is ready, on a free port of this machine, until the block ends, however it ends."
+    "Run a container on a free port, wait until it is ready, and stop it when the block ends."
     port = free_port()
     name,url = f'reader-{os.getpid()}-{port}',f'http://127.0.0.1:{port}'
     own = ('-e', 'MLOPS_COURSE_SERVICES__API__HOST=127.0.0.1', '-e', f'MLOPS_COURSE_SERVICES__API__PORT={port}')
@@ -93,7 +93,7 @@ def load_manifests(folder:str|Path) -> list[dict[str, Any]]:
 def manifest_faults(
     manifest:Mapping[str, Any], # Of a Deployment
 ) -> list[str]:                 # Empty if all is well
-    "What a cluster would accept, and we do not."
+    "Faults of a Deployment that a cluster would accept."
     wrong = []
     pod = manifest['spec']['template']['spec']
     for o in pod['containers']:
@@ -119,7 +119,7 @@ def schema_faults(
     manifest:Mapping[str, Any],
     version:str='1.31', # Of Kubernetes
 ) -> str:               # Empty if all is well
-    "What Kubernetes itself would refuse in `manifest`."
+    "Errors in `manifest` according to the schemas of Kubernetes."
     import kubernetes_validate
     try: kubernetes_validate.validate(manifest, version, strict=True)
     except kubernetes_validate.ValidationError as e: return str(e.message)

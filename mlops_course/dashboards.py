@@ -15,14 +15,14 @@ from .promql import LabelSet
 
 # %% ../nbs/library/dashboards.ipynb #aaa194ea
 class Panel(NamedTuple):
-    "Curves that belong together."
+    "A panel of a dashboard."
     title:str
     unit:str                # In Grafana's words
     curves:dict[str, str]   # Legend, in which {{model}} stands for a label -> expression
 
 # %% ../nbs/library/dashboards.ipynb #161b4bc3
 def quantile_query(q:float, name:str) -> str:
-    "Below what the part `q` of a histogram lies."
+    "The PromQL expression for the `q` quantile of a histogram."
     return f'histogram_quantile({q}, sum by (le) (rate({name}_bucket[5m])))'
 
 # %% ../nbs/library/dashboards.ipynb #6d1659f7
@@ -47,7 +47,7 @@ def make_dashboard(
 
 # %% ../nbs/library/dashboards.ipynb #94be43d8
 def fill_legend(legend:str, labels:LabelSet) -> str:
-    "`legend` with the labels in it."
+    "Fill the labels into `legend`."
     named = dict(labels)
     return re.sub(r'\{\{(\w+)\}\}', lambda o: named.get(o[1], ''), legend)
 
@@ -60,7 +60,7 @@ def panel_curves(
     step:float,
     factor:float=1., # By which the rules are shortened
 ) -> dict[str, list[tuple[float, float]]]: # Legend -> times and values
-    "What `panel` shows."
+    "The curves of `panel`, as times and values."
     found = {}
     for legend,expr in panel.curves.items():
         for labels,points in watch.between(shorten_durations(expr, factor), start, end, step).items():

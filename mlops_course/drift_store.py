@@ -34,32 +34,32 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value REAL);"""
 
 # %% ../nbs/library/drift_store.ipynb #d8ff5c7a
 class SharedDatabase:
-    "A file that several processes may write to, and that outlives them."
+    "An SQLite file that several processes may write to."
     def __init__(self, path:str|Path): # Made if missing. It holds what users sent in: nobody else may read it
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch(0o600)
-        # one at a time may begin a file
+        # only one process at a time creates the tables
         with FileLock(f'{self.path}.lock'), self.opened() as db: db.executescript(DRIFT_SCHEMA)
     def __repr__(self): return f"{type(self).__name__}({self.path.name!r})"
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
-        "The file, for one transaction: all of it happens, or nothing."
+        "A connection for one transaction."
         with closing(sqlite3.connect(self.path, timeout=30)) as db:
-            # a kill costs nothing that was written; a power cut may cost the last moment
+            # a killed process loses nothing that was written; a power cut may lose the last moment
             db.execute('PRAGMA synchronous = NORMAL')
             with db: yield db
 
 # %% ../nbs/library/drift_store.ipynb #8cf7fd3c
 class DriftMonitor(SharedDatabase):
-    "What was measured, one row an image or another input, and how far it has moved from a reference."
+    "Stores one row of measurements per input, and compares the latest rows with a reference."
     def __init__(self,
         path:str|Path,          # Of the file
-        features:Sequence[str], # Names of what is measured; those that a file begins with stay
+        features:Sequence[str], # Names of the measurements; an existing file must start with the same ones
         window:int=200,         # Rows that are compared with the reference
         alpha:float=.01,        # As in `drift_lower_bounds`
-        every_s:float=.5,       # Between writes; so much a process that is killed may lose
+        every_s:float=.5,       # Between writes; a killed process loses at most this much
         keep:int=100_000,       # Rows; older ones go
     ):
         super().__init__(path)
@@ -89,14 +89,14 @@ class DriftMonitor(SharedDatabase):
         text:str='',                # What was answered
         at:float|None=None,         # Seconds since 1970; now if none
     ) -> None:
-        "Take down one row. Within `every_s` it is in the file."
+        "Add one row. It is in the file within `every_s`."
         row = [float(values[o]) for o in self.features]
         if not isfinite(sum(row)):
             raise ValueError(f"{dict(values)} holds something that is no number. Measure it again, or leave it out")
         self.waiting.append((time() if at is None else at, sha256, model, text, *row))
 
     def flush(self) -> int: # How many
-        "Write down what is waiting. What the file does not take goes on waiting."
+        "Write the pending rows. If that fails, they stay pending."
         with self.alone:
             rows = [self.waiting.popleft() for _ in range(len(self.waiting))]
             if not rows: return 0
@@ -111,14 +111,14 @@ class DriftMonitor(SharedDatabase):
             return len(rows)
 
     def turns(self) -> None:
-        "Write, again and again."
+        "Write every `every_s` seconds until closed."
         while not self.over.wait(self.every_s):
             try: self.flush()
             except sqlite3.Error as e:
                 get_logger('drift').error('nothing could be written', error=str(e), waiting=len(self.waiting))
 
     def refer(self, reference:pd.DataFrame) -> None: # One row a line, with a column for each feature
-        "Compare with `reference` from now on, and only rows from now on."
+        "Set the reference. Only rows from now on are compared with it."
         if len(reference) < 100 or not np.isfinite(reference.reindex(columns=self.features).to_numpy(float)).all():
             raise ValueError(f"The reference has {len(reference)} lines with "
                              f"{', '.join(o for o in self.features if o in reference) or 'no feature'}. "
@@ -133,11 +133,11 @@ class DriftMonitor(SharedDatabase):
             db.execute("REPLACE INTO state VALUES ('window after', (SELECT coalesce(max(id), 0) FROM image))")
 
     def reference(self) -> pd.DataFrame: # Empty until `refer` was called
-        "What images are compared with."
+        "The reference."
         with self.opened() as db: return pd.read_sql('SELECT * FROM reference', db)
 
     def current(self, n:int=0) -> pd.DataFrame: # Oldest first
-        "The last `n` rows since there is this reference; as many as the window has if 0."
+        "The last `n` rows since the reference was set; the whole window if 0."
         with self.opened() as db:
             return pd.read_sql("""SELECT * FROM (SELECT * FROM image
                 WHERE id > coalesce((SELECT value FROM state WHERE name = 'window after'), 0)
@@ -149,19 +149,19 @@ class DriftMonitor(SharedDatabase):
         return drift_lower_bounds(reference, now, self.alpha) if len(reference) and len(now) >= self.window else {}
 
     def close(self) -> None:
-        "Write the rest, and end."
+        "Write the pending rows and stop the writer."
         self.over.set()
         self.writer.join()
         self.flush()
 
 # %% ../nbs/library/drift_store.ipynb #aecb9b1e
 class LabelStore(SharedDatabase):
-    "What truly stands on images, told by people, when they come to it."
+    "Stores true texts, which people provide later, next to the readings."
     def add(self,
         truths:Mapping[str, str], # SHA-256 of an image, as the service returned it -> its text; the latest counts
         at:float|None=None,       # Seconds since 1970; now if none
     ) -> None:
-        "Take down what stands on some images."
+        "Store the true texts of some images."
         if blank := [k for k,v in truths.items() if not k or not v.strip()]:
             raise ValueError(f"{len(blank)} of {len(truths)} labels lack the SHA-256 or the text, such as that of "
                              f"{blank[0][:12]!r}. Leave them out")
@@ -170,18 +170,18 @@ class LabelStore(SharedDatabase):
             db.executemany('REPLACE INTO truth VALUES (?, ?, ?)', [(k, when, v) for k,v in truths.items()])
 
     def joined(self, until:float=inf) -> pd.DataFrame: # at, labelled, model, pred and truth
-        "Readings whose truth was known at the time `until`, with it."
+        "The readings whose true text was known at the time `until`, with that text."
         with self.opened() as db:
             return pd.read_sql("""SELECT image.at, truth.at AS labelled, model, image.text AS pred, truth.text AS truth
                 FROM image JOIN truth USING (sha256) WHERE truth.at <= ? ORDER BY image.id""", db, params=(until,))
 
 # %% ../nbs/library/drift_store.ipynb #082e812c
 class DriftCollector:
-    "The metrics of a monitor, computed when they are asked for."
+    "Prometheus metrics of a monitor, computed at each scrape."
     def __init__(self, monitor:DriftMonitor, prefix:str): self.monitor,self.prefix = monitor,prefix
     def __repr__(self): return f"DriftCollector({self.monitor})"
     def collect(self) -> Iterator[Any]:
-        drift = GaugeMetricFamily(f'{self.prefix}_drift', 'Share of the last rows that must be others, at least',
+        drift = GaugeMetricFamily(f'{self.prefix}_drift', 'Lower bound on the share of changed rows in the window',
                                   labels=['feature'])
         for k,v in self.monitor.judge().items(): drift.add_metric([k], v)
         yield drift
@@ -193,16 +193,16 @@ def drift_registry(
     monitor:DriftMonitor,
     prefix:str,       # Of the names of the metrics
 ) -> CollectorRegistry: # For `make_asgi_app`
-    "What Prometheus may ask `monitor`."
+    "A registry with the metrics of `monitor`."
     registry = CollectorRegistry()
     registry.register(DriftCollector(monitor, prefix))
     return registry
 
 # %% ../nbs/library/drift_store.ipynb #4abe34c9
 class Cooldown(SharedDatabase):
-    "Who may do what only one may do."
+    "A lock with a cool-down: at most one process may start an action per period."
     def take(self, what:str, cool_down_s:float, now:float|None=None) -> bool: # Is it yours?
-        "Whether `what` may be done now: at most once in `cool_down_s`, by whoever asks first."
+        "Claim the action `what`: succeeds at most once in `cool_down_s` seconds, for the first caller."
         with self.opened() as db:
             done = db.execute('INSERT INTO state VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = excluded.value '
                               'WHERE value <= excluded.value - ?',
@@ -210,5 +210,5 @@ class Cooldown(SharedDatabase):
             return done.rowcount == 1
 
     def give_back(self, what:str) -> None:
-        "It was not done after all, so the next one may try."
+        "Release the claim, so that the next caller may try."
         with self.opened() as db: db.execute('DELETE FROM state WHERE name = ?', (what,))

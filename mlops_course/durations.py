@@ -16,7 +16,7 @@ DURATION_UNITS = {'ms': .001, 's': 1., 'm': 60., 'h': 3600., 'd': 86400., 'w': 6
 
 # %% ../nbs/library/durations.ipynb #8ae72b1a
 def duration_seconds(duration:str) -> float:
-    "The seconds in a duration of Prometheus, such as 1h30m."
+    "Convert a Prometheus duration such as 1h30m to seconds."
     if not DURATION_PATTERN.fullmatch(duration):
         raise ValueError(f"{duration!r} is no duration. One like 90s, 5m or 1h30m was expected")
     return sum(int(n)*DURATION_UNITS[unit] for n,unit in re.findall(r'(\d+)(ms|[smhdw])', duration))
@@ -26,7 +26,7 @@ def shorten_durations(
     tree:Any,      # What a YAML file holds: rules, or a configuration; or one expression
     factor:float,
 ) -> Any:
-    "The same with every duration divided by `factor`."
+    "Divide every duration in `tree` by `factor`."
     def shorter(found): return f'{max(1, round(1000*duration_seconds(found[0])/factor))}ms'
     if isinstance(tree, Mapping): return {k: shorten_durations(v, factor) for k,v in tree.items()}
     if isinstance(tree, list): return [shorten_durations(o, factor) for o in tree]

@@ -17,7 +17,7 @@ from .http import body_too_large, http_error
 
 # %% ../nbs/library/fetching.ipynb #ee5fc639
 def is_public(address:str) -> bool:
-    "Whether `address` is outside of all private networks, however it is written."
+    "Whether `address` is outside all private networks, in any notation."
     found = ip_address(address.partition('%')[0])
     found = getattr(found, 'ipv4_mapped', None) or found
     return found.is_global and not found.is_multicast
@@ -27,7 +27,7 @@ def public_address(
     host:str,
     allowed:Callable[[str], bool]=is_public,
 ) -> str: # An address to connect to, looked up once
-    "Where `host` is, unless that is inside our own walls."
+    "Resolve `host`, and refuse addresses in private networks."
     try: found = {str(o[4][0]) for o in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as e:
         raise http_error(422, "The host of that address is not known. Check its name") from e
@@ -43,7 +43,7 @@ async def fetch_image(
     allowed:Callable[[str], bool]=is_public,
     verify:Any=True,   # As for httpx
 ) -> BinaryIO:
-    "The bytes at `url`: https only, from a public address, no redirects, no more than `most`."
+    "Download at most `most` bytes from `url`: https only, public addresses only, no redirects."
     import httpx
     try: parsed = httpx.URL(url)
     except httpx.InvalidURL as e:

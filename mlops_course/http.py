@@ -16,21 +16,21 @@ from pydantic import BaseModel
 
 # %% ../nbs/library/http.ipynb #87b634cb
 def http_error(
-    status:int,           # Of HTTP
+    status:int,           # HTTP status code
     words:str,            # What is wrong, and what to do
     wait:float|None=None, # Seconds after which to try again
     headers:dict[str, str]|None=None,
 ) -> HTTPException:
-    "An answer other than what was asked for."
+    "An HTTP error with a message and, if it makes sense to retry, a Retry-After header."
     return HTTPException(status, words, headers if wait is None
                          else {**(headers or {}), 'Retry-After': str(ceil(max(wait, 1)))})
 
 # %% ../nbs/library/http.ipynb #3f724142
 def limit_body(
-    receive:Callable[[], Awaitable[Any]], # As ASGI gives it
+    receive:Callable[[], Awaitable[Any]], # The `receive` of an ASGI app
     most:int,                             # Bytes
 ) -> Callable[[], Awaitable[Any]]:
-    "`receive`, which breaks off as soon as the body is larger than `most`."
+    "Wrap `receive` so that it raises an error once the body exceeds `most` bytes."
     seen = 0
     async def limited() -> Any:
         nonlocal seen
@@ -42,13 +42,13 @@ def limit_body(
 
 # %% ../nbs/library/http.ipynb #0ea744e3
 def body_too_large(most:int) -> HTTPException:
-    "The refusal of a body of more than `most` bytes. The connection ends, so the rest is not even received."
+    "The error for a body above `most` bytes. It closes the connection, so the rest is not received."
     return http_error(413, f"More than {most/2**20:.1f} MB came, and that is the limit. Send a smaller file, or fewer",
                       headers={'Connection': 'close'})
 
 # %% ../nbs/library/http.ipynb #a5eb8854
 class Problem(BaseModel):
-    "What every refusal looks like."
+    "The body of every error."
     status:int
     error:str # What is wrong, and what to do
 
@@ -56,21 +56,21 @@ class Problem(BaseModel):
 INTERNAL_ERROR = "Something is wrong with the service, not with your request. Its log says what"
 
 # %% ../nbs/library/http.ipynb #e1e4a4a9
-ERROR_DESCRIPTIONS = {400: "The body is not what its header says", 401: "No key, or none that is known",
-                      403: "The role of the key is not enough",
-    408: "The body came too slowly", 413: "Too many bytes, or too many pixels of an image",
-    422: "What was sent cannot be read",
-    429: "Too many requests with this key", 500: "A fault of the service", 503: "The service is full, or not ready",
-    504: "There was no answer in time"}
+ERROR_DESCRIPTIONS = {
+    400: "The body is not what its header says", 401: "No key, or an unknown key",
+    403: "The role of the key is too low", 408: "The body came too slowly",
+    413: "Too many bytes, or too many pixels in an image",
+    422: "The content cannot be read", 429: "Too many requests with this key", 500: "An error of the service",
+    503: "The service is full, or not ready", 504: "There was no answer in time"}
 
 # %% ../nbs/library/http.ipynb #2ea1c516
 def error_responses(*statuses:int) -> dict[int|str, dict[str, Any]]:
-    "How these refusals look, for the description."
+    "The description of these errors for OpenAPI."
     return {o: {'model': Problem, 'description': ERROR_DESCRIPTIONS[o],
                 'content': {'application/json': {'example': {'status': o, 'error': ERROR_DESCRIPTIONS[o]}}}}
                 for o in statuses}
 
 # %% ../nbs/library/http.ipynb #7797bbb6
 def example_response(example:Any) -> dict[int|str, dict[str, Any]]:
-    "How an answer looks, for the description."
+    "An example of an answer for OpenAPI."
     return {200: {'content': {'application/json': {'example': example}}}}

@@ -22,7 +22,7 @@ def tar_layer(
     files:Mapping[str, bytes],     # Path -> content
     modes:Mapping[str, int]|None=None, # Path -> rights; rw-r--r-- if none
 ) -> bytes:                        # A tar archive
-    "`files` as a layer. The same files give the same bytes, since no clock and no user is in it."
+    "A tar archive of `files`. The same files give the same bytes: it holds no time and no user."
     to = io.BytesIO()
     with tarfile.open(fileobj=to, mode='w') as archive:
         for path in sorted(files):
@@ -37,7 +37,7 @@ def write_image(
     layers:Sequence[tuple[str, bytes]],  # What made each, and its tar archive
     config:Mapping[str, Any]|None=None,  # User, Cmd, Env and so on
 ) -> str:                                # Its digest
-    "An image in `folder`, which podman and skopeo can load."
+    "Write an image to `folder`, which podman and skopeo can load."
     def put(data:bytes, kind:str) -> dict[str, Any]:
         digest = sha256(data).hexdigest()
         (folder/'blobs'/'sha256').mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write_image(
 
 # %% ../nbs/library/image_layers.ipynb #1dcced47
 class Layer(NamedTuple):
-    "One layer, opened."
+    "The files of one layer."
     made_by:str          # The instruction
     digest:str
     size:int             # Bytes of the archive
@@ -64,7 +64,7 @@ class Layer(NamedTuple):
 
 # %% ../nbs/library/image_layers.ipynb #229a5a10
 def blob_path(folder:Path, digest:str) -> Path:
-    "The file that lies in the image under `digest`, if it is that."
+    "The path of the blob `digest`, after a check of its content."
     path = folder/'blobs'/'sha256'/digest.removeprefix('sha256:')
     with path.open('rb') as file: found = file_digest(file, 'sha256').hexdigest()
     if f'sha256:{found}' != digest:
@@ -76,7 +76,7 @@ def open_image(
     folder:str|Path,      # In the OCI's layout, as `podman save --format oci-dir` writes it
     small:int=1_000_000,  # Bytes up to which the content of a file is kept
 ) -> tuple[dict, list[Layer]]: # Its configuration, and the layers from the bottom up
-    "The image in `folder`, every digest checked."
+    "Open the image in `folder` and check every digest."
     folder = Path(folder)
     if not (folder/'index.json').is_file(): raise FileNotFoundError(
         f"No index.json in {folder}, so it is no image. Write one: podman save --format oci-dir -o {folder.name} IMAGE")
@@ -98,7 +98,7 @@ def open_image(
 def visible_files(
     layers:Sequence[Layer],
 ) -> dict[str, int]: # Path -> the layer that it comes from
-    "What a program in the container sees: the layers from the bottom up, what is hidden left out."
+    "The files that a program in the container sees, without those that a later layer hides."
     found:dict[str, int] = {}
     for i,o in enumerate(layers):
         for path in o.rights:
@@ -119,7 +119,7 @@ SECRET_WORDS = re.compile(rb'-----BEGIN [A-Z ]*PRIVATE KEY-----|AKIA[0-9A-Z]{16}
 
 # %% ../nbs/library/image_layers.ipynb #58e4b2ff
 class Risk(NamedTuple):
-    "Something in a layer that should not be there."
+    "A security risk in a layer."
     kind:str    # secret, setuid or writable
     path:str
     made_by:str # The instruction
@@ -129,7 +129,7 @@ def find_risks(
     layers:Sequence[Layer],
     others:tuple[str, ...]=('packages/', 'usr/'), # Folders of installed packages: there only file names are checked
 ) -> list[Risk]:
-    "Secrets, programs that run as another user, and files that everybody may change; hidden ones too."
+    "Find secrets, setuid programs and world-writable files, also in hidden files."
     found = []
     for o in layers:
         for path,rights in o.rights.items():
@@ -143,7 +143,7 @@ def find_risks(
 def make_sbom(
     layers:Sequence[Layer],
 ) -> dict[str, Any]: # In the form of CycloneDX
-    "The packages of Debian and of Python that `layers` hold, with their versions: a bill of materials."
+    "A bill of materials (SBOM): the Debian and Python packages in `layers`, with versions."
     parts = {}
     for o in layers:
         for path,data in o.files.items():

@@ -24,7 +24,7 @@ ROLES = ('reader', 'admin') # an admin may do all that a reader may
 
 # %% ../nbs/library/keys.ipynb #adf69e29
 class ApiKey(NamedTuple):
-    "Who may do what. The key itself is not kept."
+    "The name and the role of a key. The key itself is not stored."
     name:str
     role:str
     digest:str # SHA-256 of the key
@@ -32,7 +32,7 @@ class ApiKey(NamedTuple):
 
 # %% ../nbs/library/keys.ipynb #43ff0287
 class KeyStore:
-    "The keys in a file; a change to it counts at once."
+    "API keys in a file. A change of the file takes effect immediately."
     def __init__(self, path:str|Path):
         self.path = Path(path)
         self.seen:tuple[int, ...]|None = None # what the file looked like when it was read
@@ -51,14 +51,14 @@ class KeyStore:
         return iter(self.known)
 
     def write(self, keys:list[ApiKey]) -> None:
-        "Keep these and no others, for nobody else's eyes."
+        "Write these keys to the file, which only its owner may read."
         def put(to):
             to.touch(0o600)
             write_json(to, [o._asdict() for o in keys])
         save_atomically(self.path, put)
 
     def add(self, name:str, role:str='reader') -> str: # The key: shown once, and never again
-        "A new key for `name`."
+        "Create a key for `name`."
         if role not in ROLES: raise ValueError(f"No role {role!r}: choose among {', '.join(ROLES)}")
         if not name.strip() or not name.isprintable():
             raise ValueError(f"Found the name {name!r}, expected one that tells people apart. Give another")
@@ -72,14 +72,14 @@ class KeyStore:
         return key
 
     def revoke(self, name:str) -> None:
-        "From now on the key of `name` opens nothing."
+        "Revoke the key of `name`, with immediate effect."
         known = list(self)
         if name not in (o.name for o in known):
             raise ValueError(f"No key for {name}. There are keys for {', '.join(o.name for o in known) or 'nobody'}")
         with FileLock(f'{self.path}.lock'): self.write([o for o in self if o.name != name])
 
     def find(self, key:str) -> ApiKey|None:
-        "Whose `key` this is. Every one is compared in the same time, so that the time tells nothing."
+        "Find the entry of `key`. The comparison takes the same time for every wrong key."
         digest = sha256_of_text(key)
         found = [o for o in self if hmac.compare_digest(o.digest, digest)]
         return found[0] if found else None

@@ -11,18 +11,18 @@ from time import monotonic
 
 # %% ../nbs/library/limits.ipynb #efebb5ca
 class TokenBucket:
-    "Tokens for requests: `burst` at first, then `rate` new ones a second."
+    "A token bucket: `burst` tokens at first, then `rate` new ones a second."
     def __init__(self, rate:float, burst:float, clock:Callable[[], float]=monotonic):
         self.rate,self.burst,self.clock = rate,burst,clock
         self.tokens,self.at = float(burst),clock()
     def __repr__(self): return f"TokenBucket({self.tokens:.1f} of {self.burst} tokens)"
 
     def wait(self) -> float: # Seconds; 0 if there is a token
-        "How long until there is a token."
+        "The waiting time until a token is available."
         now = self.clock()
         self.tokens,self.at = min(self.burst, self.tokens + (now - self.at)*self.rate),now
         return max(0., 1 - self.tokens)/self.rate
 
     def pay(self, tokens:float=1) -> None:
-        "Take `tokens`. Whoever takes more than there are waits longer next time."
+        "Take `tokens`. The count may become negative, which makes the next wait longer."
         self.tokens -= tokens

@@ -15,7 +15,7 @@ import numpy as np
 
 # %% ../nbs/library/load.ipynb #66767d96
 class LoadGenerator:
-    "Users who keep asking until the block ends, and every answer that they got."
+    "Simulated users who send requests until the block ends. All answers are kept."
     def __init__(self,
         url:str,
         keys:Sequence[str],     # One for each user
@@ -43,7 +43,7 @@ class LoadGenerator:
                     status,by = found.status_code,found.headers.get('X-Served-By', '')
                 except httpx.TransportError:
                     status,by = 0,''
-                    self.over.wait(.1) # nobody there: no need to storm the door
+                    self.over.wait(.1) # no server: wait before the next try
                 self.answers.append((perf_counter() - self.start, user, status, by))
 
     def __enter__(self) -> 'LoadGenerator':

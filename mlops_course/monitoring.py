@@ -26,7 +26,7 @@ from .watching import EmbeddedPrometheus
 
 # %% ../nbs/18_monitoring.ipynb #da0e5c3a
 class AlertNotice(NamedTuple):
-    "What a webhook heard of one alert."
+    "A notification of one alert."
     at:float     # Seconds since 1970
     alert:str
     status:str   # firing or resolved
@@ -36,7 +36,7 @@ class AlertNotice(NamedTuple):
 
 # %% ../nbs/18_monitoring.ipynb #0eacfbbd
 class AlertReceiver:
-    "Takes what Alertmanager sends."
+    "A webhook that receives the notifications of Alertmanager."
     def __init__(self, tell:Callable[[AlertNotice], Any]=lambda _: None):
         self.notes,self.tell = list[AlertNotice](),tell
     def __repr__(self): return f"AlertReceiver({len(self.notes)} notes)"
@@ -56,7 +56,7 @@ class AlertReceiver:
         await send({'type': 'http.response.body', 'body': b''})
 
     def wait(self, alert:str, status:str='firing', seconds:float=60., since:float=0.) -> AlertNotice:
-        "The first note of this kind."
+        "Wait for the first notification of this alert and status."
         until = monotonic() + seconds
         while monotonic() < until:
             if found := [o for o in self.notes if (o.alert, o.status) == (alert, status) and o.at >= since]:
@@ -72,12 +72,12 @@ PROMETHEUS_PROGRAMS = ('prometheus', 'prometheus-alertmanager')
 def program_path(
     name:str,   # As Debian calls it; upstream leaves out `prometheus-` for its Alertmanager
 ) -> str|None:  # None where it is missing
-    "Where the program `name` is."
+    "The path of the program `name`."
     return shutil.which(name) or shutil.which(name.removeprefix('prometheus-'))
 
 # %% ../nbs/18_monitoring.ipynb #1101cbfe
 def has_prometheus() -> bool:
-    "Whether Prometheus and Alertmanager are here."
+    "Whether Prometheus and Alertmanager are installed."
     return all(map(program_path, PROMETHEUS_PROGRAMS))
 
 # %% ../nbs/18_monitoring.ipynb #000a34d4
@@ -89,7 +89,7 @@ def program_on_free_port(
     ready:str='/-/ready',
     wait_s:float=30.,
 ) -> Iterator[str]:      # Its address
-    "A server on a free port of this machine until the block ends, however it ends."
+    "Run a server program on a free port until the block ends."
     path = program_path(name)
     if not path:
         raise FileNotFoundError(f"{name} is missing. On Debian and Ubuntu: sudo bash scripts/debian.sh. "
@@ -100,13 +100,13 @@ def program_on_free_port(
 
 # %% ../nbs/18_monitoring.ipynb #c621938c
 def response_labels(found:Mapping[str, str]) -> LabelSet:
-    "The labels in an answer of Prometheus."
+    "Convert the labels in an answer of Prometheus."
     return frozenset(found.items())
 
 # %% ../nbs/18_monitoring.ipynb #549db4bb
 @dataclass
 class PrometheusServer:
-    "A Prometheus that answers."
+    "A client for a running Prometheus."
     url:str
     alertmanager:str # Its address
     name = 'Prometheus'
@@ -120,17 +120,17 @@ class PrometheusServer:
         return [{'metric': {}, 'value': data['result']}] if data['resultType'] == 'scalar' else data['result']
 
     def now(self, expr:str) -> Vector:
-        "What `expr` is now."
+        "The current value of `expr`."
         return {response_labels(o['metric']): float(o['value'][1]) for o in self.ask('query', query=expr)}
 
     def between(self, expr:str, start:float, end:float, step:float) -> dict[LabelSet, list[tuple[float, float]]]:
-        "What `expr` was, every `step` seconds."
+        "The values of `expr`, every `step` seconds."
         return {response_labels(o['metric']): [(t, float(v)) for t,v in o['values']]
                 for o in self.ask('query_range', query=expr, start=start, end=end, step=step)}
 
 # %% ../nbs/18_monitoring.ipynb #613b3d89
 def load_deploy_file(name:str, factor:float) -> Any:
-    "A file of deploy/, with shortened durations."
+    "Load a file of deploy/ with shortened durations."
     import yaml
     return shorten_durations(yaml.safe_load((find_root()/'deploy'/name).read_text(encoding='utf-8')), factor)
 
@@ -143,7 +143,7 @@ def run_prometheus(
     every_s:float|None=None,   # Between scrapes, and between looks at the rules; as in deploy/ if none
     rules:Any=None,            # As a rule file has them; those of deploy/ if none
 ) -> Iterator[PrometheusServer]:
-    "Prometheus and Alertmanager with the files of deploy/, for these targets."
+    "Run Prometheus and Alertmanager with the files of deploy/ for these targets."
     import yaml
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         folder,end = Path(tmp),'--web.listen-address=127.0.0.1:{port}'
@@ -177,7 +177,7 @@ def run_monitoring(
     embedded:bool|None=None,   # Without Prometheus? Only where it is missing, if none
     rules:Any=None,            # As a rule file has them; those of deploy/ if none
 ) -> Iterator[Any]:            # A `PrometheusServer` or a `EmbeddedPrometheus`: both have `now` and `between`
-    "Rules over these targets, until the block ends."
+    "Evaluate rules over these targets until the block ends."
     if embedded is False or (embedded is None and has_prometheus()):
         with run_prometheus(targets, hook, factor, every_s, rules) as found: yield found
         return

@@ -16,7 +16,7 @@ import numpy as np
 
 # %% ../nbs/20_performance.ipynb #376327aa
 class Hotspot(NamedTuple):
-    "Where time was spent."
+    "The time that one function took."
     where:str
     calls:int
     own:float # Share of the time in the function itself
@@ -26,7 +26,7 @@ class Hotspot(NamedTuple):
 def find_hotspots(
     work:Callable[[], Any],
 ) -> list[Hotspot]: # Most time of their own first
-    "Where the time of `work` goes."
+    "Profile `work` with cProfile."
     profile = cProfile.Profile()
     profile.runcall(work)
     found,whole = profile.getstats(),sum(o.inlinetime for o in profile.getstats())
@@ -41,7 +41,7 @@ def amdahl_speedup(
     share:float,          # Of the time, from 0 to 1
     times:float=np.inf,   # How many times faster that share becomes
 ) -> float:               # How many times faster the whole becomes
-    "What the whole gains from a faster part."
+    "Amdahl's law: the speed-up of the whole from a faster part."
     if not 0 <= share <= 1 or times <= 0:
         raise ValueError(f"Found the share {share} and {times} times, expected a share from 0 to 1 and more "
                          f"than 0 times")
@@ -50,8 +50,8 @@ def amdahl_speedup(
 
 # %% ../nbs/20_performance.ipynb #0d26d630
 class PageCost(NamedTuple):
-    "What a page costs."
-    wall_ms:float # On the clock on the wall
+    "The time per page."
+    wall_ms:float # Elapsed time
     cpu_ms:float  # Of the processor, all threads of this process together
 
 # %% ../nbs/20_performance.ipynb #0319c702
@@ -60,7 +60,7 @@ def measure_cost(
     n:int,         # Pages that it reads
     tries:int=3,
 ) -> PageCost:
-    "What each page costs, at its best."
+    "Measure the time per page, as the best of several runs."
     found = []
     for _ in range(tries):
         wall,cpu = time.perf_counter(),time.process_time()
@@ -70,7 +70,7 @@ def measure_cost(
 
 # %% ../nbs/20_performance.ipynb #e7e9b543
 class ScalingModel(NamedTuple):
-    "How long a folder takes, as a model."
+    "A model of the time that a folder takes."
     start_s:float # Before the first page
     alone_s:float # Of a page, in one place
     work_s:float  # Of a page, shared by the workers
@@ -80,14 +80,14 @@ class ScalingModel(NamedTuple):
     def seconds(self, pages:float, workers:float) -> float:
         return self.start_s + pages*(self.alone_s + self.work_s/workers + self.talk_s*(workers - 1))
     def times(self, workers:float) -> float:
-        "How many times faster than one worker they are, on a folder so large that the start does not count."
+        "The speed-up over one worker on a large folder, without the start."
         return (self.alone_s + self.work_s)/(self.alone_s + self.work_s/workers + self.talk_s*(workers - 1))
 
 # %% ../nbs/20_performance.ipynb #dc56b35f
 def fit_scaling(
     measured:Sequence[tuple[int, int, float]], # Pages, workers, seconds
 ) -> ScalingModel:
-    "The model that fits best, in shares of each time."
+    "Fit the model by relative errors."
     from scipy.optimize import nnls
     pages,workers,seconds = np.array(measured, float).reshape(-1, 3).T
     if len(set(pages)) < 2 or len(set(workers)) < 2 or len(seconds) < 4:

@@ -33,13 +33,13 @@ from .base.settings import load_settings
 StepResults = Mapping[str, Mapping[str, Any]] # Step -> what it returned
 
 class GateRefused(ValueError):
-    "A gate said no. Trying again would change nothing."
+    "A check failed for good: a retry would give the same result."
 
 # %% ../nbs/16_pipelines.ipynb #a17fdb23
 LIBRARY_FILES = 'mlops_course/**/*.py'
 
 class Step(NamedTuple):
-    "A step, and when it must be done."
+    "A step of a pipeline, and what it depends on."
     does: Callable[[Any, StepResults], dict[str, Any]] # Of an order, and of what earlier steps returned
     needs: tuple[str, ...] = ()  # Steps whose results it takes
     after: tuple[str, ...] = ()  # Steps that must have succeeded
@@ -56,7 +56,7 @@ Steps = Mapping[str, Step] # In an order in which each comes after those that it
 
 # %% ../nbs/16_pipelines.ipynb #a1c16006
 def globals_in(code:CodeType) -> set[str]:
-    "Global names that `code` reads, and the functions inside it."
+    "The global names that `code` and its inner functions read."
     return {*(o.argval for o in get_instructions(code) if o.opname == 'LOAD_GLOBAL'),
             *(name for o in code.co_consts if isinstance(o, CodeType) for name in globals_in(o))}
 
@@ -89,19 +89,19 @@ def step_key(
     step,root = steps[name],find_root()
     files = sorted({o for pattern in (*step.code, 'requirements.lock') for o in root.glob(pattern) if o.is_file()})
     if step.imports: files = sorted({*files, *code_files(step.does, root)})
-    marks = [source_hash(o) if o.suffix == '.ipynb' else o for o in files] # what a notebook prints changes nothing
+    marks = [source_hash(o) if o.suffix == '.ipynb' else o for o in files] # outputs of a notebook do not count
     asked,given = order.model_dump(mode='json'),load_settings().params.model_dump(mode='json')
     store = ''
     if step.store:
         from mlops_course.store import mask_credentials, tracking_uri
-        store = mask_credentials(tracking_uri()) # a new password is no new store
+        store = mask_credentials(tracking_uri()) # a new password is not a new store
     parts = ({o: asked[o] for o in step.uses}, {o: given[o] for o in step.params},
              {o: dict(done[o]) for o in step.needs}, store)
     return f'{name}-{fingerprint(*parts, *marks)}'
 
 # %% ../nbs/16_pipelines.ipynb #a1c16008
 def order_folder(order:BaseModel) -> Path:
-    "Where a delivery keeps what it is in the middle of."
+    "The folder for the intermediate files of a delivery."
     return load_settings().paths.runs/'pipeline'/fingerprint(order)
 
 # %% ../nbs/16_pipelines.ipynb #b13ef804
@@ -111,7 +111,7 @@ def run_step(
     order:BaseModel,
     done:StepResults,
 ) -> dict[str, Any]:
-    "Do a step, and note in the journal that it began and that it ended."
+    "Run a step, and record its start and end in the journal."
     path = load_settings().paths.runs/'pipeline'/'journal.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
     def note(what):
@@ -124,19 +124,19 @@ def run_step(
 
 # %% ../nbs/16_pipelines.ipynb #9cda44a5
 def read_journal() -> list[dict[str, Any]]:
-    "What has been done, oldest first."
+    "The entries of the journal, oldest first."
     path = load_settings().paths.runs/'pipeline'/'journal.jsonl'
     return [json.loads(o) for o in path.read_text(encoding='utf-8').splitlines()] if path.is_file() else []
 
 # %% ../nbs/16_pipelines.ipynb #13f90ad4
 def count_journal(steps:Steps, what:str='began') -> dict[str, int]:
-    "How often each step began, or ended."
+    "Count how often each step began, or ended."
     found = Counter(o['step'] for o in read_journal() if o['what'] == what)
     return {o: found[o] for o in steps if found[o]}
 
 # %% ../nbs/16_pipelines.ipynb #4630f0d1
 def is_transient(task:Any, run:Any, state:Any) -> bool:
-    "Whether a failure may be gone at the next try."
+    "Whether a retry may succeed."
     return isinstance(state.result(raise_on_failure=False), ConnectionError|TimeoutError)
 
 # %% ../nbs/16_pipelines.ipynb #e08de478
@@ -146,7 +146,7 @@ def make_flow(
     report:Callable[[str, str, Any], Any]|None=None, # Told of each change: step, state, and result or exception
     name:str='deliver',
 ) -> Any:                                            # A Prefect flow of an order, and of who approves
-    "The pipeline as a flow. Without a name that approves, it ends before the first step that needs an approval."
+    "A Prefect flow of the steps. Without an approval it ends before the first step that needs one."
     from prefect import flow, task
     from prefect.concurrency.sync import concurrency
     from prefect.futures import wait
@@ -187,14 +187,14 @@ STATE_COLOURS = {'running': 'yellow', 'again': 'yellow', 'will try again': 'yell
                  'failed': 'red'}
 
 class PipelineView:
-    "What becomes of each step: a table for `rich.live`, told by `make_flow`."
+    "The state of each step as a table for `rich.live`, updated by `make_flow`."
     def __init__(self, steps:Iterable[str]):
         # state, when it began and ended, what it said
         self.rows:dict[str, list[Any]] = {o: ['waiting', None, None, ''] for o in steps}
     def __repr__(self): return '\n'.join(f'{name}: {row[0]}' for name,row in self.rows.items())
 
     def __call__(self, name:str, state:str, result:Any) -> None:
-        "Take down that a step has come to `state`."
+        "Record a new `state` of a step."
         row,now = self.rows[name],time.monotonic()
         row[0] = STATE_WORDS.get(state, state.lower())
         if state == 'Running' and row[1] is None: row[1] = now
@@ -222,7 +222,7 @@ def serve_retraining(
     order:BaseModel, # What the schedule asks for
     resource:str='reader.data', # Whose events are heard
 ) -> None:
-    "Wait for the schedule and for events, and run the pipeline then. Ends with its process."
+    "Run the pipeline on a schedule and on events, until the process ends."
     import asyncio
     from importlib import import_module
 
@@ -267,7 +267,7 @@ def run_one_step(
     order:BaseModel,
     approved_by:str='',
 ) -> dict[str, Any]:
-    "Do one step and keep what it says in the folder of the order, for the next step on whatever machine."
+    "Run one step, with results of earlier steps from files, and store its result as a file."
     from mlops_course.base.files import save_atomically, write_json
     if name not in steps: raise ValueError(f"No step {name!r}. The steps are {', '.join(steps)}")
     folder,step = order_folder(order),steps[name]

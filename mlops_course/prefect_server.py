@@ -21,7 +21,7 @@ from .base.settings import load_settings
 
 # %% ../nbs/library/prefect_server.ipynb #abda059d
 def make_prefect_database(path:Path) -> None:
-    "Make the tables of this version of Prefect, with nothing in them."
+    "Create an empty database with the tables of this version of Prefect."
     import sqlite3
     with TemporaryDirectory(ignore_cleanup_errors=True) as home:
         env = os.environ | {'PREFECT_HOME': home,

@@ -18,7 +18,7 @@ from .base.servers import on_free_port
 
 # %% ../nbs/library/probe.ipynb #9a69ae4d
 class Probe:
-    "Asks a service what is known already, and exports how well it answers."
+    "Asks a service questions with known answers, and exports the share of right answers."
     def __init__(self,
         ask:Callable[[Sequence[Any]], Sequence[tuple[str, Any]]], # Questions -> the model and its answer, for each
         known:Sequence[tuple[Any, Any]],                                 # Questions, and the true answer to each
@@ -59,7 +59,7 @@ def run_probe(
     probe:Probe,
     every_s:float=15.,
 ) -> Iterator[str]: # Where its metrics are
-    "A probe that works until the block ends."
+    "Run `probe` every `every_s` seconds until the block ends."
     over = Event()
     def rounds():
         while not over.is_set():

@@ -27,12 +27,12 @@ LOOKBACK_S = 300.                  # How old a sample may be and still count as 
 
 # %% ../nbs/library/promql.ipynb #53308bc5
 def series_labels(name:str='', **labels:str) -> LabelSet:
-    "The labels of a series called `name`."
+    "The labels of the series `name`."
     return frozenset({**labels, **({'__name__': name} if name else {})}.items())
 
 # %% ../nbs/library/promql.ipynb #9e46789f
 class SampleStore:
-    "Series, with their times and values."
+    "Samples of series in memory."
     def __init__(self, keep_s:float=inf):
         self.keep_s = keep_s
         self.series:dict[LabelSet, tuple[list[float], list[float|None]]] = defaultdict(lambda: ([], []))
@@ -40,26 +40,26 @@ class SampleStore:
     def __repr__(self): return f"SampleStore({len(self.series)} series)"
 
     def put(self, source:str, found:Mapping[LabelSet, float], at:float) -> None:
-        "What `source` says now. What it had before and has no more ends here."
+        "Add a scrape of `source`. Series that it no longer has are marked as ended."
         gone = self.there[source] - found.keys()
         for labels,value in [*found.items(), *((o, None) for o in gone)]:
             times,values = self.series[labels]
             times.append(at)
             values.append(value)
-            if times[0] < at - 2*self.keep_s: # seldom, and then much at once
+            if times[0] < at - 2*self.keep_s: # trim rarely, in large steps: deleting from the front of a list is slow
                 old = bisect_left(times, at - self.keep_s)
                 del times[:old],values[:old]
         self.there[source] = set(found)
 
     def scrape(self, job:str, instance:str, text:str|None, at:float) -> None:
-        "The text of /metrics, or None if nobody answered."
+        "Add the text of /metrics, or None if the target did not answer."
         found = {series_labels('up', job=job, instance=instance): float(text is not None)}
         for family in text_string_to_metric_families(text or ''):
             for o in family.samples: found[series_labels(o.name, **o.labels, job=job, instance=instance)] = o.value
         self.put(f'{job} {instance}', found, at)
 
     def chosen(self, selector:Any) -> Iterator[tuple[LabelSet, list[float], list[float|None]]]:
-        "The series that a selector of PromQL means."
+        "The series that a selector of PromQL matches."
         if selector.offset or selector.at:
             raise ValueError(f"{selector} has offset or @, which are not known here. Leave them out, or ask Prometheus")
         tests = [(o.name, str(o.op).rpartition('.')[2], o.value) for o in selector.matchers.matchers]
@@ -83,13 +83,13 @@ def counter_increase(
     end:float,
     a_second:bool=False, # As `rate` says it, rather than `increase`?
 ) -> float|None:         # None if there are less than two samples
-    "How much a counter grew from `start` to `end`, as Prometheus says it."
+    "The increase of a counter from `start` to `end`, as Prometheus computes it."
     if len(times) < 2: return None
     total = values[-1] - values[0] + sum(a for a,b in pairwise(values) if b < a) # one that fell was started anew
     covered = times[-1] - times[0]
     between = covered/(len(times) - 1)
     before,after = times[0] - start,end - times[-1]
-    # earlier than that it stood at zero
+    # before that, the counter was at zero
     if total > 0 and values[0] >= 0: before = min(before, covered*(values[0]/total))
     reach = covered
     for o in (before, after): reach += o if o < 1.1*between else between/2
@@ -101,7 +101,7 @@ def histogram_quantile(
     q:float,
     edges:Iterable[tuple[float, float]], # Upper edges, and how many are below each
 ) -> float:
-    "Below what the part `q` of a histogram lies; straight lines between the edges, as Prometheus has it."
+    "The `q` quantile of a histogram, with linear interpolation within a bucket, as in Prometheus."
     order = sorted(edges)
     if len(order) < 2 or order[-1][0] != inf or not order[-1][1] or isnan(q): return nan
     if not 0 <= q <= 1: return -inf if q < 0 else inf
@@ -115,7 +115,7 @@ def histogram_quantile(
 
 # %% ../nbs/library/promql.ipynb #26cc7dc1
 def ieee_divide(a:float, b:float) -> float:
-    "As IEEE 754 has it."
+    "Divide as in IEEE 754, without ZeroDivisionError."
     if b: return a/b
     return nan if not a or isnan(a) else inf if a > 0 else -inf
 
@@ -129,7 +129,7 @@ COMPARISONS:dict[str, Callable[[float, float], bool]] = {
 
 # %% ../nbs/library/promql.ipynb #45b7ac74
 def without_name(labels:LabelSet) -> LabelSet:
-    "What was computed from a series is no longer that series."
+    "Drop the metric name, as PromQL does for computed series."
     return frozenset(o for o in labels if o[0] != '__name__')
 
 # %% ../nbs/library/promql.ipynb #c333cfe7
@@ -138,7 +138,7 @@ def evaluate_promql(
     samples:SampleStore,
     at:float,        # Seconds since 1970
 ) -> Vector|float:
-    "What the PromQL `expr` is at the time `at`."
+    "Evaluate the PromQL `expr` at the time `at`."
     import promql_parser as promql
     if isinstance(expr, str):
         try: expr = promql.parse(expr)
@@ -160,7 +160,7 @@ def evaluate_promql(
 
 # %% ../nbs/library/promql.ipynb #cc311991
 def evaluate_rate(name:str, expr:Any, samples:SampleStore, at:float) -> Vector:
-    "`rate` or `increase` of a window, such as `rate(x[5m])`."
+    "Evaluate `rate` or `increase` of a window, such as `rate(x[5m])`."
     window,found = expr.range.total_seconds(),{}
     for labels,times,values in samples.chosen(expr.vector_selector):
         i,j = bisect_left(times, at - window),bisect_right(times, at) # the left edge belongs to it, until Prometheus 3
@@ -171,7 +171,7 @@ def evaluate_rate(name:str, expr:Any, samples:SampleStore, at:float) -> Vector:
 
 # %% ../nbs/library/promql.ipynb #42804fbb
 def evaluate_call(name:str, args:Sequence[Any], samples:SampleStore, at:float) -> Vector|float:
-    "The functions that our rules and panels call."
+    "Evaluate a call of one of `PROMQL_FUNCTIONS`."
     if name not in PROMQL_FUNCTIONS:
         raise ValueError(f"The function {name} is not known here. Known are {', '.join(PROMQL_FUNCTIONS)}")
     if name in ('rate', 'increase'): return evaluate_rate(name, args[0], samples, at)
@@ -194,7 +194,7 @@ def evaluate_call(name:str, args:Sequence[Any], samples:SampleStore, at:float) -
 
 # %% ../nbs/library/promql.ipynb #c8161475
 def evaluate_aggregate(expr:Any, samples:SampleStore, at:float) -> Vector:
-    "Such as `sum by (model) (…)`."
+    "Evaluate an aggregation such as `sum by (model) (…)`."
     if (name := str(expr.op)) not in PROMQL_AGGREGATES:
         raise ValueError(f"{name} is not known here. Known are {', '.join(PROMQL_AGGREGATES)}")
     kept,without = (expr.modifier.labels, str(expr.modifier.type).endswith('Without')) if expr.modifier else ((), False)
@@ -205,7 +205,7 @@ def evaluate_aggregate(expr:Any, samples:SampleStore, at:float) -> Vector:
 
 # %% ../nbs/library/promql.ipynb #fb0f90dd
 def evaluate_binary(expr:Any, left:Vector|float, right:Vector|float) -> Vector|float:
-    "Both sides of an operator: series with the same labels find each other."
+    "Apply a binary operator to the series that have the same labels on both sides."
     op,more = str(expr.op),expr.modifier
     grouped = more and (more.return_bool or str(more.card).rpartition('.')[2] not in ('OneToOne', 'ManyToMany'))
     if grouped or op not in (*ARITHMETIC, *COMPARISONS, 'and', 'or', 'unless'):

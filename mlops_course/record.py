@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 # %% ../nbs/library/record.ipynb #32a4e1df
 class ReadingLog:
-    "Readings on disk, a JSON line each, added and never changed. One process at a time."
+    "An append-only file of readings, one JSON line each. Only one process at a time can open it."
     def __init__(self,
         path:str|Path, # Made, or gone on with
     ):

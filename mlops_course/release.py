@@ -30,7 +30,7 @@ from mlops_course.verdicts import (
 
 # %% ../nbs/17_release.ipynb #cc028848
 def collect_counts(challenger:Slot, champion:Slot, router:Router) -> list[Counter]:
-    "What each of them has counted so far. Users whom only the champion let in count as failed by the challenger."
+    "The counts of both so far. A request that only the champion accepted counts as a failure of the challenger."
     new = challenger.metrics()
     new['predictions_total', '500'] += router.counts['turned away']
     try: return [new, champion.metrics(), router.counts.copy()]
@@ -46,17 +46,17 @@ def watch_canary_step(
     caution:CanaryPolicy,
     alpha:float,              # For each signal in this step
 ) -> tuple[Signal|None, int]: # What went wrong, and the challenger's answers
-    "Look again and again, until something is wrong or there are enough answers."
+    "Compare repeatedly, until a signal alarms or there are enough answers."
     start,look,n,due,step = perf_counter(),0,0,3.,collect_counts(challenger, champion, router)
     while True:
         sleep(caution.every_s)
         now = collect_counts(challenger, champion, router)
         views = [[a - b for a,b in zip(now, then)] for then in (step, before)] # this step alone, and the whole release
-        # each look costs, so it waits for half as many answers again
+        # each look spends some alpha, so wait for 50 % more answers
         if (answers := failed_answers(views[0][0]).n) >= min(due, least):
             n,look,due,stand = answers,look + 1,1.5*answers,[]
             for new,old,shadow in views:
-                # at the end nobody asks the champion any more
+                # at the end the champion gets no requests any more
                 beside = next((o for o in (old, views[1][1]) if failed_answers(o).n >= least), before[1])
                 stand += compare_signals(new, beside, BadCount(shadow['strange'], shadow['compared']), caution)
             if alarms := [o for o in stand if o.alarm(alpha_for_look(alpha, look))]:
@@ -77,13 +77,13 @@ def run_canary(
     "Route a growing share of users to the challenger. If it does worse, all traffic returns to the champion."
     gone = False # has the champion gone?
     try:
-        # four signals, each seen in two ways
+        # four signals, each compared in two ways
         before,alpha = collect_counts(challenger, champion, router),caution.alpha/8/len(steps)
         for i,share in enumerate(steps):
             start,least = perf_counter(),caution.least[min(i, len(caution.least) - 1)]
             router.routes = router.routes._replace(share=share)
             try: wrong,n = watch_canary_step(challenger, champion, router, before, least, caution, alpha)
-            # the challenger goes on for everybody
+            # all users stay with the challenger
             except ChampionUnavailable as e: wrong,n,gone = Signal('champion', str(e), 0.),0,True
             except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1
@@ -108,7 +108,7 @@ def decision_recorder(
     who:str='release',
     why:str='a release by canary',
 ) -> Callable[[CanaryDecision], str]: # Verdict -> receipt
-    "Writes verdicts into the audit log and into the history of the registry; the champion is whoever came through."
+    "Record decisions in the audit log and in the history of the registry."
     from mlops_course.registry import MODEL_NAME, model_history
     check_who_and_why(who, why)
     if store is not None:

@@ -25,20 +25,20 @@ from .http import limit_body
 
 # %% ../nbs/library/router.ipynb #3ed7857c
 class Routes(NamedTuple):
-    "Where requests go."
+    "The services behind the router, and the shares of users."
     champion:str       # Its address
     challenger:str=''
     share:float=0.     # Of users who get the challenger
     salt:str='release'
     shadow:float=0.    # Of the challenger's answers that the champion is asked for as well, to compare
     def arm(self, headers:Mapping[str, str]) -> str:
-        "The arm of whoever sent these `headers`: a user is told by the key, and the key is not kept."
+        "The arm for a request with these `headers`. Users are told apart by a hash of the key."
         user = sha256_of_text(headers.get('authorization', ''))
         return assign_arm(user, self.salt, self.share if self.challenger else 0)
     def exchanged(self) -> 'Routes': return self._replace(champion=self.challenger, challenger=self.champion, share=0.)
 
 # %% ../nbs/library/router.ipynb #08d48d52
-# of one connection
+# headers that belong to one connection
 CONNECTION_HEADERS = {'host', 'connection', 'keep-alive', 'content-length', 'transfer-encoding', 'content-encoding',
                       'accept-encoding', 'date', 'server'}
 
@@ -73,7 +73,7 @@ class Router:
             await asyncio.gather(*self.tasks)
 
     async def ask(self, address:str, request:Request, body:bytes) -> Any: # Its answer, or None
-        "What the service at `address` says."
+        "Forward `request` to the service at `address`."
         url = f'{address}{request.url.path}?{request.url.query}'.rstrip('?')
         headers = [(k, v) for k,v in request.headers.items() if k not in CONNECTION_HEADERS]
         try: return await self.client.request(request.method, url, headers=headers, content=body)
@@ -81,8 +81,8 @@ class Router:
             return None
 
     async def pass_on(self, request:Request) -> Response:
-        "The answer of one service, whole: only so can a request be repeated."
-        routes = self.routes # one reference: a change meanwhile does not concern this request
+        "Forward a request and return the complete answer, so that a failed request can be repeated."
+        routes = self.routes # one reference, so a change in the meantime does not affect this request
         body = await Request(request.scope, limit_body(request.receive, self.most)).body()
         arm = routes.arm(request.headers)
         self.counts[arm] += 1
@@ -93,7 +93,7 @@ class Router:
             found = await self.ask(getattr(routes, arm), request, body)
         elif arm == 'challenger' and 400 <= found.status_code < 500 and found.status_code != 429:
             other = await self.ask(routes.champion, request, body)
-            if other is not None and other.status_code == 200: # the fault was not the user's
+            if other is not None and other.status_code == 200: # so the user was not at fault
                 self.counts['turned away'] += 1
                 arm,found = 'champion',other
         elif (arm == 'challenger' and found.status_code == 200 and request.url.path == self.path
@@ -107,7 +107,7 @@ class Router:
                         {**{k: v for k,v in found.headers.items() if k not in CONNECTION_HEADERS}, 'X-Served-By': arm})
 
     async def compare(self, routes:Routes, request:Request, body:bytes, answer:Any) -> None:
-        "Count how often the champion answers something quite different."
+        "Ask the champion the same, and count how often the answers differ."
         found = await self.ask(routes.champion, request, body)
         if found is None or found.status_code != 200: return
         self.counts['compared'] += 1

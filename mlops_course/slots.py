@@ -29,7 +29,7 @@ from .verdicts import read_metrics
 
 # %% ../nbs/library/slots.ipynb #1b429fb9
 class Release(NamedTuple):
-    "A model that is to be served."
+    "A version of the model that goes out to users."
     folder:str|Path   # Holds the model
     version:str
     delay_s:float=0.  # Before each pass, for fire drills
@@ -38,7 +38,7 @@ class Release(NamedTuple):
 def read_release(
     path:str|Path, # Of a slot's `release.json`
 ) -> Release:
-    "The release that a slot serves from its next load on."
+    "The release that a slot loads next."
     return Release(**json.loads(Path(path).read_text(encoding='utf-8')))
 
 # %% ../nbs/library/slots.ipynb #9a21abe6
@@ -53,7 +53,7 @@ def serve_slot(folder:str, limits:str, app:str) -> None:
 
 # %% ../nbs/library/slots.ipynb #b0ef4f13
 class Slot:
-    "A process that serves one release, and can be given another. It ends with the `with` block."
+    "A server process for one release, which can be replaced. It ends with the `with` block."
     def __init__(self,
         folder:str|Path,     # For its keys, its record and its log
         release:Release,
@@ -78,7 +78,7 @@ class Slot:
     def __exit__(self, *_) -> None: self.stop()
 
     def start(self) -> None:
-        "Begin; `wait` says when it serves."
+        "Start the process; `wait` returns when it serves."
         code = 'import sys; from mlops_course.slots import serve_slot; serve_slot(*sys.argv[1:])'
         with (self.folder/'log').open('w') as log:
             self.process = subprocess.Popen([sys.executable, '-c', code, str(self.folder),
@@ -87,32 +87,32 @@ class Slot:
                                             env=os.environ | {'OMP_NUM_THREADS': '1'})
 
     def stop(self) -> None:
-        "End, when what was begun is finished."
+        "Stop the process after the requests in progress."
         self.process.terminate()
         try: self.process.wait(30)
         except subprocess.TimeoutExpired: self.kill()
         if self.process.stdin: self.process.stdin.close()
 
     def kill(self) -> None:
-        "End the process at once, as a power cut would."
+        "Kill the process, as a power cut would."
         self.process.kill()
         self.process.wait()
 
     def point(self, release:Release) -> None:
-        "Let the next load be that of `release`."
+        "Set `release` as the one to load next."
         save_atomically(self.folder/'release.json',
                         lambda to: write_json(to, {**release._asdict(), 'folder': str(release.folder)}))
         self.release = release
 
     def wait(self, seconds:float=120.) -> 'Slot':
-        "Return when it serves."
+        "Wait until the process serves."
         if wait_until_ready(f'{self.url}/ready', lambda: self.process.poll() is None, seconds): return self
         raise ConnectionError(f"{self.release.version} did not start: "
                               f"{(self.folder/'log').read_text(encoding='utf-8')[-500:]}. Mend that, then "
                               f"start it again")
 
     def put(self, release:Release) -> None:
-        "Serve `release` from now on; until it is loaded, the one before."
+        "Load `release`. Until then the previous one is served."
         import httpx
         self.point(release)
         found = httpx.post(f'{self.url}/v1/models/reload', headers=self.admin, timeout=60, trust_env=False)
@@ -121,7 +121,7 @@ class Slot:
                              f"{self.folder.name}/log")
 
     def metrics(self) -> Counter:
-        "What its /metrics says."
+        "The counts in its /metrics."
         import httpx
         try:
             return read_metrics(httpx.get(f'{self.url}/metrics', timeout=5, trust_env=False).raise_for_status().text,
@@ -133,7 +133,7 @@ def issue_keys(
     slots:Sequence[Slot],
     names:Sequence[str],
 ) -> dict[str, str]: # Name -> key
-    "Keys that open every one of `slots`."
+    "Create one key per user that is valid for all `slots`."
     made = {o: secrets.token_urlsafe(32) for o in names}
     for slot in slots:
         keys = KeyStore(slot.folder/'keys.json')

@@ -30,7 +30,7 @@ def load_upload(
     max_pixels:int=50_000_000, # Width times height
     min_side:int=8,            # Pixels
 ) -> np.ndarray:               # Height × width × 3, uint8
-    "The picture in `file`, or a refusal that names no path."
+    "The image in `file`. Errors name no path of the server."
     with TemporaryDirectory() as tmp:
         path = Path(tmp)/'image'
         file.seek(0)
@@ -45,7 +45,7 @@ def load_upload(
 
 # %% ../nbs/library/uploads.ipynb #bc415804
 class Upload(NamedTuple):
-    "What came with a request."
+    "The files of a request, with its key and deadline."
     files:list[BinaryIO]
     key:ApiKey
     until:float # The time limit, on the clock of the event loop
@@ -61,7 +61,6 @@ async def receive_images(
     "The images in `request`, after checks of key, rate and slot. Their files are deleted at the end."
     limits,files = service.limits,list[BinaryIO]()
     size = int(limits.image_mb*2**20)
-    # with names and boundaries
     async with entered(service, request, key, most*size + 2**16) as visit, AsyncExitStack() as after:
         async with arriving(service, visit):
             form = await visit.request.form(max_files=most, max_fields=most)
@@ -82,7 +81,7 @@ async def receive_images(
 
 # %% ../nbs/library/uploads.ipynb #bb763a67
 def upload_schema(many:bool=False) -> dict:
-    "The description of what is sent. It is ours to write, since we read the body ourselves, after the key."
+    "The OpenAPI description of the body, which FastAPI cannot know since we read the body ourselves."
     one = {'type': 'string', 'format': 'binary', 'description': 'JPEG, PNG, TIFF, GIF, BMP or WebP'}
     file = {'type': 'array', 'items': one, 'minItems': 1} if many else one
     url = {'type': 'string', 'description': 'Instead of a file, where the configuration allows it',

@@ -22,7 +22,7 @@ def read_metrics(
     text:str,   # As /metrics answers
     prefix:str, # Of the names of metrics, such as `ocr`
 ) -> Counter:   # (name without prefix, status or upper edge) -> count, of all models together
-    "The counts that a release is judged by."
+    "The counts in the output of /metrics that a release is judged by."
     found:Counter[tuple[str, str]] = Counter()
     for family in text_string_to_metric_families(text):
         for o in family.samples:
@@ -32,27 +32,27 @@ def read_metrics(
 
 # %% ../nbs/library/verdicts.ipynb #bc8d3a42
 class BadCount(NamedTuple):
-    "So many bad ones among so many."
+    "The number of bad answers among `n`."
     bad:int
     n:int
     def __str__(self): return f'{self.bad} of {self.n}'
 
 # %% ../nbs/library/verdicts.ipynb #3dc58c44
 def failed_answers(found:Counter) -> BadCount:
-    "Answers that the service owed: its own faults among all that was valid."
+    "Server errors among all valid requests."
     by = {int(status): n for (name, status),n in found.items() if name == 'predictions_total'}
     bad = sum(n for status,n in by.items() if status >= 500)
     return BadCount(bad, bad + by.get(200, 0))
 
 # %% ../nbs/library/verdicts.ipynb #dde65a11
 def excess(found:Counter, name:str, edge:str) -> BadCount:
-    "Answers above an `edge` of a histogram."
+    "The answers above an `edge` of a histogram."
     n = found[name, '+Inf']
     return BadCount(n - found[name, edge], n)
 
 # %% ../nbs/library/verdicts.ipynb #d0b9f09e
 def quantile_edge(found:Counter, name:str, part:float) -> str:
-    "The lowest edge of a histogram with at least `part` of the answers below it."
+    "The lowest edge of a histogram with at least the share `part` of the answers below it."
     edges = sorted({edge for k,edge in found if k == name} or {'+Inf'}, key=float)
     return next(o for o in edges if found[name, o] >= part*found[name, '+Inf'])
 
@@ -62,7 +62,7 @@ def worse_p_value(
     old:BadCount,
     tolerance:float=1., # Odds of a bad answer may be so many times as high
 ) -> float:             # p-value
-    "How surprising `new` is beside `old`, if it were no worse than tolerated. Exact, however few there are."
+    "An exact one-sided p-value for `new` being no worse than `old` times `tolerance` (in odds)."
     from scipy.stats import nchypergeom_fisher
     bad,n = new.bad + old.bad,new.n + old.n
     if not new.bad or not old.n: return 1.
@@ -73,12 +73,12 @@ def alpha_for_look(
     alpha:float, # To be spent in all looks together
     look:int,    # From 1
 ) -> float:
-    "What look number `look` may spend: a half, a sixth, a twelfth, … of `alpha`, and never more than `alpha` in all."
+    "The alpha for look number `look`: a half, a sixth, a twelfth, … of `alpha`, which add up to `alpha`."
     return alpha/(look*(look + 1))
 
 # %% ../nbs/library/verdicts.ipynb #139756e2
 class Signal(NamedTuple):
-    "One thing that is watched, and how it stands."
+    "One comparison of challenger and champion."
     name:str      # errors, latency, confidence, disagreement or process
     said:str
     p:float       # That it is no worse than tolerated
@@ -87,7 +87,7 @@ class Signal(NamedTuple):
 # %% ../nbs/library/verdicts.ipynb #0a0f9050
 @dataclass(frozen=True)
 class CanaryPolicy:
-    "When a release goes on, and when it goes back."
+    "The thresholds of a canary release."
     # answers of the challenger that a step needs, the last for all further steps
     least:tuple[int, ...] = (20, 50, 100, 100)
     alpha:float = .01        # chance to send a good release back
@@ -104,7 +104,7 @@ def compare_signals(
     compared:BadCount,     # Requests that both answered, and how many of them quite differently
     caution:CanaryPolicy=CanaryPolicy(),
 ) -> list[Signal]:
-    "How the challenger stands beside the champion."
+    "Compare errors, latency, confidence and disagreement of challenger and champion."
     from scipy.stats import binomtest
     slow,sure = 'prediction_duration_seconds_bucket','confidence_bucket'
     edge = quantile_edge(old, slow, .95)
@@ -120,7 +120,7 @@ def compare_signals(
 # %% ../nbs/library/verdicts.ipynb #cca1e32b
 @dataclass(frozen=True)
 class CanaryDecision:
-    "What was decided at a step of a release, and why."
+    "The decision at one step of a release, and its reason."
     what:str       # forward, done, back, or stopped, which says nothing against the challenger
     version:str    # Of the challenger
     champion:str

@@ -25,7 +25,7 @@ def fill_template(
     labels:Mapping[str, str],
     value:float,
 ) -> str:
-    "The words of an alert, with what our rules use of Prometheus' templates."
+    "Fill the template of an alert. It knows the expressions that our rules use."
     def put(found):
         what = found[1].strip()
         if o := re.fullmatch(r'\$labels\.(\w+)', what): return labels.get(o[1], '')
@@ -38,7 +38,7 @@ def fill_template(
 # %% ../nbs/library/watching.ipynb #e708c495
 @dataclass
 class Alert:
-    "An alert that holds."
+    "An alert whose condition holds."
     labels:dict[str, str]
     annotations:dict[str, str]
     since:float
@@ -47,7 +47,7 @@ class Alert:
 # %% ../nbs/library/watching.ipynb #3ca4c385
 @dataclass
 class EmbeddedPrometheus:
-    "Prometheus and Alertmanager in small, within this process."
+    "A small replacement for Prometheus and Alertmanager within this process."
     targets:Mapping[str, str] # Job -> address
     rules:Mapping[str, Any]   # As the file has them
     hook:str
@@ -57,7 +57,7 @@ class EmbeddedPrometheus:
     name = 'the evaluator of this lesson'
 
     def scrape(self, at:float) -> None:
-        "Fetch all metrics once."
+        "Scrape all targets once."
         import httpx
         for job,url in self.targets.items():
             try:
@@ -67,7 +67,7 @@ class EmbeddedPrometheus:
             self.samples.scrape(job, url.partition('//')[2], text, at)
 
     def series(self, expr:str, at:float) -> Vector:
-        "What `expr` is; a plain number has no labels."
+        "The value of `expr` at the time `at`; a plain number has no labels."
         found = evaluate_promql(expr, self.samples, at)
         return found if isinstance(found, dict) else {frozenset(): found}
 

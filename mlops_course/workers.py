@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 # %% ../nbs/library/workers.ipynb #cf1b192d
 @contextmanager
 def ignore_sigint() -> Iterator[None]:
-    "Processes that begin inside do not hear Ctrl+C."
+    "Child processes started inside ignore SIGINT (Ctrl+C)."
     mine = current_thread() is main_thread() # no other may change that
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if mine else None
     try: yield
@@ -26,14 +26,14 @@ def ignore_sigint() -> Iterator[None]:
 
 # %% ../nbs/library/workers.ipynb #ac13afbd
 class WorkerPool(NamedTuple):
-    "Who reads."
+    "A pool of workers."
     pool:Executor
     size:Callable[[], int]              # Workers at this moment
     deadly:tuple[type[Exception], ...]  # What it raises for work that killed several workers
 
 # %% ../nbs/library/workers.ipynb #75f1bb75
 def local_cluster(jobs:int) -> Any: # A `with` block ends it
-    "Workers with one thread each on this machine, whom nobody outside can reach. Ctrl+C is for us, not for them."
+    "A Dask cluster on this machine with single-threaded workers. It is not reachable from outside."
     from distributed import LocalCluster
     with ignore_sigint():
         return LocalCluster(n_workers=jobs, threads_per_worker=1, host='127.0.0.1', dashboard_address='127.0.0.1:0',
@@ -46,7 +46,7 @@ def open_pool(
     jobs:int=1,              # Workers to start here, if no scheduler is named
     patience_s:float=60,     # For the scheduler and its first worker
 ) -> Iterator[WorkerPool]:
-    "Workers of the scheduler, or on this machine's cores."
+    "Open the workers of `scheduler`, or start `jobs` workers on this machine."
     if not scheduler and jobs == 1:
         with ThreadPoolExecutor(1) as pool: yield WorkerPool(pool, lambda: 1, ())
         return

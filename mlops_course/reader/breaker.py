@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 # %% ../../nbs/library/breaker.ipynb #c6a4e649
-FAILURE_REASONS = { # why Vision gave no reading, for people
+FAILURE_REASONS = { # why Vision gave no reading, as text for people
     'credentials': "no key file for Google is named in .env",
     'budget': "this month's budget for Vision is spent",
     'uncounted': "the file that counts what we send cannot be used",
@@ -24,13 +24,13 @@ FAILURE_REASONS = { # why Vision gave no reading, for people
     'denied': "Vision does not accept our key",
     'refused': "Vision does not take this image",
     'failed': "Vision reports an error of its own"}
-STATUS_REASONS = {'RESOURCE_EXHAUSTED': 'quota', 'DEADLINE_EXCEEDED': 'deadline', 'UNAVAILABLE': 'unavailable',
-                  'UNAUTHENTICATED': 'denied',
-        'PERMISSION_DENIED': 'denied', 'INVALID_ARGUMENT': 'refused'} # what else Google's status may be is `failed`
+STATUS_REASONS = { # any other status of Google is `failed`
+    'RESOURCE_EXHAUSTED': 'quota', 'DEADLINE_EXCEEDED': 'deadline', 'UNAVAILABLE': 'unavailable',
+    'UNAUTHENTICATED': 'denied', 'PERMISSION_DENIED': 'denied', 'INVALID_ARGUMENT': 'refused'}
 
 # %% ../../nbs/library/breaker.ipynb #c59f11a0
 class VisionError(RuntimeError):
-    "There is no reading by Vision; `why` is one of `FAILURE_REASONS`."
+    "Vision gave no reading; `why` is one of `FAILURE_REASONS`."
     def __init__(self, why:str, said:str=''):
         super().__init__(FAILURE_REASONS[why] + (f" ({said})" if said else ''))
         self.why = why
@@ -39,21 +39,21 @@ class VisionError(RuntimeError):
 def failure_reason(
     error:Exception, # From Google's client
 ) -> str:            # One of `FAILURE_REASONS`
-    "What `error` means for us. After the last try, what counts is the error behind it."
+    "The reason behind `error`. After the last retry, it is that of the underlying error."
     status = getattr(getattr(error, 'cause', None) or error, 'grpc_status_code', None)
     return STATUS_REASONS.get(getattr(status, 'name', ''), 'failed')
 
 # %% ../../nbs/library/breaker.ipynb #d0c2907c
 def call_with_retry(
-    call:Callable[[float], Any], # Told the seconds that are left
+    call:Callable[[float], Any], # Takes the seconds that are left
     deadline_s:float,            # For all tries together
     first_wait_s:float=.2,       # Longest wait after the first failure; it doubles with each
 ) -> Any:
-    "What `call` returns, tried again while Vision is unavailable and there is time, or `VisionError`."
+    "Call `call`, and retry while Vision is unavailable and there is time left. Other errors raise VisionError."
     from google.api_core.exceptions import GoogleAPIError, ServiceUnavailable
     from google.api_core.retry import Retry, if_exception_type
     end = monotonic() + deadline_s
-    begin_s = .9*deadline_s # a try that begins later could not end
+    begin_s = .9*deadline_s # a later try could not finish in time
     again = Retry(if_exception_type(ServiceUnavailable), initial=first_wait_s, maximum=deadline_s, multiplier=2,
                   timeout=begin_s)
     try: return again(lambda: call(max(.001, end - monotonic())))()
@@ -62,7 +62,7 @@ def call_with_retry(
 
 # %% ../../nbs/library/breaker.ipynb #afd4f06a
 class CircuitBreaker:
-    "Refuses to ask what failed `failures` times in a row. After `rest_s` it lets one caller try."
+    "A circuit breaker. It opens after `failures` failures in a row, and lets one caller through after `rest_s` s."
     def __init__(self,
         failures:int=3,
         rest_s:float=30.,
@@ -79,7 +79,7 @@ class CircuitBreaker:
         return 'half-open' if self.trying or self.clock() >= self.until else 'open'
 
     def enter(self) -> int: # The term in which this caller asks
-        "Leave to ask, or an error that says when to come back."
+        "Allow the call, or raise an error that says how long to wait."
         with self.lock:
             if self.row >= self.failures:
                 if (left := self.until - self.clock()) > 0: raise VisionError('resting', f"{left:.0f} s more")
@@ -91,7 +91,7 @@ class CircuitBreaker:
         term:int,      # From `enter`
         ok:bool|None,  # Did it work? None: nothing was learned
     ) -> None:
-        "Take note of how it went. News from an earlier term is no news."
+        "Record the result of a call. Results from an earlier term are ignored."
         with self.lock:
             if term != self.term: return
             if ok: self.row = 0
@@ -103,7 +103,7 @@ class CircuitBreaker:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        "What happens inside decides whether the next one may ask."
+        "Run the block as one call of the breaker."
         term = self.enter()
         ok:bool|None = None # nothing was learned
         try:

@@ -20,21 +20,21 @@ from .breaker import VisionError, failure_reason
 def monthly_image_limit(
     terms:VisionSettings, # Section `vision` of config.yaml
 ) -> int:
-    "How many images a month `terms` pay for."
+    "The number of images a month that `terms` pay for."
     return terms.free_images + int(1000*terms.budget_usd/terms.usd_per_1000 + 1e-9)
 
 # %% ../../nbs/library/budget.ipynb #beeade48
 def monthly_cost_usd(images:int, terms:VisionSettings) -> float:
-    "What so many images cost in a month."
+    "The cost of `images` in a month, in dollars."
     return max(0, images - terms.free_images)*terms.usd_per_1000/1000
 
 # %% ../../nbs/library/budget.ipynb #277a7f36
-# the whole call was turned away, so nothing was done and nothing is billed
+# the whole call was rejected, so nothing is billed
 UNBILLED_REASONS = ('quota', 'unavailable', 'denied', 'refused')
 
 # %% ../../nbs/library/budget.ipynb #47cc5b67
 class MonthlyBudget:
-    "How many images may still be sent this month. The count is a file, which processes share."
+    "A monthly limit of images. The count is kept in a file that processes share."
     def __init__(self,
         path:str|Path,                    # An SQLite file; made if it is not there
         most:int,                         # Images a month
@@ -45,9 +45,8 @@ class MonthlyBudget:
         self.run("create table if not exists spent (month text primary key, images integer not null)")
     def __repr__(self): return f"MonthlyBudget({self.spent} of {self.most} images)"
 
-    # Rows changed by the last statement, and its answer
-    def run(self, *statements:str|tuple[str, tuple]) -> tuple[int, list]:
-        "Run `statements` as one step that happens whole or not at all, while nobody else writes."
+    def run(self, *statements:str|tuple[str, tuple]) -> tuple[int, list]: # Rows changed by the last one, and its result
+        "Run `statements` in one transaction while nobody else writes."
         try:
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
                 db.execute('begin immediate')
@@ -55,7 +54,7 @@ class MonthlyBudget:
                 found = done.rowcount,done.fetchall()
                 db.execute('commit')
                 return found
-        except sqlite3.OperationalError: raise # locked, full or read-only: it says so itself, and the count is whole
+        except sqlite3.OperationalError: raise # locked, full or read-only: the message says so, and the count is intact
         except sqlite3.DatabaseError as e:
             raise ValueError(f"The budget in {self.path} cannot be used: {e}. Look at Google's bill, then move the "
                              f"file away: it begins at 0 again") from e
@@ -68,7 +67,7 @@ class MonthlyBudget:
 
     @contextmanager
     def take(self, images:int=1) -> Iterator[None]:
-        "Count `images` before they are sent, and count them back only if Google says that it did nothing with them."
+        "Count `images` before they are sent. They are subtracted again only if Google rejected the call."
         month = self.month
         try: changed,_ = self.run(('insert into spent values (?, 0) on conflict do nothing', (month,)),
                                   ('update spent set images = images + ? where month = ? and images + ? <= ?',

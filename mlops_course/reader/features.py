@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 
 # %% ../../nbs/library/features.ipynb #885cc0b4
-# answers to grain, and neither to edges nor to slopes
+# responds to grain, but not to edges or slopes
 GRAIN_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)/6
 
 # %% ../../nbs/library/features.ipynb #328d750a
 def text_slope(
     grey:np.ndarray, # One line
 ) -> float:          # In degrees; positive when it runs downhill
-    "How far the ink of a line leans."
+    "The slope of the text in a line."
     away = cv2.absdiff(grey, np.full_like(grey, np.median(grey))).astype(np.float32)
     ink = np.maximum(away - .4*away.max(), 0)
     if not (mass := ink.sum()): return 0.
@@ -32,7 +32,7 @@ def text_slope(
 def image_features(
     image:np.ndarray, # One line, grey or colour
 ) -> dict[str, float]:
-    "What can be said of an image without reading it."
+    "Measure an image without reading it."
     from mlops_course.pictures import grey_range
     from mlops_course.reader.recognition import to_height
     grey = to_height(image)
@@ -49,14 +49,14 @@ FEATURES = ('size', 'contrast', 'sharpness', 'noise', 'slope', 'strangeness', 'c
 
 # %% ../../nbs/library/features.ipynb #803d911a
 class LineMeasurement(NamedTuple):
-    "One line, measured."
+    "The measurements of one line."
     values: dict[str, float] # Of each of FEATURES
     text: str
     seen: np.ndarray         # What the net saw, on average along the line
 
 # %% ../../nbs/library/features.ipynb #41ab11c8
 class Sensor:
-    "Measures lines: the image, how strange it is to a net, and what was read."
+    "Measures lines: the image, its distance from known lines inside a net, and the reading."
     def __init__(self,
         net:Any,                    # A `Recogniser`; it stays the same for as long as the reference does
         known:Sequence[np.ndarray], # Lines of which it is to find nothing strange; 100 or more
@@ -69,7 +69,7 @@ class Sensor:
     def __repr__(self): return f"Sensor({self.net})"
 
     def see(self, image:np.ndarray) -> tuple[np.ndarray, str, float]: # What the net sees, text, confidence
-        "The net's view of one line."
+        "Run the net on one line."
         from mlops_course.reader.recognition import read_lines
         seen = []
         hook = self.net.say.register_forward_pre_hook(lambda _,given: seen.append(given[0].mean(1)[0].numpy()))
@@ -81,7 +81,7 @@ class Sensor:
         image:np.ndarray,
         answer:tuple[str, float]|None=None, # Text and confidence of the model that serves; the sensor's own if none
     ) -> LineMeasurement:
-        "Everything that is watched of one line."
+        "Measure all features of one line."
         seen,text,sure = self.see(image)
         if answer: text,sure = answer
         n = max(len(text), 1)

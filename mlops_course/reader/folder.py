@@ -35,7 +35,7 @@ def reader_id(
     folder:str|Path|None=None, # Holds model.onnx; the shipped recogniser's if none
     line:bool=False,           # Is every image one line?
 ) -> str:
-    "What decides what is read, in 16 characters: the net, the code around it, and the packages below it."
+    "A fingerprint of the reader: the net, the code and the versions of its packages."
     model = Path(folder or load_settings().paths.data/SHIPPED_RECOGNISER)/'model.onnx'
     code = sorted(Path(__file__).parent.glob('*.py')) # coarse: it rather forgets too much than too little
     return fingerprint(model, line, {o: version_of(o) for o in ('numpy', 'onnxruntime', 'opencv-python', 'rapidocr')},
@@ -48,13 +48,13 @@ Readings = dict[str, dict[str, Any]] # Key -> what was read
 # %% ../../nbs/library/folder.ipynb #842026a5
 @lru_cache(maxsize=2)
 def open_reader(folder:str, line:bool) -> tuple[Any, str]: # Engine, and its reader_id
-    "The engine of this process, loaded once."
+    "Load the engine, once per process."
     cv2.setNumThreads(1) # the other cores have workers of their own
     return load_custom(folder, line),reader_id(folder, line)
 
 # %% ../../nbs/library/folder.ipynb #e023fc66
 def decode_upload(data:bytes, **limits:int) -> np.ndarray|str:
-    "The image in `data`, or why there is none."
+    "The image in `data`, or an error message."
     try: return load_upload(io.BytesIO(data), **limits)
     except HTTPException as e: return str(e.detail)
 
@@ -68,7 +68,7 @@ def read_page_batch(
     began:str|None=None,   # A file that gets a line for each reading that begins
     **limits:int,          # For `load_upload`
 ) -> Readings:             # engine, text and lines of each; or error
-    "What stands on the pages of `part`, as one worker reads them."
+    "Read the pages of `part` in one worker."
     engine,mine = open_reader(folder, line)
     if mine != reader:
         raise ValueError(f"This worker is the reader {mine}, and {reader} was meant. Give it the same model, code "
@@ -111,7 +111,7 @@ def unread_images(
     reader:str,
     bar:Any,              # Told about each file that is on record
 ) -> Iterator[tuple[str, str, bytes|str]]: # Name, key and content; or what keeps the file closed
-    "What has not been read yet."
+    "The files that the record lacks or has with an error."
     for path in paths:
         name = path.relative_to(folder).as_posix()
         try: data = path.read_bytes()
@@ -119,7 +119,7 @@ def unread_images(
             yield name,'',e.strerror or str(e)
             continue
         if record.done.get((name, key := page_key(data, reader))) == '': bar.update()
-        else: yield name,key,data # new, or it failed before: there may be more memory now, or another limit
+        else: yield name,key,data # new, or it failed before and may succeed now
 
 # %% ../../nbs/library/folder.ipynb #c3b6f37d
 def run_batches(
@@ -129,7 +129,7 @@ def run_batches(
     in_flight:int|None=None, # Parts handed out at a time; two for each worker if none
     patience_s:float=60,     # For workers to come back
 ) -> Iterator[Readings]:
-    "What `work` makes of each part, as it comes. What a dead worker had in hand goes to others."
+    "Yield the result of each batch as it finishes. Batches of a dead worker are sent to other workers."
     flying:dict[Future, PageBatch] = {}
     def send(some:Iterable[PageBatch]) -> None:
         for o in some: flying[hands.pool.submit(work, o)] = o

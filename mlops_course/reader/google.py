@@ -27,11 +27,11 @@ def to_annotation(
     reading:Reading,
     shape:tuple[int, ...], # Of the page
 ) -> Any:                  # Google's TextAnnotation
-    "`reading` as Google tells it: pages, blocks, paragraphs, words, symbols, each with a box."
+    "Convert `reading` to Google's format: pages, blocks, paragraphs, words, symbols, each with a box."
     from google.cloud import vision
     found = vision.TextAnnotation(text=reading.text + '\n')
     page = vision.TextAnnotation.pb(found).pages.add(height=shape[0], width=shape[1])
-    def boxed(message, line, start, end): # the share of the line's box between two places in its text
+    def boxed(message, line, start, end): # the part of the line's box between two positions in its text
         left,right,below_right,below_left = np.array(line.box, float)
         for a,b,at in ((left, right, start), (left, right, end), (below_left, below_right, end),
                        (below_left, below_right, start)):
@@ -52,22 +52,22 @@ def to_annotation(
 
 # %% ../../nbs/library/google.ipynb #faebd3b7
 MAX_CALL_IMAGES = 16 # most images in one call
-SIMULATED_FAULTS = { # what a stand-in can suffer from, as Google says it
+SIMULATED_FAULTS = { # errors that the stand-in can return, in Google's words
     'unavailable': ('UNAVAILABLE', "The service is currently unavailable."),
     'quota': ('RESOURCE_EXHAUSTED', "Quota exceeded for quota metric 'Requests' and limit 'Requests per minute'."),
     'denied': ('PERMISSION_DENIED', "Cloud Vision API has not been used in this project before, or it is disabled."),
     'failed': ('INTERNAL', "Internal error encountered."),
-    'slow': ('DEADLINE_EXCEEDED', "Deadline exceeded.")} # answers nothing until the caller has given up
+    'slow': ('DEADLINE_EXCEEDED', "Deadline exceeded.")} # does not answer until the caller gives up
 
 # %% ../../nbs/library/google.ipynb #338c2ff6
 class FakeVisionServer:
-    "A server on this machine that speaks Google Vision's protocol and reads with `engine`. It is not Google."
+    "A local server that speaks Google Vision's protocol and reads with `engine`. It is not Google."
     def __init__(self,
         engine:Callable[[np.ndarray], Reading],
     ):
         self.engine,self.one_at_a_time = engine,Lock()
-        self.fault = ''                       # what ails it now, one of `SIMULATED_FAULTS`
-        self.next:deque[str] = deque()        # what ails it in the next calls, one by one; '' is nothing
+        self.fault = ''                       # the error of every call, one of `SIMULATED_FAULTS`
+        self.next:deque[str] = deque()        # the errors of the next calls, one by one; '' is none
         self.calls,self.images,self.address = 0,0,''
 
     def __enter__(self) -> 'FakeVisionServer':
@@ -92,7 +92,7 @@ class FakeVisionServer:
     def listen(self) -> int: return self.server.add_insecure_port('127.0.0.1:0') # any free port
 
     def batch(self, request:Any, context:Any) -> Any:
-        "Answer one call, or fail as told."
+        "Answer one call, or return the simulated error."
         import grpc
         from google.cloud import vision
         with self.one_at_a_time:
@@ -105,7 +105,7 @@ class FakeVisionServer:
         return vision.BatchAnnotateImagesResponse(responses=[self.one(o.image.content) for o in request.requests])
 
     def one(self, content:bytes) -> Any:
-        "What stands in one image, or what is wrong with it."
+        "The annotation of one image, or its error."
         from google.cloud import vision
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
         with self.one_at_a_time:

@@ -27,15 +27,15 @@ PANELS = (
     Panel('Seconds for 50, 95 and 99 of 100 images', 's',
           {f'{100*q:.0f}': quantile_query(q, 'ocr_prediction_duration_seconds') for q in (.5, .95, .99)}),
     Panel('Refusals a second', 'reqps', {'{{status}}': 'sum by (status) (rate(ocr_refusals_total[5m]))'}),
-    Panel('Inside, and waiting', 'short', {'places taken': 'sum(ocr_places_taken)',
+    Panel('Requests in progress and images queued', 'short', {'places taken': 'sum(ocr_places_taken)',
                                            'images in the queue': 'sum(ocr_queue_images)'}),
     Panel('Images read together', 'short',
           {'mean': 'sum(rate(ocr_batch_images_sum[5m])) / sum(rate(ocr_batch_images_count[5m]))'}),
-    Panel('How sure the model is', 'percentunit', {f'{100*q:.0f} of 100 are below': quantile_query(q, 'ocr_confidence')
+    Panel('Model confidence', 'percentunit', {f'{100*q:.0f} of 100 are below': quantile_query(q, 'ocr_confidence')
                                                    for q in (.1, .5)}),
-    Panel('Share of the images that must be others, at least', 'percentunit',
+    Panel('Lower bound on the share of changed images', 'percentunit',
           {'{{feature}}': 'max by (feature) (ocr_drift)'}),
-    Panel('Who answers Prometheus', 'short', {'{{job}}': 'min by (job) (up)'}),
+    Panel('Scrape targets that are up', 'short', {'{{job}}': 'min by (job) (up)'}),
 )
 
 # %% ../../nbs/library/metrics.ipynb #ee47dae7

@@ -30,7 +30,7 @@ def reading_caption(
     reading:Reading,
     cutoff:float=.8, # As for `draw_boxes`
 ) -> str:            # Markdown
-    "Who read, how much, how sure and how long; and who did not, and why."
+    "The caption of a reading: lines, confidence, time, and why another engine read instead."
     sure = [o.confidence for o in reading.lines]
     doubtful = sum(o < cutoff for o in sure)
     said = [f"**{len(sure)}** line{'' if len(sure) == 1 else 's'}", f"**{1000*reading.seconds:,.0f}** ms"]
@@ -42,7 +42,7 @@ def reading_caption(
 
 # %% ../../nbs/library/page.ipynb #06c1077a
 def message_html(words:str) -> str: # HTML
-    "A message that stays, and that a screen reader says aloud."
+    "A permanent message that a screen reader announces."
     return f'<div class="said" role="alert">{escape(words)}</div>' if words else ''
 
 # %% ../../nbs/library/page.ipynb #fe6fa788
@@ -58,7 +58,7 @@ async def read_and_audit(
     image:np.ndarray,                                 # What it shows
     threads:ThreadPoolExecutor,                       # For engines that are not the service's own
 ) -> Reading:
-    "What one engine reads, if there is a place for it; the record says that it was asked."
+    "Read `image` with one engine, within the limits of the service, and record it in the audit log."
     with service.place(who):
         if engine is None:
             answer,_ = await read_image(service, file, who=who)
@@ -89,7 +89,7 @@ def build_page(
     service:Service,
     engines:Mapping[str, Callable[[np.ndarray], Reading]], # What may be chosen besides the service's own engine
 ) -> Any:                                                  # Gradio's Blocks
-    "A page on which people have an image read by several engines side by side."
+    "A Gradio page on which several engines read an image side by side."
     import gradio as gr
     readers = {SERVICE_ENGINE: None, **engines}
     threads = ThreadPoolExecutor(4, 'page') # a separate pool, so that a slow Google cannot block the service
@@ -101,7 +101,7 @@ def build_page(
     async def kept(path): return uploaded(path)
 
     def board(words, shown):
-        "The message, and for each engine what it read; the others are hidden."
+        "The message, and the result of each engine; engines without one are hidden."
         return [message_html(words),
                 *(o for name in readers for o in shown.get(name, (gr.Column(visible=False), '', None, '')))]
 
@@ -164,11 +164,11 @@ def add_page(
     engines:Mapping[str, Callable[[np.ndarray], Reading]],
     path:str='/page',
 ) -> FastAPI:
-    "`app` with a page for people under `path`. It asks for a name and the key that goes with it."
+    "Mount the page on `app` under `path`. It asks for a name and its key."
     import gradio as gr
     service = app.state.service
     def known(name, key): return (found := service.keys.find(key)) is not None and found.name == name
-    # fonts of the machine
+    # no fonts from the network
     theme = gr.themes.Soft(primary_hue='blue', font=['system-ui', 'sans-serif'],
                            font_mono=['ui-monospace', 'monospace']).set(
         block_title_text_color='*neutral_800', block_title_text_color_dark='*neutral_100',

@@ -27,7 +27,7 @@ from .features import FEATURES, Sensor
 
 # %% ../../nbs/library/services.ipynb #a8adf76c
 class DriftTracker:
-    "Measures images that a service has read, in a thread of its own."
+    "Measures the images that a service has read, in a separate thread."
     def __init__(self,
         service:Any,    # `app.state.service` of lesson 13
         monitor:DriftMonitor,
@@ -47,7 +47,7 @@ class DriftTracker:
     def __exit__(self, *_) -> None: self.close()
 
     def passing_on(self, jobs:list[Any]) -> list[Any]:
-        "The service's own work; what it read is put into the queue."
+        "Call the service's own `work`, and queue the results."
         from mlops_course.batching import Deferred
         found = self.work(jobs)
         for job,o in zip(jobs, found):
@@ -60,7 +60,7 @@ class DriftTracker:
         return found
 
     def measure(self, data:bytes, line:bool, model:Any, reading:Any) -> None:
-        "One line of one image."
+        "Cut one line from the image and its reading."
         from mlops_course.reader.boxes import crop_box
         from mlops_course.reader.layout import mean_confidence
         from mlops_course.uploads import load_upload
@@ -73,7 +73,7 @@ class DriftTracker:
         self.monitor.track(self.sensor(image, answer).values, sha256, model.version, reading.text)
 
     def turns(self) -> None:
-        "Measure, again and again."
+        "Measure queued images until closed."
         while (item := self.queue.get()) is not None:
             try: self.measure(*item)
             except Exception: # noqa: BLE001 (the user has long been answered)
@@ -81,7 +81,7 @@ class DriftTracker:
             finally: self.queue.task_done()
 
     def close(self) -> None:
-        "Measure what waits, and leave the service alone."
+        "Measure the queued images and detach from the service."
         self.service.batcher.work = self.work
         self.queue.put(None)
         self.thread.join()
@@ -94,7 +94,7 @@ def track_drift(
     apart:Iterable[bytes]=(), # As in `DriftTracker`
     lines:int=300,            # Clean lines to draw: a third for the sensor, the others as the reference of a new file
 ) -> Iterator[DriftMonitor]:
-    "A monitor that watches what `service` reads, until the block ends."
+    "Monitor the readings of `service` for drift until the block ends."
     from mlops_course.reader.custom import read_images
     from mlops_course.reader.layout import mean_confidence
     from mlops_course.reader.trials import draw_trial_lines
@@ -144,7 +144,7 @@ def start_services(
 
 # %% ../../nbs/library/services.ipynb #625b8459
 class RetrainingTrigger:
-    "Hears alerts, and starts the flow of lesson 16 when the data has drifted."
+    "A webhook that starts the flow of lesson 16 when the alert `Drift` fires."
     def __init__(self,
         claims:Cooldown,
         order:Any,                     # An `Order` of lesson 16: what is to be delivered then
@@ -153,7 +153,7 @@ class RetrainingTrigger:
     def __repr__(self): return f"RetrainingTrigger({self.order}, at most every {self.cool_down_s:g} s)"
 
     def __call__(self, note:Any) -> bool: # Was it started now?
-        "Take a `Note` of lesson 18."
+        "Handle an `AlertNotice` of lesson 18."
         from mlops_course.pipelines import emit_data_changed
         if (note.alert, note.status) != ('Drift', 'firing') or not self.claims.take('retraining', self.cool_down_s):
             return False

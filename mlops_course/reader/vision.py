@@ -31,7 +31,7 @@ def connect_google(
     key:str|Path,    # File that Google gave you for a service account
     host:str=GOOGLE_HOST,
 ) -> Any:            # Google's ImageAnnotatorClient
-    "A client that will talk to Google, and prove who you are with `key`. Nothing is sent yet."
+    "A client for Google that authenticates with `key`. Nothing is sent yet."
     hint = "Correct GOOGLE_APPLICATION_CREDENTIALS in .env, or leave it empty: then the local engine reads"
     if not Path(key).is_file(): raise FileNotFoundError(f"The key file for Google is not there. {hint}")
     from google.cloud import vision
@@ -43,11 +43,11 @@ def connect_google(
 def connect_local(
     address:str, # Of a `FakeVisionServer`
 ) -> Any:        # Google's ImageAnnotatorClient
-    "The same client, talking to this machine without encryption or key."
+    "The same client for a server on this machine, without encryption or key."
     import grpc
     from google.cloud import vision
     from google.cloud.vision_v1.services.image_annotator.transports import ImageAnnotatorGrpcTransport
-    # a proxy is somebody else's machine
+    # no proxy: it would be another machine
     channel = grpc.insecure_channel(address, options=[('grpc.enable_http_proxy', 0)])
     return vision.ImageAnnotatorClient(transport=ImageAnnotatorGrpcTransport(channel=channel))
 
@@ -57,7 +57,7 @@ MAX_IMAGE_BYTES = 7_000_000 # in an image: Google takes 20 MB, but 10 MB in a JS
 def encode_image(
     image:np.ndarray, # As `load_image` returns it
 ) -> bytes:
-    "`image` as PNG, or as JPEG where that would be too much to send."
+    "Encode `image` as PNG, or as JPEG if the PNG is too large to send."
     bgr = cv2.cvtColor(check_image(image), cv2.COLOR_RGB2BGR)
     for ending in ('.png', '.jpg'):
         data = cv2.imencode(ending, bgr)[1].tobytes()
@@ -70,7 +70,7 @@ def annotation_lines(
     annotation:Any,        # Google's TextAnnotation
     shape:tuple[int, ...], # Of the page
 ) -> list[Line]:
-    "The lines in what Google answers, put together symbol by symbol."
+    "Assemble the lines of Google's answer from its symbols."
     from google.cloud import vision
     lines:list[Line] = []
     # unknown, space, wide space, end of a wrapped line, hyphen there, line break
@@ -90,7 +90,7 @@ def annotation_lines(
 
 # %% ../../nbs/14_vision.ipynb #ca995012
 class GoogleVision:
-    "Google Vision, or a stand-in, asked with care: one deadline over all tries, a breaker, a budget."
+    "Google Vision or a stand-in, called with a deadline over all tries, a circuit breaker and a budget."
     def __init__(self,
         client:Any,            # From `connect_google` or `connect_local`
         budget:MonthlyBudget,
@@ -103,9 +103,9 @@ class GoogleVision:
         self.deadline_s,self.first_wait_s = deadline_s,first_wait_s
 
     def ask(self,
-        images:Sequence[bytes], # At most `BATCH`, each in a format that Google knows
+        images:Sequence[bytes], # At most `MAX_CALL_IMAGES`, each in a format that Google knows
     ) -> list[Any]:             # Google's answer for each image; it may be an `error`
-        "What one call says about all `images`."
+        "Send `images` in one call and return the answers."
         from google.cloud import vision
         features = [vision.Feature(type_=vision.Feature.Type.DOCUMENT_TEXT_DETECTION)]
         requests = [vision.AnnotateImageRequest(image=vision.Image(content=o), features=features) for o in images]
@@ -115,7 +115,7 @@ class GoogleVision:
         with self.breaker.asking(): return list(call_with_retry(once, self.deadline_s, self.first_wait_s).responses)
 
     def read(self, image:np.ndarray) -> list[Line]:
-        "The lines on `image`, or `VisionError`."
+        "Read `image`, or raise VisionError."
         answer, = self.ask([encode_image(image)])
         if answer.error.code: raise VisionError('refused', answer.error.message)
         return annotation_lines(answer.full_text_annotation, image.shape)
@@ -123,13 +123,13 @@ class GoogleVision:
 # %% ../../nbs/14_vision.ipynb #ffc29637
 @dataclass(frozen=True)
 class FallbackReading(Reading):
-    "A reading that says why Vision did not do it. If it did, `why` is empty."
-    why: str  # One of `WHY`, for programs
+    "A reading that says why Vision did not read; `why` is empty if it did."
+    why: str  # One of `FAILURE_REASONS`, for programs
     said: str # The same for people
 
 # %% ../../nbs/14_vision.ipynb #a0d8ae54
 class FallbackEngine(Engine):
-    "Vision where it reads, otherwise `local`; the answer says which, and why."
+    "Reads with Vision, or with `local` if Vision fails. The reading names the engine and the reason."
     def __init__(self,
         vision:GoogleVision|None, # None: there is no key
         local:Engine,
@@ -138,7 +138,7 @@ class FallbackEngine(Engine):
         self.vision,self.local = vision,local
 
     def read_alone(self, image:np.ndarray) -> list[Line]:
-        "The lines that Vision reads."
+        "Read `image` with Vision."
         if self.vision is None: raise VisionError('credentials')
         return self.vision.read(image)
 
@@ -154,7 +154,7 @@ def open_vision(
     local:str='custom',          # Engine that reads where Vision does not
     settings:Settings|None=None, # Those of the project if none
 ) -> FallbackEngine:
-    "Vision with the key in .env and the terms in config.yaml. Without a key, nothing leaves this machine."
+    "An engine for Vision with the key in .env and the terms in config.yaml. Without a key, nothing is sent."
     settings = settings or load_settings()
     key,own = settings.secrets.google_application_credentials.get_secret_value(),open_engine(local, line)
     if not key: return FallbackEngine(None, own)
