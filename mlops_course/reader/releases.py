@@ -25,7 +25,7 @@ from ..slots import Slot, read_release
 
 # %% ../../nbs/library/releases.ipynb #ef16d298
 class DelayedNet:
-    "A net that waits before each pass. For fire drills only."
+    "A net that waits before each pass, to simulate a slow release."
     def __init__(self, net:Any, delay_s:float): self.net,self.design,self.delay_s = net,net.design,delay_s
     def __repr__(self): return f"DelayedNet({self.net}, {self.delay_s} s)"
     def log_probs(self, images:np.ndarray) -> np.ndarray:
@@ -34,19 +34,20 @@ class DelayedNet:
 
 # %% ../../nbs/library/releases.ipynb #5ddb001a
 class ReleaseFileSource:
-    "A source with the one release that a file names."
+    "A model source for the one release that a file names."
     def __init__(self, path:str|Path): self.path = Path(path)
     def __repr__(self): return f"ReleaseFileSource({self.path.name!r})"
     def load(self) -> ServedModel:
         release = read_release(self.path)
         engine = warm_up_engine(load_custom(release.folder))
         if release.delay_s: engine.net = DelayedNet(engine.net, release.delay_s)
-        return ServedModel(engine, release.version, 'put here by a release' + (', delayed on purpose' if release.delay_s else ''))
+        return ServedModel(engine, release.version, 'put here by a release'
+                           + (', delayed on purpose' if release.delay_s else ''))
     def models(self) -> list[dict]: return []
 
 # %% ../../nbs/library/releases.ipynb #ceedf423
 def serve_release(path:Path, folder:str|Path, limits:ApiSettings) -> FastAPI:
-    "The reader's service with the release that the file at `path` names."
+    "The reader's service for the release that the file at `path` names."
     return create_app(ReleaseFileSource(path), folder, limits)
 
 # %% ../../nbs/library/releases.ipynb #ef5ec4f6
@@ -57,7 +58,7 @@ def reads_otherwise(
     ours:dict,   # What /v1/read answered
     theirs:dict,
 ) -> bool:
-    "Do two answers differ in almost a third of their text, or more?"
+    "Whether two answers differ in at least almost a third of their text."
     return Levenshtein.normalized_distance(ours['text'], theirs['text']) > .3
 
 # %% ../../nbs/library/releases.ipynb #5b86e4de
@@ -67,5 +68,5 @@ reader_router = partial(Router, path='/v1/read', differ=reads_otherwise)
 def line_requests(
     images:Iterable[bytes], # Files, of one line each
 ) -> list[dict[str, Any]]:
-    "The requests with which `Load` has them read."
+    "The requests with which a `LoadGenerator` has images read."
     return [{'url': '/v1/read', 'params': {'line': True}, 'files': {'file': o}} for o in images]

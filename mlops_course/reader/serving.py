@@ -42,14 +42,15 @@ METRIC_PREFIX = 'ocr' # of the metrics
 
 # %% ../../nbs/library/serving.ipynb #4ede1451
 def project_store() -> Store|None:
-    "The project's store of runs, unless nobody has made one."
+    "The project's tracking store, or None if there is none."
     settings = load_settings()
-    there = settings.secrets.mlflow_tracking_uri.get_secret_value() or (settings.paths.runs/'tracking'/'mlflow.db').is_file()
+    database = settings.paths.runs/'tracking'/'mlflow.db'
+    there = settings.secrets.mlflow_tracking_uri.get_secret_value() or database.is_file()
     return open_store() if there else None
 
 # %% ../../nbs/library/serving.ipynb #4c49de6f
 class ModelSource:
-    "Where models come from: the champion of a registry, or the shipped recogniser where there is none."
+    "A source of models: the champion of a registry, or the shipped recogniser if there is none."
     def __init__(self,
         store:Store|None=None, # The project's own, if it has one, if none
         name:str=MODEL_NAME,
@@ -64,30 +65,32 @@ class ModelSource:
         return {k: int(v) for k,v in registered_model(self.store, self.name).aliases.items()}
 
     def load(self) -> ServedModel:
-        "The model to serve now. A damaged one is an error, never a reason to serve another."
+        "Load the model to serve. A damaged model is an error; no other one is served instead."
         number = self.aliases().get('champion')
         if self.store is None or number is None:
             why = 'there is no registry' if self.store is None else f'the registry has no champion of {self.name} yet'
-            return ServedModel(warm_up_engine(load_custom()), 'shipped', f'the recogniser in data/recogniser, since {why}')
+            return ServedModel(warm_up_engine(load_custom()), 'shipped', f'the recogniser in data/recogniser, '
+                               f'since {why}')
         with TemporaryDirectory() as tmp: # onnxruntime is twice as fast
             net = OnnxRecogniser(export_onnx(load_version(self.store, number, self.name), Path(tmp)/'model.onnx'))
         return ServedModel(warm_up_engine(CustomEngine(net)), f'{self.name}/{number}', 'the champion in the registry')
 
     def models(self) -> list[dict]:
-        "What could be served."
+        "The registered versions."
         if not self.aliases() or self.store is None: return []
-        return [{'version': f"{self.name}/{o['version']}", 'aliases': o['aliases'], 'cer': float(o['cer'])} for o in list_versions(self.store, self.name)]
+        return [{'version': f"{self.name}/{o['version']}", 'aliases': o['aliases'], 'cer': float(o['cer'])}
+                for o in list_versions(self.store, self.name)]
 
 # %% ../../nbs/library/serving.ipynb #9d78dc7a
 class ReadJob(NamedTuple):
-    "An image to be read."
+    "An image to read."
     file:BinaryIO
     line:bool
     doubtful:bool=False # Is it known that it takes long?
 
 # %% ../../nbs/library/serving.ipynb #bb2b9c46
 class Answer(BaseModel):
-    "A `Reading`, with the model that read and the image that was read."
+    "The answer of /v1/read: a reading, the model version and the hash of the image."
     engine:str
     text:str
     lines:list[Line]
@@ -101,7 +104,7 @@ def read_jobs(
     jobs:list[ReadJob],
     max_pixels:int, # Of an image
 ) -> list[Any]:     # A `Reading`, an exception or `Deferred` for each
-    "What `model` reads on images that came together."
+    "Read a batch of images with `model`."
     found:dict[int, Any] = {}
     images:dict[int, np.ndarray] = {}
     for i,job in enumerate(jobs):
@@ -123,7 +126,7 @@ async def read_image(
     who:str='',                 # For the record
     until:float|None=None,      # As for `Service.result`
 ) -> tuple[Answer, str]:        # And its receipt
-    "What stands on the image in `file`."
+    "Read the image in `file` and record it in the audit log."
     async with service.on_record(who, 'read', engine=service.model.engine.name) as entry:
         entry['sha256'] = await asyncio.to_thread(sha256_of_file, file)
         reading = await service.result(ReadJob(file, line), entry, until)
@@ -131,34 +134,41 @@ async def read_image(
     return Answer(**reading.to_dict(), model=entry['model'], sha256=entry['sha256']),entry['receipt']
 
 # %% ../../nbs/library/serving.ipynb #14a8ea3e
-EXAMPLE_ANSWER = {'engine': 'custom', 'text': 'Central 07:15', 'lines': [{'text': 'Central 07:15', 'confidence': .99, 'box': [[8, 4], [200, 4], [200, 30], [8, 30]]}],
-           'seconds': .031, 'model': 'reader/3', 'sha256': '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08'}
+EXAMPLE_ANSWER = {'engine': 'custom', 'text': 'Central 07:15',
+                  'lines': [{'text': 'Central 07:15', 'confidence': .99,
+                             'box': [[8, 4], [200, 4], [200, 30], [8, 30]]}],
+           'seconds': .031, 'model': 'reader/3',
+           'sha256': '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08'}
 
 # %% ../../nbs/library/serving.ipynb #cf46895e
 LineQuery = Annotated[bool, Query(description='Is each image one line, rather than a page?')]
 
 # %% ../../nbs/library/serving.ipynb #79a9caf9
 def add_reading_routes(app:FastAPI, service:Service) -> None:
-    "What the service is there for."
+    "Add /v1/read and /v1/batch."
     known = key_dependency(service)
     async def one(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
         async with receive_images(service, request, key) as upload: yield upload
     async def many(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
         async with receive_images(service, request, key, service.limits.images) as upload: yield upload
 
-    @app.post('/v1/read', tags=['reading'], openapi_extra=upload_schema(), responses={**example_response(EXAMPLE_ANSWER),
+    @app.post('/v1/read', tags=['reading'], openapi_extra=upload_schema(),
+              responses={**example_response(EXAMPLE_ANSWER),
               **error_responses(400, 401, 408, 413, 422, 429, 500, 503, 504)})
     async def read(upload:Annotated[Upload, Depends(one)], response:Response, line:LineQuery=False) -> Answer:
-        "What stands on one image. The header `X-Audit` is the receipt of the entry in the record."
-        answer,response.headers['X-Audit'] = await read_image(service, upload.files[0], line, upload.key.name, upload.until)
+        "Read one image. The header `X-Audit` is the receipt of its entry in the audit log."
+        answer,receipt = await read_image(service, upload.files[0], line, upload.key.name, upload.until)
+        response.headers['X-Audit'] = receipt
         return answer
 
+    example = json.dumps({'index': 0, **EXAMPLE_ANSWER})
     @app.post('/v1/batch', tags=['reading'], openapi_extra=upload_schema(many=True), response_class=StreamingResponse,
-              responses={200: {'description': 'A line of JSON for each image: its `index`, what /v1/read would have answered, and the `receipt`',
-                               'content': {'application/x-ndjson': {'example': json.dumps({'index': 0, **EXAMPLE_ANSWER})}}},
+              responses={200: {'description': 'A line of JSON for each image: its `index`, what /v1/read would have '
+                               'answered, and the `receipt`',
+                               'content': {'application/x-ndjson': {'example': example}}},
                          **error_responses(400, 401, 408, 413, 422, 429, 500, 503)})
     async def batch(upload:Annotated[Upload, Depends(many)], line:LineQuery=False) -> StreamingResponse:
-        "What stands on many images, each sent back as soon as it is read. A bad one does not stop the others."
+        "Read many images. Each result is sent as soon as it is ready; a bad image does not stop the others."
         limits = service.limits
         until = upload.until + limits.timeout_s*(ceil(len(upload.files)/limits.batch) - 1)
         places = asyncio.Semaphore(limits.batch) # never more of one request in the queue
@@ -176,7 +186,7 @@ def add_reading_routes(app:FastAPI, service:Service) -> None:
             try:
                 for done in asyncio.as_completed(tasks): yield await done
             finally:
-                for o in tasks: o.cancel() # those of a client that is gone
+                for o in tasks: o.cancel() # if the client has disconnected
         return StreamingResponse(answers(), media_type='application/x-ndjson')
 
 # %% ../../nbs/library/serving.ipynb #0fa5be66
@@ -185,9 +195,11 @@ def create_app(
     folder:str|Path|None=None,  # For keys.json and audit.jsonl; `serving` among the project's runs if none
     limits:ApiSettings|None=None,       # Those in config.yaml if none
 ) -> FastAPI:                   # Its `state.service` is the `Service` behind it
-    "The reader's service as an ASGI app, its model loaded."
+    "The reader's service as an ASGI app with its model loaded."
     settings = load_settings()
     limits = limits or settings.services.api
     work = partial(read_jobs, max_pixels=limits.max_pixels)
-    service = Service(source or ModelSource(), folder or settings.paths.runs/'serving', limits, work, METRIC_PREFIX, 'images')
-    return build_app(service, add_reading_routes, name=MODEL_NAME, title='Reader', version='1', summary='Reads timetables and other printed pages')
+    service = Service(source or ModelSource(), folder or settings.paths.runs/'serving', limits, work,
+                      METRIC_PREFIX, 'images')
+    return build_app(service, add_reading_routes, name=MODEL_NAME, title='Reader', version='1',
+                     summary='Reads timetables and other printed pages')
