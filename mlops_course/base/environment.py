@@ -32,15 +32,19 @@ def content_bytes(
     if isinstance(thing, str): return thing.encode('utf-8')
     if isinstance(thing, Path):
         if thing.is_file(): return thing.read_bytes()
-        if not thing.exists(): raise FileNotFoundError(f"Found no {thing}, expected a file or folder to hash. Check the path")
-        names = sorted(o.relative_to(thing).as_posix() for o in thing.rglob('*') if o.is_file()) # as text: the same order on every system
+        if not thing.exists():
+            raise FileNotFoundError(f"Found no {thing}, expected a file or folder to hash. Check the path")
+        inside = (o.relative_to(thing).as_posix() for o in thing.rglob('*') if o.is_file())
+        names = sorted(inside) # as text: the same order on every system
         return ''.join(f"{o} {fingerprint(thing/o)}\n" for o in names).encode('utf-8')
     if isinstance(thing, BaseModel): return thing.model_dump_json().encode('utf-8')
-    if isinstance(thing, np.ndarray|np.generic) and not thing.dtype.hasobject: return f"{thing.dtype.str} {thing.shape} ".encode() + thing.tobytes()
+    if isinstance(thing, np.ndarray|np.generic) and not thing.dtype.hasobject:
+        return f"{thing.dtype.str} {thing.shape} ".encode() + thing.tobytes()
     if callable(thing): return getsource(thing).encode('utf-8')
     try: return json.dumps(thing, sort_keys=True).encode('utf-8')
     except TypeError as e:
-        raise TypeError(f"Found a {type(thing).__name__} ({e}), expected a file, array, function, text or JSON values. Convert it; a set with sorted()") from e
+        raise TypeError(f"Found a {type(thing).__name__} ({e}), expected a file, array, function, text or JSON values. "
+                        "Convert it; a set with sorted()") from e
 
 # %% ../../nbs/01_lifecycle.ipynb #9e3a568b
 def fingerprint(
@@ -48,7 +52,8 @@ def fingerprint(
 ) -> str:        # 16 characters
     "A short hash of what `things` contain, whatever they are called."
     whole = sha256()
-    for content in map(content_bytes, things): whole.update(len(content).to_bytes(8, 'big') + content) # the length keeps ('a', 'bc') from ('ab', 'c')
+    for content in map(content_bytes, things):
+        whole.update(len(content).to_bytes(8, 'big') + content) # the length keeps ('a', 'bc') from ('ab', 'c')
     return whole.hexdigest()[:16]
 
 # %% ../../nbs/01_lifecycle.ipynb #06bec201
@@ -57,7 +62,9 @@ def seed_everything(
     torch:bool=False,     # Import PyTorch if nobody has yet?
 ) -> np.random.Generator: # A stream of your own, which no library draws from
     "Start the random streams of Python, NumPy and, where it is in use, PyTorch from `seed`."
-    if not 0 <= seed < 2**32: raise ValueError(f"Found seed {seed}, expected a whole number from 0 to {2**32-1}, the range NumPy takes. Choose another")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"Found seed {seed}, expected a whole number from 0 to {2**32-1}, the range NumPy takes. "
+                         "Choose another")
     random.seed(seed)
     np.random.seed(seed)
     if torch or 'torch' in sys.modules:
@@ -66,8 +73,10 @@ def seed_everything(
     return np.random.default_rng(seed)
 
 # %% ../../nbs/01_lifecycle.ipynb #7f35e2a2
-RECORDED_PACKAGES = ('numpy', 'scipy', 'scikit-learn', 'pandas', 'torch', 'onnxruntime', 'opencv-python', 'pillow', 'easyocr', 'rapidocr', 'mlops-course')
+RECORDED_PACKAGES = ('numpy', 'scipy', 'scikit-learn', 'pandas', 'torch', 'onnxruntime', 'opencv-python', 'pillow',
+                     'easyocr', 'rapidocr', 'mlops-course')
 
+# %% ../../nbs/01_lifecycle.ipynb #388a8932
 def version_of(package:str) -> str|None:
     "The installed version of `package`, if there is one."
     for name in (package, f'{package}-headless'): # OpenCV is installed without windows, and known by its short name
@@ -75,12 +84,14 @@ def version_of(package:str) -> str|None:
         except PackageNotFoundError: continue
     return None
 
+# %% ../../nbs/01_lifecycle.ipynb #873519ab
 def git_state(
     root:Path, # A folder, under git or not
 ) -> dict:     # The `commit`, and whether files differ from it
     "Which commit `root` stands at; both values are None outside git."
     def ask(*words:str) -> str|None:
-        try: done = subprocess.run(['git', '-C', str(root), *words], check=False, capture_output=True, text=True, encoding='utf-8')
+        command = ['git', '-C', str(root), *words]
+        try: done = subprocess.run(command, check=False, capture_output=True, text=True, encoding='utf-8')
         except FileNotFoundError: return None # git is not installed
         return done.stdout.strip() if done.returncode==0 else None
     commit,changes = ask('rev-parse', 'HEAD'),ask('status', '--porcelain')
@@ -95,6 +106,7 @@ def environment(
     root = Path(root or find_root())
     lock,pools = root/'requirements.lock',threadpool_info()
     return {'python': platform.python_version(), 'platform': platform.platform(), 'machine': platform.machine(),
-        'packages': {o:v for o in RECORDED_PACKAGES if (v := version_of(o))}, 'lock': fingerprint(lock) if lock.is_file() else None,
+        'packages': {o:v for o in RECORDED_PACKAGES if (v := version_of(o))},
+        'lock': fingerprint(lock) if lock.is_file() else None,
         'git': git_state(root), 'seed': seed, 'threads': {o['internal_api']:o['num_threads'] for o in pools},
         'kernels': sorted({o['architecture'] for o in pools if 'architecture' in o})} # of the matrix routines
