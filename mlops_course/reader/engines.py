@@ -65,6 +65,7 @@ def rapidocr_reader(
     logging.getLogger('RapidOCR').setLevel(logging.CRITICAL) # it would warn about every blank page
     return reader
 
+# %% ../../nbs/02_ocr.ipynb #6f7fe083
 def load_rapidocr(
     side:int=736,      # A page whose shorter side is below this is enlarged before text is searched
     turned:bool=False, # May single lines stand upside down? Flips some that do not
@@ -75,7 +76,8 @@ def load_rapidocr(
     def read(image:np.ndarray) -> list[Line]:
         found = reader(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if found.boxes is None: return [] # a blank page
-        return [Line(text, float(score), clip_corners(box, image.shape)) for box,text,score in zip(found.boxes, found.txts, found.scores)]
+        return [Line(text, float(score), clip_corners(box, image.shape))
+                for box,text,score in zip(found.boxes, found.txts, found.scores)]
     return Engine('rapidocr', read)
 
 # %% ../../nbs/02_ocr.ipynb #91c6dd72
@@ -85,14 +87,16 @@ def join_words(
     "One line for each line of words in `data`."
     groups: dict[tuple[int, ...], list[int]] = {}
     for i,text in enumerate(data['text']):
-        if float(data['conf'][i]) < 0 or not text.strip(): continue # the row of a block or line, which has no text of its own
+        if float(data['conf'][i]) < 0 or not text.strip(): continue # a block or line, which has no text of its own
         groups.setdefault((data['block_num'][i], data['par_num'][i], data['line_num'][i]), []).append(i)
     lines = []
     for words in groups.values():
         left,top = (min(data[side][i] for i in words) for side in ('left', 'top'))
-        right,bottom = (max(data[side][i]+data[size][i] for i in words) for side,size in (('left', 'width'), ('top', 'height')))
+        right = max(data['left'][i] + data['width'][i] for i in words)
+        bottom = max(data['top'][i] + data['height'][i] for i in words)
         confidence = sum(float(data['conf'][i]) for i in words)/len(words)/100
-        lines.append(Line(' '.join(data['text'][i] for i in words), confidence, [[left, top], [right, top], [right, bottom], [left, bottom]]))
+        text = ' '.join(data['text'][i] for i in words)
+        lines.append(Line(text, confidence, [[left, top], [right, top], [right, bottom], [left, bottom]]))
     return lines
 
 # %% ../../nbs/02_ocr.ipynb #79302f66
@@ -101,18 +105,23 @@ def load_tesseract(
 ) -> Engine:
     "Tesseract, a program that is installed apart from Python."
     if not shutil.which('tesseract'):
-        raise FileNotFoundError("No program `tesseract` on this machine. Install it: `sudo apt-get install tesseract-ocr` (Debian, Ubuntu), "
-                                "`brew install tesseract` (macOS), `winget install UB-Mannheim.TesseractOCR` (Windows); or load 'easyocr' or 'rapidocr'")
+        raise FileNotFoundError("No program `tesseract` on this machine. Install it: "
+                                "`sudo apt-get install tesseract-ocr` (Debian, Ubuntu), "
+                                "`brew install tesseract` (macOS), "
+                                "`winget install UB-Mannheim.TesseractOCR` (Windows); or load 'easyocr' or 'rapidocr'")
     import pytesseract
     os.environ.setdefault('OMP_THREAD_LIMIT', '1') # for the program; its threads slow down small pages
 
     def read(image:np.ndarray) -> list[Line]:
-        return join_words(pytesseract.image_to_data(Image.fromarray(image), lang='eng', config=f'--psm {mode}', output_type=pytesseract.Output.DICT))
+        return join_words(pytesseract.image_to_data(
+            Image.fromarray(image), lang='eng', config=f'--psm {mode}', output_type=pytesseract.Output.DICT))
     return Engine('tesseract', read)
 
 # %% ../../nbs/02_ocr.ipynb #c2252540
-ENGINES: dict[str, Callable[..., Engine]] = {'easyocr': load_easyocr, 'rapidocr': load_rapidocr, 'tesseract': load_tesseract}
+ENGINES: dict[str, Callable[..., Engine]] = {
+    'easyocr': load_easyocr, 'rapidocr': load_rapidocr, 'tesseract': load_tesseract}
 
+# %% ../../nbs/02_ocr.ipynb #530f2ddd
 def load_engine(
     name:str,      # One of `ENGINES`
     **options:Any, # For that engine's loader
@@ -120,9 +129,11 @@ def load_engine(
     "The engine called `name`, ready to read."
     if name not in ENGINES:
         near = get_close_matches(name, ENGINES, n=1)
-        raise ValueError(f"No engine {name!r}. {f'Did you mean {near[0]!r}? ' if near else ''}The engines are {', '.join(ENGINES)}")
+        hint = f'Did you mean {near[0]!r}? ' if near else ''
+        raise ValueError(f"No engine {name!r}. {hint}The engines are {', '.join(ENGINES)}")
     return ENGINES[name](**options)
 
+# %% ../../nbs/02_ocr.ipynb #eaa0d30d
 def available_engines() -> list[str]:
     "The names of the engines that this machine can load."
     return [o for o in ENGINES if o != 'tesseract' or shutil.which('tesseract')]
