@@ -76,28 +76,40 @@ def pieces(
     "`truth` cut where `pred` begins or ends to differ."
     rows = '\n'.join(normalise(o) for o in truth.splitlines() if o.strip())
     pred,flat = cleaned(pred, rows)
-    return [(o.tag, rows[o.src_start:o.src_end], pred[o.dest_start:o.dest_end]) for o in Levenshtein.opcodes(flat, pred)]
+    return [(o.tag, rows[o.src_start:o.src_end], pred[o.dest_start:o.dest_end])
+            for o in Levenshtein.opcodes(flat, pred)]
 
 # %% ../nbs/03_scoring.ipynb #a6a649ea
 NL = '\n' # a backslash may not stand inside an f-string before Python 3.12
 
 class Edits:
     "A reading with its edits marked: as HTML in a notebook, as plain marks anywhere else."
-    missed,invented = 'background:#cc3d3d55;padding:0 .15em;text-decoration:line-through','background:#2e9e5b55;padding:0 .15em;text-decoration:underline 2px'
+    missed = 'background:#cc3d3d55;padding:0 .15em;text-decoration:line-through'
+    invented = 'background:#2e9e5b55;padding:0 .15em;text-decoration:underline 2px'
 
-    def __init__(self, pieces:list[tuple[str, str, str]], only_wrong:bool=False): self.pieces,self.only_wrong = pieces,only_wrong
+    def __init__(self, pieces:list[tuple[str, str, str]], only_wrong:bool=False):
+        self.pieces,self.only_wrong = pieces,only_wrong
 
-    def rows(self, missed:tuple[str, str], invented:tuple[str, str], clean:Callable[[str], str]=str) -> list[str]: # Marks: opening, closing
+    def rows(
+        self,
+        missed:tuple[str, str],   # What opens and closes a mark
+        invented:tuple[str, str],
+        clean:Callable[[str], str]=str,
+    ) -> list[str]:
         "The rows of the true text with marks in them."
-        def mark(marks, text): return f"{marks[0]}{clean(text).replace(' ', '␣').replace(NL, '↵')}{marks[1]}" if text else ''
+        def mark(marks, text):
+            shown = clean(text).replace(' ', '␣').replace(NL, '↵')
+            return f"{marks[0]}{shown}{marks[1]}" if text else ''
         def row_ends(text): return NL*text.count(NL) # a row of the truth ends where it ends, read or not
-        marked = [clean(true) if tag == 'equal' else mark(missed, true) + mark(invented, read) + row_ends(true) for tag,true,read in self.pieces]
+        marked = [clean(true) if tag == 'equal' else mark(missed, true) + mark(invented, read) + row_ends(true)
+                  for tag,true,read in self.pieces]
         return [o for o in ''.join(marked).split(NL) if not self.only_wrong or missed[0] in o or invented[0] in o]
 
     def __repr__(self): return NL.join(self.rows(('[-', '-]'), ('{+', '+}')))
 
     def _repr_html_(self):
-        rows = self.rows((f"<del style='{self.missed}'>", '</del>'), (f"<ins style='{self.invented}'>", '</ins>'), escape)
+        marks = (f"<del style='{self.missed}'>", '</del>'),(f"<ins style='{self.invented}'>", '</ins>')
+        rows = self.rows(*marks, escape)
         return f"<pre style='white-space:pre-wrap;line-height:1.6'>{'<br>'.join(rows)}</pre>"
 
 # %% ../nbs/03_scoring.ipynb #d8871849
@@ -131,19 +143,24 @@ def score(
 ) -> pd.DataFrame:                          # item, edits, chars, word_edits, words, exact, seconds and the slices
     "One row of counts for each item, in the order of `truths`."
     for what,o in {'preds': preds, 'truths': truths, 'seconds': seconds or truths, **slices}.items():
-        if not isinstance(o, Mapping): raise TypeError(f"`{what}` is a {type(o).__name__}, and a dict from item to value is expected: dict(zip(items, values))")
+        if not isinstance(o, Mapping):
+            raise TypeError(f"`{what}` is a {type(o).__name__}, and a dict from item to value is expected: "
+                            "dict(zip(items, values))")
         same_items(o, truths, f"`{what}`")
-    if blank := [item for item,o in truths.items() if not o.strip()]: raise ValueError(f"No truth for {blank[:3]}: drop blank pages before scoring")
+    if blank := [item for item,o in truths.items() if not o.strip()]:
+        raise ValueError(f"No truth for {blank[:3]}: drop blank pages before scoring")
     rows = []
     for item in truths:
         pred,truth = cleaned(preds[item], truths[item], fold_case)
         read,words = pred.split(),truth.split()
-        rows.append({'item': item, 'edits': Levenshtein.distance(pred, truth), 'chars': len(truth), 'word_edits': Levenshtein.distance(read, words),
-                     'words': len(words), 'exact': pred == truth, 'seconds': seconds[item] if seconds else nan, **{k: o[item] for k,o in slices.items()}})
+        rows.append({'item': item, 'edits': Levenshtein.distance(pred, truth), 'chars': len(truth),
+                     'word_edits': Levenshtein.distance(read, words), 'words': len(words), 'exact': pred == truth,
+                     'seconds': seconds[item] if seconds else nan, **{k: o[item] for k,o in slices.items()}})
     return pd.DataFrame(rows)
 
 # %% ../nbs/03_scoring.ipynb #2b21b527
-METRICS = {'cer': ('edits', 'chars'), 'wer': ('word_edits', 'words'), 'exact': ('exact', 'items')} # what is added up above and below the line
+METRICS = { # the column that is added up above the line, and the one below it
+    'cer': ('edits', 'chars'), 'wer': ('word_edits', 'words'), 'exact': ('exact', 'items')}
 
 def counts(
     rows:pd.DataFrame,   # From `score`
@@ -155,7 +172,8 @@ def counts(
     rows = rows.assign(items=1)
     above,below = METRICS[metric]
     if missing := [o for o in (unit or 'item', above, below) if o not in rows]:
-        raise ValueError(f"`rows` has no column {', '.join(missing)}; it has {', '.join(rows.columns)}. Make it with `score` or `score_lines`")
+        raise ValueError(f"`rows` has no column {', '.join(missing)}; it has {', '.join(rows.columns)}. "
+                         "Make it with `score` or `score_lines`")
     if rows.empty: raise ValueError("`rows` is empty, so no rate exists: score at least one item")
     return rows.groupby(unit or 'item')[[above, below]].sum().set_axis(['above', 'below'], axis=1)
 
@@ -174,8 +192,11 @@ def by_slice(
     column:str,        # Column to slice by, such as `kind`
 ) -> pd.DataFrame:     # One row a slice: items, chars and each metric
     "Every metric for each value of `column`."
-    if column not in rows: raise ValueError(f"`rows` has no column {column!r}; it has {', '.join(rows.columns)}. Pass it to `score` as `{column}=...`")
-    found = {value: {'items': len(o), 'chars': o['chars'].sum(), **{m: rate(o, m) for m in METRICS}} for value,o in rows.groupby(column)}
+    if column not in rows:
+        raise ValueError(f"`rows` has no column {column!r}; it has {', '.join(rows.columns)}. "
+                         f"Pass it to `score` as `{column}=...`")
+    found = {value: {'items': len(o), 'chars': o['chars'].sum(), **{m: rate(o, m) for m in METRICS}}
+             for value,o in rows.groupby(column)}
     return pd.DataFrame(found).T.astype({'items': int, 'chars': int}).rename_axis(column)
 
 # %% ../nbs/03_scoring.ipynb #352cd2b5
@@ -187,7 +208,8 @@ def edits_per_part(
     ends = np.cumsum([len(o) for o in parts])
     whole = [o for part in parts for o in part]
     places = [o.src_pos for o in Levenshtein.editops(whole, list(pred))]
-    found = np.searchsorted(ends, places, side='right').clip(max=len(parts) - 1) # what comes after the last part belongs to it
+    found = np.searchsorted(ends, places, side='right')
+    found = found.clip(max=len(parts) - 1) # what comes after the last part belongs to it
     return np.bincount(found, minlength=len(parts))
 
 # %% ../nbs/03_scoring.ipynb #8f55b452
@@ -206,7 +228,8 @@ def score_lines(
         parts = [f'{o} ' for o in texts[:-1]] + texts[-1:] # the space between two rows belongs to the first
         edits,words = edits_per_part(parts, pred),edits_per_part([o.split() for o in texts], pred.split())
         common = {'seconds': nan, 'page': page, **{k: o[page] for k,o in slices.items()}}
-        found += [{'item': f'{page}:{n}', 'edits': int(edits[n]), 'chars': len(parts[n]), 'word_edits': int(words[n]), 'words': len(text.split()),
+        found += [{'item': f'{page}:{n}', 'edits': int(edits[n]), 'chars': len(parts[n]),
+                   'word_edits': int(words[n]), 'words': len(text.split()),
                    'exact': bool(edits[n] == 0), 'text': text, **common} for n,text in enumerate(texts)]
     return pd.DataFrame(found)
 
@@ -222,7 +245,8 @@ def interval(
     "The corpus rate with its bootstrap interval."
     def ratio(above, below, axis=-1): return above.sum(axis=axis)/below.sum(axis=axis)
     found = counts(rows, metric, unit)
-    return percentile_bootstrap([found['above'].to_numpy(float), found['below'].to_numpy(float)], ratio, level, resamples, seed)
+    columns = [found['above'].to_numpy(float), found['below'].to_numpy(float)]
+    return percentile_bootstrap(columns, ratio, level, resamples, seed)
 
 # %% ../nbs/03_scoring.ipynb #0c897391
 def compare(
@@ -238,10 +262,13 @@ def compare(
     a,b = counts(first, metric, unit),counts(second, metric, unit)
     same_items(b.index, a.index, "`second` against `first`")
     if not (a['below'] == b['below']).all():
-        raise ValueError("The two were scored against different truths: score both with the same `truths` and the same `fold_case`")
+        raise ValueError("The two were scored against different truths: "
+                         "score both with the same `truths` and the same `fold_case`")
     def gap(x, y, below, axis=-1): return (x - y).sum(axis=axis)/below.sum(axis=axis)
-    found = percentile_bootstrap([o.to_numpy(float) for o in (a['above'], b['above'], a['below'])], gap, level, resamples, seed)
-    lower,higher = ('second', 'first') if metric != 'exact' else ('first', 'second') # whom a positive difference speaks for, and whom a negative one
+    columns = [o.to_numpy(float) for o in (a['above'], b['above'], a['below'])]
+    found = percentile_bootstrap(columns, gap, level, resamples, seed)
+    # which of the two is better if the difference is above 0, and which if it is below 0
+    lower,higher = ('second', 'first') if metric != 'exact' else ('first', 'second')
     return Comparison(*found, lower if found.low > 0 else higher if found.high < 0 else 'undecided')
 
 # %% ../nbs/03_scoring.ipynb #925dc4dc
@@ -255,5 +282,6 @@ def score_table(
     found = {}
     for name,rows in scores.items():
         value,low,high = interval(rows, 'cer', unit, resamples=resamples, seed=seed)
-        found[name] = {'items': len(rows), 'cer': value, 'low': low, 'high': high, 'wer': rate(rows, 'wer'), 'exact': rate(rows, 'exact')}
+        found[name] = {'items': len(rows), 'cer': value, 'low': low, 'high': high,
+                       'wer': rate(rows, 'wer'), 'exact': rate(rows, 'exact')}
     return pd.DataFrame(found).T.astype({'items': int}).rename_axis('engine').sort_values('cer', kind='stable')
