@@ -45,6 +45,7 @@ from ..splitting import SPLIT_SHARES, split_by
 # %% ../../nbs/04_data.ipynb #6ca48bc4
 LABEL_COLUMNS = ['file', 'text', 'kind', 'font', 'route', 'split']
 
+# %% ../../nbs/04_data.ipynb #f58ff6ea
 def plan_items(version:str, n:int) -> list[tuple[str, str, int]]: # Kind, split and number of each item
     "What to draw for `n` clean items."
     found = []
@@ -54,19 +55,30 @@ def plan_items(version:str, n:int) -> list[tuple[str, str, int]]: # Kind, split 
         found += [(kind, list(SPLIT_SHARES)[int(np.searchsorted(ends, i, side='right'))], i) for i in range(amount)]
     return found
 
+# %% ../../nbs/04_data.ipynb #8c28a798
 def write_lines(folder:Path, version:str, n:int, seed:int, feed:Feed, fonts:Mapping[str, Path]) -> pd.DataFrame:
     "Draw the lines of `version` into `folder`, each from a stream of its own: one more changes none of the others."
     rows = []
-    for kind,split,i in tqdm(plan_items(version, n), desc=f'{version} lines', unit='line', disable=None): # None: silent unless a person watches
+    items = tqdm(plan_items(version, n), desc=f'{version} lines', unit='line', disable=None) # silent without a terminal
+    for kind,split,i in items:
         drawn = draw_line(kind, split_source(split, feed, fonts), random_stream(seed, kind, split, str(i)), fonts)
         rows.append([f'lines/{kind}_{i:05d}.png', drawn.text, drawn.kind, drawn.font, drawn.route, split])
         write_png(folder/rows[-1][0], drawn.image)
     return pd.DataFrame(rows, columns=LABEL_COLUMNS)
 
-def write_pages(folder:Path, version:str, n:int, seed:int, feed:Feed, fonts:Mapping[str, Path]) -> list[dict[str, Any]]: # The truth of each
+# %% ../../nbs/04_data.ipynb #3f4faab4
+def write_pages(
+    folder:Path,
+    version:str,
+    n:int,
+    seed:int,
+    feed:Feed,
+    fonts:Mapping[str, Path],
+) -> list[dict[str, Any]]: # The truth of each
     "Draw the pages of `version` into `folder`."
     truths = []
-    for kind,split,i in tqdm([o for o in plan_items(version, n) if o[0] != 'display'], desc=f'{version} pages', unit='page', disable=None):
+    items = [o for o in plan_items(version, n) if o[0] != 'display']
+    for kind,split,i in tqdm(items, desc=f'{version} pages', unit='page', disable=None):
         page = render_page(feed, crc32(f'{seed} {kind} {i}'.encode()), split, fonts=fonts)
         if kind == 'photo_simulated': page = photograph(page, crc32(f'{seed} {i}'.encode()))
         truths.append({'file': f'pages/{kind}_{i:05d}.png', 'split': split, **page.truth()})
@@ -76,11 +88,16 @@ def write_pages(folder:Path, version:str, n:int, seed:int, feed:Feed, fonts:Mapp
 # %% ../../nbs/04_data.ipynb #50fd5829
 def version_origin(version:str, lines:int, pages:int, seed:int, feed:Feed, fonts:Mapping[str, Path]) -> dict[str, Any]:
     "What a version was made from, and by what."
-    code = (draw_glyph, join_glyphs, draw_segment_glyph, drawable_characters, text_ink, random_text, draw_line, tilt_matrix, warp, simulate_photo, split_by, split_sources, random_timetable, render_page,
-            photograph, plan_items, random_stream, blend_towards, multiply_by_field, random_plane, to_uint8, paper_grey, *DEGRADATIONS.values())
-    return {'version': version, 'lines': lines, 'pages': pages, 'seed': seed, 'feed': feed.sha256, 'credit': FEED_CREDIT, 'code': fingerprint(*code),
-            'fonts': {name: fingerprint(path) for name,path in fonts.items()}, 'packages': {o: version_of(o) for o in ('pillow', 'opencv-python', 'numpy')}}
+    code = (draw_glyph, join_glyphs, draw_segment_glyph, drawable_characters, text_ink, random_text, draw_line,
+            tilt_matrix, warp, simulate_photo, split_by, split_sources, random_timetable, render_page,
+            photograph, plan_items, random_stream, blend_towards, multiply_by_field, random_plane, to_uint8,
+            paper_grey, *DEGRADATIONS.values())
+    return {'version': version, 'lines': lines, 'pages': pages, 'seed': seed, 'feed': feed.sha256,
+            'credit': FEED_CREDIT, 'code': fingerprint(*code),
+            'fonts': {name: fingerprint(path) for name,path in fonts.items()},
+            'packages': {o: version_of(o) for o in ('pillow', 'opencv-python', 'numpy')}}
 
+# %% ../../nbs/04_data.ipynb #b808d347
 def make_version(
     version:str,                    # v1 or v2
     folder:str|Path,                # Made, or replaced once all is done
@@ -92,11 +109,14 @@ def make_version(
 ) -> pd.DataFrame:                  # As in labels.csv
     "Write one version of the data, whole or not at all. The same arguments write the same bytes."
     version_kinds(version)
-    if lines < 1 or pages < 0: raise ValueError(f"Found {lines} lines and {pages} pages, expected at least 1 line and no fewer than 0 pages. Choose others")
+    if lines < 1 or pages < 0:
+        raise ValueError(f"Found {lines} lines and {pages} pages, expected at least 1 line and no fewer than 0 pages. "
+                         "Choose others")
     folder,feed = Path(folder).absolute(),feed or load_feed()
     replace_folder(None, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder/'source.json').is_file():
-        raise FileExistsError(f"{folder} holds files that are no version of ours, such as {min(o.name for o in folder.iterdir())}. Name a new or empty folder")
+        raise FileExistsError(f"{folder} holds files that are no version of ours, such as "
+                              f"{min(o.name for o in folder.iterdir())}. Name a new or empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.new-'))
     try:
@@ -117,39 +137,52 @@ def read_labels(
     "The table in `path`, all as text."
     raw = path.read_bytes()
     again = "Save it again: in a spreadsheet choose the type 'CSV UTF-8'"
-    if raw[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in raw[:200]: raise ValueError(f"{path} is stored as UTF-16, and UTF-8 was expected. {again}")
+    if raw[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in raw[:200]:
+        raise ValueError(f"{path} is stored as UTF-16, and UTF-8 was expected. {again}")
     try: text = raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         line,byte = raw[:e.start].count(b'\n') + 1,raw[e.start:e.start + 1]
-        raise ValueError(f"{path} is not UTF-8: line {line} holds the byte 0x{byte.hex()}, which is {byte.decode('latin-1')!r} in Latin-1. {again}") from e
+        raise ValueError(f"{path} is not UTF-8: line {line} holds the byte 0x{byte.hex()}, "
+                         f"which is {byte.decode('latin-1')!r} in Latin-1. {again}") from e
     try: head,*rows = [o for o in csv.reader(io.StringIO(text, newline=''), strict=True) if o] or [[]]
-    except csv.Error as e: raise ValueError(f"{path} is no table: {e}. A quote that opens must close: look for a lonely one") from e
+    except csv.Error as e:
+        raise ValueError(f"{path} is no table: {e}. A quote that opens must close: look for a lonely one") from e
     if len(set(head)) < len(head): raise ValueError(f"{path} has a column twice: {', '.join(head)}. Rename one of them")
     if wrong := [o for o in rows if len(o) != len(head)]:
-        raise ValueError(f"{path} has {len(head)} columns in its first line and {len(wrong[0])} in {','.join(wrong[0])!r}. Put a text with a comma in quotes")
+        raise ValueError(f"{path} has {len(head)} columns in its first line and {len(wrong[0])} in "
+                         f"{','.join(wrong[0])!r}. Put a text with a comma in quotes")
     return pd.DataFrame(rows, columns=head, dtype=str)
 
+# %% ../../nbs/04_data.ipynb #a7033447
 def load_folder(
     folder:str|Path, # Holds images and labels.csv
 ) -> pd.DataFrame:   # file, text, path, and whatever other columns the table has
     "Your own images with what stands on them, checked."
     folder = Path(folder)
     path = folder/'labels.csv'
-    if not folder.is_dir(): raise FileNotFoundError(f"No folder {folder}, and one with images and a labels.csv was expected. Check the name")
-    if not path.is_file(): raise FileNotFoundError(f"No labels.csv in {folder}. Write one there: a first line `file,text`, then a line for each image")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No folder {folder}, and one with images and a labels.csv was expected. "
+                                "Check the name")
+    if not path.is_file():
+        raise FileNotFoundError(f"No labels.csv in {folder}. "
+                                "Write one there: a first line `file,text`, then a line for each image")
     table = read_labels(path)
     if missing := [o for o in ('file', 'text') if o not in table]:
-        raise ValueError(f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(table.columns) or 'none'}. "
+        absent = ' and no column '.join(missing)
+        raise ValueError(f"{path} has no column {absent}; it has {', '.join(table.columns) or 'none'}. "
                          "Its first line must be `file,text`, with a comma")
     if table.empty: raise ValueError(f"{path} lists no images below its first line. Add a line for each image")
     if outside := [o for o in table['file'] if not o.strip() or Path(o).is_absolute() or '..' in Path(o).parts]:
-        raise ValueError(f"{path} names {outside[0]!r}, and names of files inside {folder} were expected. Copy the images there")
+        raise ValueError(f"{path} names {outside[0]!r}, and names of files inside {folder} were expected. "
+                         "Copy the images there")
     if twice := sorted(set(table['file'][table['file'].duplicated()])):
         raise ValueError(f"{path} lists {len(twice)} files more than once, such as {twice[0]}. Keep one line for each")
     if blank := table['file'][table['text'].str.strip() == ''].tolist():
-        raise ValueError(f"{path} has no text for {len(blank)} files, such as {blank[0]}. Type what stands there, or drop the line")
+        raise ValueError(f"{path} has no text for {len(blank)} files, such as {blank[0]}. "
+                         "Type what stands there, or drop the line")
     if gone := [o for o in table['file'] if not (folder/o).is_file()]:
         near = get_close_matches(gone[0], [o.name for o in folder.iterdir()], 1)
-        raise FileNotFoundError(f"{path} lists {len(gone)} files that are not in {folder}, such as {gone[0]}. Closest: {', '.join(near) or 'none'}. "
+        raise FileNotFoundError(f"{path} lists {len(gone)} files that are not in {folder}, such as {gone[0]}. "
+                                f"Closest: {', '.join(near) or 'none'}. "
                                 "Copy them there, or drop their lines")
     return table.assign(path=[folder/o for o in table['file']])
