@@ -28,17 +28,26 @@ class Finding(NamedTuple):
     other: str = ''     # Another file that it is about
     badness: float = 0. # The larger, the earlier it is shown
 
-DATA_CHECKS = {'path': 'a file name that leads out of the folder', 'twice': 'a file that is listed more than once', 'empty': 'a value that is missing',
-    'value': 'a value that nobody knows', 'unreadable': 'a picture that is missing or broken', 'small': 'a picture that is too low',
-    'blank': 'a picture without contrast', 'polarity': 'light ink where dark is expected, or the reverse', 'duplicate': 'a picture that is there already',
+# %% ../nbs/05_validation.ipynb #55291496
+DATA_CHECKS = {
+    'path': 'a file name that leads out of the folder', 'twice': 'a file that is listed more than once',
+    'empty': 'a value that is missing',
+    'value': 'a value that nobody knows', 'unreadable': 'a picture that is missing or broken',
+    'small': 'a picture that is too low',
+    'blank': 'a picture without contrast', 'polarity': 'light ink where dark is expected, or the reverse',
+    'duplicate': 'a picture that is there already',
     'near-duplicate': 'a picture that is there already, saved again', 'leak': 'a group or picture in two splits'}
 
+# %% ../nbs/05_validation.ipynb #14017057
 def findings_table(findings:Iterable[Finding]) -> pd.DataFrame:
     "`findings`, one a row."
     return pd.DataFrame(list(findings), columns=Finding._fields)
 
 # %% ../nbs/05_validation.ipynb #0b28359c
-PANDERA_CHECKS = {'field_uniqueness': 'twice: the table lists this file more than once', 'not_nullable': 'empty: a text was expected'} # pandera's own names
+PANDERA_CHECKS = { # pandera's own names
+    'field_uniqueness': 'twice: the table lists this file more than once',
+    'not_nullable': 'empty: a text was expected',
+}
 
 def check_table(
     frame:pd.DataFrame,        # As `read_labels` returns it
@@ -46,13 +55,15 @@ def check_table(
 ) -> list[Finding]:
     "Where `frame` breaks the promises of `schema`."
     if missing := [o for o in schema.columns if o not in frame]:
-        raise ValueError(f"The table has no column {', '.join(missing)}; it has {', '.join(frame.columns)}. Add it, or pass a schema that does without")
+        raise ValueError(f"The table has no column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
+                         "Add it, or pass a schema that does without")
     try: schema.validate(frame.reset_index(drop=True), lazy=True)
     except pa.errors.SchemaErrors as e: cases = e.failure_cases
     else: return []
     if (whole := cases[cases['index'].isna()]).size:
         column,check = whole[['column', 'check']].iloc[0]
-        raise ValueError(f"The whole column {column} fails {check}. Read the table with read_labels, which keeps text as text")
+        raise ValueError(f"The whole column {column} fails {check}. "
+                         "Read the table with read_labels, which keeps text as text")
     found = []
     for column,check,value,row in cases[['column', 'check', 'failure_case', 'index']].itertuples(index=False):
         name,_,expected = PANDERA_CHECKS.get(check, check).partition(': ')
@@ -64,6 +75,7 @@ def column_or_blank(frame:pd.DataFrame, name:str) -> list[str]:
     "A column of `frame`, or empty texts where it has none."
     return frame[name].tolist() if name in frame else ['']*len(frame)
 
+# %% ../nbs/05_validation.ipynb #8d7c8838
 def check_images(
     frame:pd.DataFrame,          # With `file`; `kind`, `split` and labels where there are any
     measured:Sequence[ImageMeasurement], # From `measure_images`, in the same order
@@ -75,16 +87,23 @@ def check_images(
     files,texts,kinds,splits = (column_or_blank(frame, o) for o in ('file', label, 'kind', 'split'))
     found = []
     for row,(file,kind,o) in enumerate(zip(files, kinds, measured)):
-        def add(check, reason, badness=0., row=row, file=file): found.append(Finding(row, file, check, reason, badness=badness))
+        def add(check, reason, badness=0., row=row, file=file):
+            found.append(Finding(row, file, check, reason, badness=badness))
         light = o.light if cutoffs.light_kinds is None else kind in cutoffs.light_kinds
         expected,has = ('light' if ink else 'dark' for ink in (light, o.light))
         if o.error: add('unreadable', o.error)
-        elif o.height < cutoffs.min_height: add('small', f"{o.height} pixels high, and at least {cutoffs.min_height} were expected", -o.height)
-        elif o.contrast < cutoffs.min_contrast: add('blank', f"{o.contrast:.0f} greys from dark to light, {cutoffs.min_contrast:g} were expected", -o.contrast)
-        elif has != expected: add('polarity', f"{has} ink, and {expected} ink was expected of the kind {kind or 'unknown'}", o.contrast)
+        elif o.height < cutoffs.min_height:
+            add('small', f"{o.height} pixels high, and at least {cutoffs.min_height} were expected", -o.height)
+        elif o.contrast < cutoffs.min_contrast:
+            reason = f"{o.contrast:.0f} greys from dark to light, {cutoffs.min_contrast:g} were expected"
+            add('blank', reason, -o.contrast)
+        elif has != expected:
+            reason = f"{has} ink, and {expected} ink was expected of the kind {kind or 'unknown'}"
+            add('polarity', reason, o.contrast)
     for a,b,exact,difference in pairs:
         if splits[a] != splits[b]: continue # a leak, which is worse: see check_leaks
-        check,how = ('duplicate', 'the same pixels as') if exact else ('near-duplicate', 'the same picture, saved again, as')
+        if exact: check,how = 'duplicate','the same pixels as'
+        else: check,how = 'near-duplicate','the same picture, saved again, as'
         for row,other in ((b, a), (a, b)) if texts[a] != texts[b] else ((b, a),):
             said = f", whose {label} is {texts[other]!r}" if texts[a] != texts[b] else ''
             found.append(Finding(row, files[row], check, f"{how} {files[other]}{said}", files[other], 1 - difference))
@@ -106,12 +125,14 @@ def check_leaks(
             sizes = part['split'].value_counts()
             if len(sizes) < 2 or value in shared: continue
             home = sizes.index[0]
-            found += [Finding(int(row), files[row], 'leak', f"{column} {value} stands in {splits[row]}, and {sizes[home]} more rows of it in {home}",
+            found += [Finding(int(row), files[row], 'leak',
+                              f"{column} {value} stands in {splits[row]}, and {sizes[home]} more rows of it in {home}",
                               badness=float(sizes[home])) for row in part.index[part['split'] != home]]
     order = {o: i for i,o in enumerate(SPLIT_SHARES)} # train goes before test
     for a,b in ((o.first, o.second) for o in pairs if splits[o.first] != splits[o.second]):
         goes,stays = sorted((a, b), key=lambda row: order.get(splits[row], -1))
-        found.append(Finding(goes, files[goes], 'leak', f"the same picture as {files[stays]}, which stands in {splits[stays]}", files[stays], float('inf')))
+        reason = f"the same picture as {files[stays]}, which stands in {splits[stays]}"
+        found.append(Finding(goes, files[goes], 'leak', reason, files[stays], float('inf')))
     return found
 
 # %% ../nbs/05_validation.ipynb #70aaaa90
@@ -126,7 +147,9 @@ class CheckedFolder(NamedTuple):
 
     @property
     def rejected(self) -> set[int]: return {o.row for o in self.findings} # rows
-    def __repr__(self): return f"CheckedFolder({len(self.frame)} rows, {len(self.rejected)} of them with {len(self.findings)} findings)"
+    def __repr__(self):
+        return (f"CheckedFolder({len(self.frame)} rows, "
+                f"{len(self.rejected)} of them with {len(self.findings)} findings)")
 
 # %% ../nbs/05_validation.ipynb #47044614
 def check_dataset(
@@ -136,7 +159,7 @@ def check_dataset(
     cutoffs:Any=Cutoffs(),     # `Cutoffs`, or more than these for the checks in `more`
     groups:Sequence[str]=(),   # As in `check_leaks`
     shared:Sequence[str]=(),
-    more:Callable[[pd.DataFrame, Sequence[ImageMeasurement], Any], list[Finding]]|None=None, # Takes frame, measurements and cutoffs
+    more:Callable[..., list[Finding]]|None=None, # Takes the frame, the measurements and the cutoffs
     checks:Mapping[str, str]=DATA_CHECKS, # What is looked for, with that in `more`
     label:str='text',          # The column of labels
 ) -> CheckedFolder:
@@ -154,11 +177,14 @@ def split_accepted(
     out:str|Path,     # Folder for accepted.csv and rejected.csv
 ) -> pd.DataFrame:    # The accepted rows
     "Part the rows with findings from those without, and write both down."
-    about = findings_table(checked.findings).groupby('row').agg(check=('check', lambda o: ', '.join(dict.fromkeys(o))), reason=('reason', '; '.join))
+    def joined_names(checks): return ', '.join(dict.fromkeys(checks))
+    rows = findings_table(checked.findings).groupby('row')
+    about = rows.agg(check=('check', joined_names), reason=('reason', '; '.join))
     frame = checked.frame.reset_index(drop=True) # findings count rows from 0, whatever the index says
     rejected = frame.join(about, how='inner')
     accepted = frame.drop(index=rejected.index)
     rejected.insert(0, 'row', rejected.index)
-    replace_text_file(Path(out)/'rejected.csv', rejected.to_csv(index=False, lineterminator='\n')) # first: whatever happens next, no row is without a reason
+    # The rejected rows come first: whatever happens next, no row is without a reason
+    replace_text_file(Path(out)/'rejected.csv', rejected.to_csv(index=False, lineterminator='\n'))
     replace_text_file(Path(out)/'accepted.csv', accepted.to_csv(index=False, lineterminator='\n'))
     return accepted
