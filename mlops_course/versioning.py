@@ -36,20 +36,27 @@ def repo_environment(
 ) -> dict[str, str]:
     "Environment variables under which git and DVC know the settings of `folder` and no others."
     own = str(Path(folder).resolve()/'.dvc'/'tmp'/'course')
-    person = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER') for key,value in (('NAME', 'A Learner'), ('EMAIL', 'learner@example.org'))}
+    person = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER')
+              for key,value in (('NAME', 'A Learner'), ('EMAIL', 'learner@example.org'))}
     return person | {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1', 'DVC_NO_ANALYTICS': '1',
         'DVC_GLOBAL_CONFIG_DIR': own, 'DVC_SYSTEM_CONFIG_DIR': own, 'DVC_SITE_CACHE_DIR': own,
-        'AWS_MAX_ATTEMPTS': '1', 'AWS_EC2_METADATA_DISABLED': 'true', 'NO_PROXY': '127.0.0.1', 'no_proxy': '127.0.0.1', # a local server answers at once
-        'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])} # so that `python` in a stage is this one
+        'AWS_MAX_ATTEMPTS': '1', 'AWS_EC2_METADATA_DISABLED': 'true',
+        'NO_PROXY': '127.0.0.1', 'no_proxy': '127.0.0.1', # a local server answers at once
+        # so that `python` in a stage is this one
+        'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])}
 
+# %% ../nbs/06_versioning.ipynb #268f922b
 def git(
     *words:str,  # As they are typed after `git`
     cwd:Path,    # The repository
 ) -> str:        # What git says
     "Run git in `cwd`."
     env = {**os.environ, **repo_environment(cwd)}
-    done = subprocess.run(['git', *words], cwd=cwd, env=env, check=False, capture_output=True, text=True, encoding='utf-8', errors='replace')
-    if done.returncode: raise RuntimeError(f"git {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}. Correct that, and run it again")
+    done = subprocess.run(['git', *words], cwd=cwd, env=env, check=False,
+                          capture_output=True, text=True, encoding='utf-8', errors='replace')
+    if done.returncode:
+        raise RuntimeError(f"git {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}. "
+                           "Correct that, and run it again")
     return done.stdout.strip()
 
 # %% ../nbs/06_versioning.ipynb #5424ca33
@@ -59,7 +66,8 @@ def working_in(
 ) -> Iterator[io.StringIO]: # What is said meanwhile, by printing or by logging
     "Work in `folder` as a program of its own would: its working folder, its environment, its output."
     said,before = io.StringIO(),dict(os.environ)
-    talking = {o for name in ('dvc', 'dvc_objects', 'dvc_data') for o in logging.getLogger(name).handlers if isinstance(o, logging.StreamHandler)}
+    talking = {handler for name in ('dvc', 'dvc_objects', 'dvc_data') for handler in logging.getLogger(name).handlers
+               if isinstance(handler, logging.StreamHandler)}
     streams = [(o, o.setStream(said)) for o in talking]
     os.environ.update(repo_environment(folder))
     try:
@@ -69,6 +77,7 @@ def working_in(
         os.environ.update(before)
         for handler,stream in streams: handler.setStream(stream or sys.stderr)
 
+# %% ../nbs/06_versioning.ipynb #fd29e501
 def dvc(
     *words:str|Path, # As they are typed after `dvc`
     cwd:Path,        # The repository
@@ -80,10 +89,12 @@ def dvc(
     from dvc.ui import ui
     sys.stdout,sys.stderr = before # colorama, which DVC starts, would keep them wrapped
     from rich.console import Console
-    plain:dict[str, Any] = {'force_jupyter': False, 'color_system': None, 'width': 120} # or DVC would draw in the notebook instead of answering
+    # without these, DVC would draw in the notebook instead of answering
+    plain:dict[str, Any] = {'force_jupyter': False, 'color_system': None, 'width': 120}
     ui.rich_console,ui.error_console = Console(**plain),Console(stderr=True, **plain)
     with working_in(cwd) as said: code = main([str(o) for o in words])
-    text = re.sub(r'\x1b\[[0-9;]*m|\s*To (track the changes with git|enable auto staging), run:\s+(git add|dvc config) [^\n]*', '', said.getvalue()).strip()
+    advice = r'\s*To (track the changes with git|enable auto staging), run:\s+(git add|dvc config) [^\n]*'
+    text = re.sub(r'\x1b\[[0-9;]*m|' + advice, '', said.getvalue()).strip()
     if check and (code or re.search('^ERROR:', text, re.M)): # on a full disk `dvc add` says ERROR and yet ends with 0
         raise RuntimeError(f"dvc {' '.join(map(str, words))} ended with {code}: {text}")
     return text
@@ -94,7 +105,8 @@ def scratch_repo(
 ) -> Path:
     "A repository of git and DVC with one commit, which nothing on this machine has a say in."
     folder = Path(folder).resolve()
-    if folder.exists() and any(folder.iterdir()): raise FileExistsError(f"{folder} is not empty, and a scratch repository needs its own folder. Name another")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty, and a scratch repository needs its own folder. Name another")
     folder.mkdir(parents=True, exist_ok=True)
     git('init', '--quiet', '--initial-branch=main', cwd=folder)
     dvc('init', '--quiet', cwd=folder)
@@ -103,6 +115,7 @@ def scratch_repo(
     git('commit', '--quiet', '--message', 'Start', cwd=folder)
     return folder
 
+# %% ../nbs/06_versioning.ipynb #0b4181f4
 def commit_all(
     repo:Path,
     message:str, # Why
@@ -143,13 +156,15 @@ class LocalS3:
         self.server.start()
         host,port = self.server.get_host_and_port()
         self.endpoint = f'http://{host}:{port}'
-        self.keys = {'aws_access_key_id': 'learner', 'aws_secret_access_key': 'not-a-secret', 'region_name': 'us-east-1'}
+        self.keys = {'aws_access_key_id': 'learner', 'aws_secret_access_key': 'not-a-secret',
+                     'region_name': 'us-east-1'}
         self.client:Any = boto3.client('s3', endpoint_url=self.endpoint, **self.keys)
         self.client.create_bucket(Bucket=self.bucket)
         return self
 
     def __exit__(self, *_) -> None:
-        for name in self.names(): self.client.delete_object(Bucket=self.bucket, Key=name) # the next server in this process starts empty
+        for name in self.names(): # the next server in this process starts empty
+            self.client.delete_object(Bucket=self.bucket, Key=name)
         self.client.delete_bucket(Bucket=self.bucket)
         self.client.close()
         self.server.stop()
@@ -173,7 +188,8 @@ def find_damaged(
 ) -> list[Path]: # The stored files whose content is not what their name says
     "The rotten files in `store`, found by reading every byte."
     found = []
-    for path in sorted(o for o in (Path(store)/'files'/'md5').rglob('*') if o.is_file() and re.fullmatch(r'[0-9a-f]{30}(\.dir)?', o.name)):
+    def is_object(path): return path.is_file() and re.fullmatch(r'[0-9a-f]{30}(\.dir)?', path.name)
+    for path in sorted(filter(is_object, (Path(store)/'files'/'md5').rglob('*'))):
         with path.open('rb') as file: content = file_digest(file, lambda: md5(usedforsecurity=False)).hexdigest()
         if content != (path.parent.name + path.name).removesuffix('.dir'): found.append(path)
     return found
@@ -187,13 +203,15 @@ def delete_protected(
         path.chmod(0o644)
         path.unlink()
 
+# %% ../nbs/06_versioning.ipynb #8e71fd2f
 def repair_cache(
     repo:Path,   # A repository with a default remote
 ) -> list[Path]: # What was removed
-    "Take rotten files out of the cache of `repo`, and bring cache and folders back to what the pointers say. Unsaved changes in tracked data are lost."
+    "Replace damaged files in the cache of `repo`, and restore its folders. Unsaved changes in tracked data are lost."
     rotten = find_damaged(Path(repo)/'.dvc'/'cache')
     delete_protected(rotten)
-    shutil.rmtree(repo_environment(repo)['DVC_SITE_CACHE_DIR'], ignore_errors=True) # what DVC remembers of files it has seen
+    # what DVC remembers of files it has seen
+    shutil.rmtree(repo_environment(repo)['DVC_SITE_CACHE_DIR'], ignore_errors=True)
     dvc('fetch', cwd=repo)
     dvc('checkout', '--force', cwd=repo)
     return rotten
@@ -207,6 +225,7 @@ def parse_dag(
     for start,end in re.findall(r'"([^"]+)" -> "([^"]+)"', dot): needs[end].add(start)
     return needs
 
+# %% ../nbs/06_versioning.ipynb #266650a1
 def draw_dag(
     needs:dict[str, set[str]], # From `parse_dag`
     ran:tuple|list=(),         # Stages to highlight
@@ -223,12 +242,15 @@ def draw_dag(
     for end,starts in needs.items():
         for start in starts:
             bend = .35 if place[end][0] - place[start][0] > 1 else 0 # round the stages between
-            arrow = {'arrowstyle': '->', 'color': '#888', 'shrinkA': 14, 'shrinkB': 12 + 3*len(end), 'connectionstyle': f'arc3,rad={bend}'}
+            arrow = {'arrowstyle': '->', 'color': '#888', 'shrinkA': 14, 'shrinkB': 12 + 3*len(end),
+                     'connectionstyle': f'arc3,rad={bend}'}
             ax.annotate('', place[end], place[start], arrowprops=arrow)
     for name,(x, y) in place.items():
         colour = '#ffe0a3' if name in ran else '#eef2f7'
-        ax.text(x, y, name, ha='center', va='center', bbox={'boxstyle': 'round,pad=.4', 'facecolor': colour, 'edgecolor': '#556'})
-    ax.set(xlim=(-.6, len(levels) - .4), ylim=(min(y for _,y in place.values()) - .7, max(y for _,y in place.values()) + .7))
+        box = {'boxstyle': 'round,pad=.4', 'facecolor': colour, 'edgecolor': '#556'}
+        ax.text(x, y, name, ha='center', va='center', bbox=box)
+    heights = [y for _,y in place.values()]
+    ax.set(xlim=(-.6, len(levels) - .4), ylim=(min(heights) - .7, max(heights) + .7))
     ax.axis('off')
     fig.tight_layout(pad=.2)
     return fig
