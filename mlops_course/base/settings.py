@@ -94,14 +94,14 @@ class Training(SettingsSection):
     batch: WholeNumber = Field(default=16, ge=1)         # lines in a step
     rate: float = Field(default=.004, gt=0)        # of learning, at its highest
     warm_up: float = Field(default=.05, ge=0, lt=1) # share of the steps in which the rate rises
-    longest: WholeNumber = Field(default=28, ge=1)       # characters in a line; at most 10 in the first fifth of the steps
+    longest: WholeNumber = Field(default=28, ge=1)       # characters in a line; 10 in the first fifth of the steps
     width: WholeNumber = Field(default=128, ge=8, multiple_of=4) # channels of the net
     depth: WholeNumber = Field(default=3, ge=0)          # blocks of the net
 
 # %% ../../nbs/library/settings.ipynb #32781044
 class Gates(SettingsSection):
     "What a model must hold to become champion (lesson 11)."
-    slices: tuple[str, ...] = ('render', 'photo_simulated', 'display') # kinds of lines that must be among those it is tried on
+    slices: tuple[str, ...] = ('render', 'photo_simulated', 'display') # kinds of lines that the test set must contain
     lines: WholeNumber = Field(default=100, ge=2)  # fewest of each kind
     slice_worse: float = Field(default=.02, ge=0) # most that the CER of a slice may rise
     p95_ms: float = Field(default=50., gt=0) # a line
@@ -111,7 +111,7 @@ class Gates(SettingsSection):
 class ModelLimits(SettingsSection):
     "What a model must hold by itself, champion or not (lesson 12)."
     cer: float = Field(default=.05, gt=0)            # most on each kind of line, at the upper end of its interval
-    failing: float = Field(default=.35, gt=0, le=1)  # most cases of a capability that may fail, at the upper end of the interval
+    failing: float = Field(default=.35, gt=0, le=1)  # most failing cases of a capability, at the interval's upper end
     gaps: tuple[str, ...] = ()                       # capabilities that are known to be missing
 
 # %% ../../nbs/library/settings.ipynb #25228ac6
@@ -153,7 +153,9 @@ class Settings(BaseSettings):
     secrets: Secrets
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):
+    def settings_customise_sources(
+        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings,
+    ):
         "The environment wins over the files, which `load_settings` passes in."
         return env_settings, init_settings
 
@@ -162,11 +164,15 @@ def read_yaml(
     path:Path, # A file of settings
 ) -> dict:     # Its keys and values
     "The settings in one YAML file."
-    if not path.is_file(): raise FileNotFoundError(f"{path.name}: found no such file in {path.parent}. Bring it back: git checkout -- {path.name}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name}: found no such file in {path.parent}. "
+                                f"Bring it back: git checkout -- {path.name}")
     try: found = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path.name}: is not YAML: {' '.join(str(e).split())}. Correct that place") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path.name}: is not YAML: {' '.join(str(e).split())}. Correct that place") from e
     if found is None: return {}
-    if type(found) is not dict: raise ValueError(f"{path.name}: found {found!r:.60}, expected lines of `key: value`. Write one setting a line")
+    if type(found) is not dict:
+        raise ValueError(f"{path.name}: found {found!r:.60}, expected lines of `key: value`. Write one setting a line")
     return found
 
 # %% ../../nbs/library/settings.ipynb #8bfb7674
@@ -175,7 +181,8 @@ def read_secrets(
 ) -> dict:     # Lower-case name -> value
     "The variables in `.env`, and those of the same names in the environment, which win."
     known = {o.upper() for o in Secrets.model_fields}
-    return {k.lower():v for k,v in (dotenv_values(path, encoding='utf-8') | {k:v for k,v in os.environ.items() if k in known}).items()}
+    from_environment = {k:v for k,v in os.environ.items() if k in known}
+    return {k.lower():v for k,v in (dotenv_values(path, encoding='utf-8') | from_environment).items()}
 
 # %% ../../nbs/library/settings.ipynb #ff1e821d
 SETTINGS_FILES = {'params': 'params.yaml', 'secrets': '.env'} # all other sections stand in config.yaml
@@ -187,7 +194,8 @@ def describe_error(
     "One line about one wrong setting."
     where,kind = [str(o) for o in error['loc']],error['type']
     secret = where[0]=='secrets'
-    if secret and error['input'] is None: return ".env: found a line without `=`, expected NAME=value. Complete that line, or remove it"
+    if secret and error['input'] is None:
+        return ".env: found a line without `=`, expected NAME=value. Complete that line, or remove it"
     case = str.upper if secret else str
     file,key = SETTINGS_FILES.get(where[0], 'config.yaml'),case('.'.join(where[where[0] in SETTINGS_FILES:]))
     variable = key if secret else ENV_PREFIX + '__'.join(where).upper()
@@ -199,8 +207,10 @@ def describe_error(
         for name in where[:-1]: section = section.model_fields[name].annotation
         near = get_close_matches(where[-1].lower(), section.model_fields, n=1)
         advice = f"Rename it to {case(near[0])}" if near else 'Remove it'
-        return f"{file}, {key}: found {found}, expected one of the keys {', '.join(map(case, section.model_fields))}. {advice}"
-    expected = 'keys of its own' if kind=='model_type' else error['msg'].removeprefix('Value error, ').removeprefix('Input should be ').split(',')[0]
+        keys = ', '.join(map(case, section.model_fields))
+        return f"{file}, {key}: found {found}, expected one of the keys {keys}. {advice}"
+    expected = error['msg'].removeprefix('Value error, ').removeprefix('Input should be ').split(',')[0]
+    if kind=='model_type': expected = 'keys of its own'
     return f"{file}, {key}: found {found}, expected {expected}. Correct the value"
 
 # %% ../../nbs/library/settings.ipynb #5c9bee6c
@@ -214,11 +224,16 @@ def load_settings(
         try: read[name] = read_yaml(root/name)
         except (FileNotFoundError, ValueError) as e: broken[name] = str(e)
     config = read.get('config.yaml', {})
-    wrong = [f"config.yaml, {o}: found a section of {SETTINGS_FILES[o]}, expected paths, services and vision. Move it to {SETTINGS_FILES[o]}" for o in SETTINGS_FILES if o in config]
-    wrong += [f"environment, {o}: found no setting of that name, expected one like {ENV_PREFIX}PARAMS__SEED. Rename or unset it"
-        for o in os.environ if o.startswith(ENV_PREFIX) and '__' in o and o.removeprefix(ENV_PREFIX).split('__')[0].lower() not in Settings.model_fields]
+    wrong = [f"config.yaml, {section}: found a section of {file}, expected paths, services and vision. "
+        f'Move it to {file}' for section,file in SETTINGS_FILES.items() if section in config]
+    def is_unknown(name):
+        section = name.removeprefix(ENV_PREFIX).split('__')[0].lower()
+        return name.startswith(ENV_PREFIX) and '__' in name and section not in Settings.model_fields
+    wrong += [f"environment, {name}: found no setting of that name, expected one like {ENV_PREFIX}PARAMS__SEED. "
+        'Rename or unset it' for name in os.environ if is_unknown(name)]
     try: settings = Settings(**{**config, 'params': read.get('params.yaml', {}), 'secrets': read_secrets(root/'.env')})
     except ValidationError as e: wrong += [o for o in map(describe_error, e.errors()) if o.split(',')[0] not in broken]
     if lines := [*broken.values(), *wrong]:
-        raise ValueError('\n- '.join([f"{len(lines)} to mend in the settings of {root}:", *lines])) from None # the cause would print secrets
+        message = '\n- '.join([f"{len(lines)} to mend in the settings of {root}:", *lines])
+        raise ValueError(message) from None # the cause would print secrets
     return settings.model_copy(update={'paths': PathSettings(**{k:root/v.expanduser() for k,v in settings.paths})})
