@@ -18,7 +18,8 @@ import structlog
 def to_plain_values(logger:Any, method:str, event:Any) -> Any:
     "`event` with values that JSON can hold: NumPy's scalars become Python's; paths, `nan` and `inf` become words."
     event = {k:v.item() if isinstance(v, np.generic) else v for k,v in event.items()}
-    return {k:str(v) if isinstance(v, Path) or (isinstance(v, float) and not isfinite(v)) else v for k,v in event.items()}
+    def is_special(value): return isinstance(value, Path) or (isinstance(value, float) and not isfinite(value))
+    return {k:str(v) if is_special(v) else v for k,v in event.items()}
 
 # %% ../../nbs/library/logs.ipynb #613d2bac
 def get_logger(
@@ -28,9 +29,11 @@ def get_logger(
     **context:Any,         # Bound: said again on every line
 ) -> Any:                  # A structlog logger
     "A logger of its own; nothing is configured for the rest of the process."
-    steps:list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt='iso', utc=True), to_plain_values]
+    add_time = structlog.processors.TimeStamper(fmt='iso', utc=True)
+    steps:list[Any] = [structlog.processors.add_log_level, add_time, to_plain_values]
     if style=='json': steps += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     elif style=='console': steps += [structlog.dev.ConsoleRenderer(colors=False)]
     else: raise ValueError(f"Found style {style!r}, expected json or console. Pass one of these")
     return structlog.wrap_logger(structlog.PrintLogger(file or sys.stderr), processors=steps,
-        wrapper_class=structlog.make_filtering_bound_logger('info'), cache_logger_on_first_use=False).bind(logger=name, **context)
+        wrapper_class=structlog.make_filtering_bound_logger('info'), cache_logger_on_first_use=False,
+    ).bind(logger=name, **context)
