@@ -42,7 +42,7 @@ def save_atomically(
     path:Path,                   # File to write or replace; its folder is made
     write:Callable[[Path], Any], # Writes the file that it is given the name of
 ) -> Path:
-    "Let `write` make a file beside `path`, then put it in its place: nobody ever sees half of it, not even after a power cut."
+    "Write a file atomically: `write` creates a temporary file, which then replaces `path`."
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as tmp:
         write(made := Path(tmp)/path.name)
@@ -70,7 +70,8 @@ def find_root(
     for folder in (start, *start.parents, Path(mlops_course.__path__[0]).resolve().parent):
         settings = folder/'settings.ini'
         if settings.is_file() and 'lib_name = mlops-course' in settings.read_text(encoding='utf-8'): return folder
-    raise FileNotFoundError(f"No MLOps course at or above {start}. Go into the folder that you cloned, and call this again")
+    raise FileNotFoundError(f"No MLOps course at or above {start}. "
+                            "Go into the folder that you cloned, and call this again")
 
 # %% ../../nbs/library/files.ipynb #c711f168
 def cached_file(
@@ -106,7 +107,8 @@ def source_hash(
 ) -> str:      # Its fingerprint
     "A hash of the cells of the notebook at `path`: what they say, not what they print."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    return hashlib.sha256(json.dumps([[c['cell_type'], ''.join(c['source']), c['metadata'].get('tags', [])] for c in cells]).encode()).hexdigest()
+    parts = [[c['cell_type'], ''.join(c['source']), c['metadata'].get('tags', [])] for c in cells]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 # %% ../../nbs/library/files.ipynb #f11e0002
 MB = 10**6 # bytes: the megabyte of every limit and every figure of the course
