@@ -22,13 +22,17 @@ def check_image_file(
     path = Path(path)
     if path.is_dir():
         names = sorted(o.name for o in path.iterdir())[:5]
-        raise IsADirectoryError(f"{path} is a folder, and one image file was expected. It holds {', '.join(names) or 'nothing'}: name a file inside it")
+        raise IsADirectoryError(f"{path} is a folder, and one image file was expected. "
+                                f"It holds {', '.join(names) or 'nothing'}: name a file inside it")
     if not path.exists():
         names = sorted(o.name for o in path.parent.iterdir()) if path.parent.is_dir() else []
         near = get_close_matches(path.name, names, n=2)
-        hint = f"Did you mean {' or '.join(near)}?" if near else 'Check the name' if names else f"The folder {path.parent} is empty or does not exist"
+        if near: hint = f"Did you mean {' or '.join(near)}?"
+        else: hint = 'Check the name' if names else f"The folder {path.parent} is empty or does not exist"
         raise FileNotFoundError(f"No file {path}, and an image was expected. {hint}")
-    if not path.stat().st_size: raise ValueError(f"{path} is empty (0 bytes), and an image was expected. A copy or download broke off: fetch it again")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty (0 bytes), and an image was expected. "
+                         "A copy or download broke off: fetch it again")
     return path
 
 # %% ../../nbs/library/images.ipynb #e933e531
@@ -37,7 +41,8 @@ def to_rgb(
 ) -> np.ndarray:       # Height × width × 3, uint8
     "`image` as eight-bit red, green and blue; whatever is transparent becomes white paper."
     if image.mode == 'F':
-        raise ValueError("The image stores brightness as floating-point numbers (mode F), and nothing in it says which one is white. Save it with 8 or 16 bits")
+        raise ValueError("The image stores brightness as floating-point numbers (mode F), "
+                         "and nothing in it says which one is white. Save it with 8 or 16 bits")
     if image.mode.startswith('I'): # 16 bits per pixel; Pillow holds some of them in 32
         grey = np.clip(np.asarray(image).astype(np.float32), 0, 65535)/257
         return cv2.cvtColor(grey.round().astype(np.uint8), cv2.COLOR_GRAY2RGB)
@@ -57,10 +62,13 @@ def open_header(
     try: return Image.open(path, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as e:
         with path.open('rb') as f: head = f.read(16)
-        raise ValueError(f"{path} is not an image: it starts with {head!r}. Expected a JPEG, PNG, TIFF, GIF, BMP or WebP file. "
+        raise ValueError(f"{path} is not an image: it starts with {head!r}. "
+                         "Expected a JPEG, PNG, TIFF, GIF, BMP or WebP file. "
                          "A failed download often leaves a web page under an image's name: open it in an editor") from e
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e: # Pillow's own limit strikes before it tells width and height
-        raise ValueError(f"{path} is far too large and was not decoded ({str(e).partition(',')[0]}). Make it smaller") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        # Pillow raises this before the width and height can be read
+        reason = str(e).partition(',')[0]
+        raise ValueError(f"{path} is far too large and was not decoded ({reason}). Make it smaller") from e
     except PermissionError: raise # it says itself what is wrong
     except (OSError, ValueError, SyntaxError, TypeError) as e: # each is how Pillow reports some broken header
         raise ValueError(f"{path} is damaged or was cut off: {e}. Copy or download it again") from e
@@ -76,14 +84,22 @@ def load_image(
     with open_header(path) as image:
         width,height = image.size
         found = f"{path} is {width:,}×{height:,} pixels"
-        if min(image.size) < min_side: raise ValueError(f"{found}; each side needs {min_side} for a letter to fit in. Use the original, not a thumbnail")
-        if width*height > max_pixels: raise ValueError(f"{found}, more than {max_pixels:,} in all: not decoded. Make it smaller, or raise `max_pixels`")
+        if min(image.size) < min_side:
+            raise ValueError(f"{found}; each side needs {min_side} for a letter to fit in. "
+                             "Use the original, not a thumbnail")
+        if width*height > max_pixels:
+            raise ValueError(f"{found}, more than {max_pixels:,} in all: not decoded. "
+                             "Make it smaller, or raise `max_pixels`")
         try:
-            frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1) # MPO: a phone's JPEG with previews behind the photo
+            # MPO is the JPEG of some phones, with previews behind the photo
+            frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
             upright = ImageOps.exif_transpose(image) # decodes
         except (OSError, EOFError, SyntaxError, TypeError) as e: # Pillow calls a broken PNG a syntax error
-            raise ValueError(f"{path} is damaged or was cut off: {e}. Copy or download it again: part of a page would pass for all of it") from e
-    if frames > 1: raise ValueError(f"{path} holds {frames} pictures ({image.format}), and one page was expected. Save each page as a file of its own")
+            raise ValueError(f"{path} is damaged or was cut off: {e}. "
+                             "Copy or download it again: part of a page would pass for all of it") from e
+    if frames > 1:
+        raise ValueError(f"{path} holds {frames} pictures ({image.format}), and one page was expected. "
+                         "Save each page as a file of its own")
     return to_rgb(upright)
 
 # %% ../../nbs/library/images.ipynb #4c773716
@@ -91,11 +107,16 @@ def check_image(
     image:np.ndarray, # Grey (height × width) or red, green, blue (height × width × 3)
 ) -> np.ndarray:      # Height × width × 3
     "`image` in colour, if it is an array that an engine can read."
-    if not isinstance(image, np.ndarray): raise TypeError(f"Found {type(image).__name__}; an image array was expected. For a file, call load_image(path) first")
-    if image.dtype != np.uint8: raise ValueError(f"The image holds {image.dtype}, and uint8 from 0 to 255 was expected. Scale it, then call .astype('uint8')")
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"Found {type(image).__name__}; an image array was expected. "
+                        "For a file, call load_image(path) first")
+    if image.dtype != np.uint8:
+        raise ValueError(f"The image holds {image.dtype}, and uint8 from 0 to 255 was expected. "
+                         "Scale it, then call .astype('uint8')")
     if image.size and image.ndim == 2: return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if not image.size or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"The image has the shape {image.shape}, and (height, width) or (height, width, 3) was expected. load_image() returns the latter")
+        raise ValueError(f"The image has the shape {image.shape}, "
+                         "and (height, width) or (height, width, 3) was expected. load_image() returns the latter")
     return image
 
 # %% ../../nbs/library/images.ipynb #b3df917d
