@@ -32,10 +32,12 @@ def percentile_bootstrap(
 ) -> Interval:
     "The `statistic` of `columns` with its percentile bootstrap interval."
     from scipy.stats import bootstrap
-    if (n := len(columns[0])) < 2: raise ValueError(f"{n} item has no spread to resample: score at least 2, better 30 or more")
+    if (n := len(columns[0])) < 2:
+        raise ValueError(f"{n} item has no spread to resample: score at least 2, better 30 or more")
     if resamples is None: resamples = load_settings().params.scoring.resamples
     if seed is None: seed = load_settings().params.seed
-    found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=200, # keeps thousands of items small in memory
+    found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples,
+                      batch=200, # limits memory for thousands of items
                       confidence_level=level, method='percentile', rng=np.random.default_rng(seed)).confidence_interval
     return Interval(float(statistic(*columns, axis=-1)), float(found.low), float(found.high))
 
@@ -53,7 +55,8 @@ def min_calls(
     percentile:float, # Between 0 and 100
 ) -> int:             # Calls
     "The fewest calls among which one is expected to be slower than the `percentile`."
-    if not 0 < percentile < 100: raise ValueError(f"The percentile is {percentile}, and a number between 0 and 100 is expected, such as 95")
+    if not 0 < percentile < 100:
+        raise ValueError(f"The percentile is {percentile}, and a number between 0 and 100 is expected, such as 95")
     return ceil(round(100/(100 - percentile), 6)) # rounded, or 99.9 would ask for 1001
 
 # %% ../../nbs/library/stats.ipynb #72393f6c
@@ -65,9 +68,12 @@ def latency(
     "How long calls take, the first one apart."
     times = [float(o) for o in seconds]
     if wrong := [o for o in times if not isfinite(o) or o < 0]:
-        raise ValueError(f"{len(wrong)} of {len(times)} times are no durations, the first is {wrong[0]}. Time every call, and keep only calls that ended")
+        raise ValueError(f"{len(wrong)} of {len(times)} times are no durations, the first is {wrong[0]}. "
+                         "Time every call, and keep only calls that ended")
     rest = times[warm_up:]
-    if not rest: raise ValueError(f"{len(times)} calls leave none after {warm_up} to warm up: time more calls, or pass warm_up=0")
+    if not rest:
+        raise ValueError(f"{len(times)} calls leave none after {warm_up} to warm up: "
+                         "time more calls, or pass warm_up=0")
     found = {f'p{o:g}': float(np.percentile(rest, o)) if len(rest) >= min_calls(o) else nan for o in percentiles}
     return {'first': times[0], 'calls': len(rest), 'mean': float(np.mean(rest)), **found}
 
@@ -78,6 +84,7 @@ def wilson_interval(
 ) -> Interval:
     "The share with its Wilson interval, which stays sensible at 0 of n."
     from scipy.stats import binomtest
-    if not 0 <= k <= n or not n: raise ValueError(f"Found {k} of {n}, and a part of at least 1 was expected. Count the cases again")
+    if not 0 <= k <= n or not n:
+        raise ValueError(f"Found {k} of {n}, and a part of at least 1 was expected. Count the cases again")
     found = binomtest(k, n).proportion_ci(method='wilson')
     return Interval(k/n, float(found.low), float(found.high))
