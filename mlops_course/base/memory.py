@@ -19,7 +19,8 @@ def peak_memory_mb() -> float:
     if sys.platform == 'win32':
         return psutil.Process().memory_info().peak_wset/MB
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(MB if sys.platform == 'darwin' else MB/1000) # bytes there, kilobytes here
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used/(MB if sys.platform == 'darwin' else MB/1000) # bytes on macOS, kilobytes on Linux
 
 # %% ../../nbs/library/memory.ipynb #6f3e9f7c
 class PeakMemory:
