@@ -32,13 +32,14 @@ def seal_entry(
 
 # %% ../../nbs/library/history.ipynb #a8fffcaa
 def broken_links(
-    entries:Iterable[tuple[str, dict, str|None]], # What to call it, the entry with its `hash`, and the hash of its text today
+    entries:Iterable[tuple[str, dict, str|None]], # Name, the entry with its `hash`, and the hash of its text now
 ) -> list[str]:                                   # Empty if all is well
     "What is wrong with a chain: each entry holds its number `n`, and in `before` the hash of the one before it."
     wrong,before = [],''
     for n,(name,entry,today) in enumerate(entries, 1):
         if entry['hash'] != today: wrong.append(f"{name} was changed or cut off after it was written")
-        elif (entry.get('n'), entry.get('before')) != (n, before): wrong.append(f"{name} does not follow the one before it")
+        elif (entry.get('n'), entry.get('before')) != (n, before):
+            wrong.append(f"{name} does not follow the one before it")
         before = entry['hash']
     return wrong
 
@@ -50,7 +51,9 @@ class AuditLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.owner = FileLock(f'{self.path}.lock', thread_local=False)
         try: self.owner.acquire(timeout=0)
-        except Timeout: raise BlockingIOError(f"Another service writes to {self.path}. Stop it, or give this one a folder of its own") from None
+        except Timeout:
+            raise BlockingIOError(f"Another service writes to {self.path}. "
+                                  "Stop it, or give this one a folder of its own") from None
         self.file = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND|getattr(os, 'O_BINARY', 0), 0o600)
         self.size = os.fstat(self.file).st_size
         self.n,self.last = self.ending()
@@ -64,7 +67,9 @@ class AuditLog:
         if lines[-1]: self.cut(self.size - len(lines[-1]))
         if len(lines) == 1: return 0,''
         try: last = json.loads(lines[-2])
-        except ValueError: raise ValueError(f"The last line of {self.path} is damaged: ask `mlops-course audit`. Put the file aside, begin anew") from None
+        except ValueError:
+            raise ValueError(f"The last line of {self.path} is damaged: ask `mlops-course audit`. "
+                             "Put the file aside, begin anew") from None
         return last['n'],last['hash']
 
     def cut(self, size:int) -> None:
@@ -75,7 +80,8 @@ class AuditLog:
     def add(self, **what:Any) -> str: # Its hash, a receipt for whoever asked
         "Write down `what`. When this returns, it is on the disk."
         with self.writing:
-            line = seal_entry({'n': self.n + 1, 'when': datetime.now(UTC).isoformat(timespec='milliseconds'), **what, 'before': self.last})
+            when = datetime.now(UTC).isoformat(timespec='milliseconds')
+            line = seal_entry({'n': self.n + 1, 'when': when, **what, 'before': self.last})
             data = line.encode() + b'\n'
             try:
                 if os.write(self.file, data) < len(data): raise OSError(f"{self.path} takes no more: the disk is full")
@@ -107,4 +113,5 @@ def verify_audit(
                 missing.discard(hash)
                 yield f'line {n}', {**entry, 'hash': hash}, hash if hash and line == seal_entry(entry) + '\n' else None
     wrong = broken_links(links())
-    return wrong + [f"the entry of receipt {o[:12]}… is gone: the end was cut off, or all of it was written anew" for o in sorted(missing)]
+    return wrong + [f"the entry of receipt {receipt[:12]}… is gone: "
+                    'the end was cut off, or all of it was written anew' for receipt in sorted(missing)]
