@@ -57,7 +57,8 @@ class ServerProcess:
         "Begin; the `with` block waits."
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open('ab') as to:
-            self.watchman = subprocess.Popen([sys.executable, '-c', SUPERVISOR_SCRIPT, *self.command], env=os.environ | dict(self.env or {}),
+            self.watchman = subprocess.Popen([sys.executable, '-c', SUPERVISOR_SCRIPT, *self.command],
+                                             env=os.environ | dict(self.env or {}),
                                              stdin=subprocess.PIPE, stdout=to, stderr=subprocess.STDOUT)
         return self
 
@@ -66,7 +67,8 @@ class ServerProcess:
         try:
             if not wait_until_ready(self.url, lambda: self.watchman.poll() is None, self.patience_s):
                 raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not get ready: "
-                                      f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. Mend that, then start it again")
+                                      f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. "
+                                      "Mend that, then start it again")
         except BaseException:
             self.stop()
             raise
