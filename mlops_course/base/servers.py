@@ -26,13 +26,18 @@ def uvicorn_options(
 ) -> dict[str, Any]: # For uvicorn
     "How uvicorn is told to behave: finish what it began, and say nothing about itself."
     if bool(limits.tls_certificate) != bool(limits.tls_key):
-        raise ValueError("services.api has one of tls_certificate and tls_key, and https needs both. Add the other, or remove this one")
-    tls = {k: str(find_root()/v) for k,v in (('ssl_certfile', limits.tls_certificate), ('ssl_keyfile', limits.tls_key)) if v}
+        raise ValueError("services.api has one of tls_certificate and tls_key, and https needs both. "
+                         "Add the other, or remove this one")
+    files = {'ssl_certfile': limits.tls_certificate, 'ssl_keyfile': limits.tls_key}
+    tls = {option: str(find_root()/file) for option,file in files.items() if file}
     if tls:
         try: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls.values())
-        except OSError as e: raise ValueError(f"{' and '.join(tls.values())} cannot be used for https: {e}. Name PEM files that belong together") from e
+        except OSError as e:
+            raise ValueError(f"{' and '.join(tls.values())} cannot be used for https: {e}. "
+                             "Name PEM files that belong together") from e
     longest_s = limits.timeout_s*ceil(limits.images/limits.batch)
-    return {'server_header': False, 'access_log': False, 'log_level': 'warning', 'timeout_graceful_shutdown': ceil(longest_s) + 5, **tls}
+    return {'server_header': False, 'access_log': False, 'log_level': 'warning',
+            'timeout_graceful_shutdown': ceil(longest_s) + 5, **tls}
 
 # %% ../../nbs/library/servers.ipynb #7fca6cd0
 @contextmanager
@@ -66,8 +71,11 @@ def serve(
     import uvicorn
     limits = app.state.service.limits
     server = uvicorn.Server(uvicorn.Config(app, **uvicorn_options(limits)))
-    try: door = socket.create_server((limits.host, limits.port), family=socket.AF_INET6 if ':' in limits.host else socket.AF_INET)
-    except OSError as e: raise ConnectionError(f"Port {limits.port} of {limits.host} cannot be opened: {e.strerror}. Choose another, or stop who has it") from e
+    family = socket.AF_INET6 if ':' in limits.host else socket.AF_INET
+    try: door = socket.create_server((limits.host, limits.port), family=family)
+    except OSError as e:
+        raise ConnectionError(f"Port {limits.port} of {limits.host} cannot be opened: {e.strerror}. "
+                              "Choose another port, or stop the program that uses it") from e
     with door, suppress(KeyboardInterrupt):
         told(door.getsockname()[1])
         server.run(sockets=[door])
