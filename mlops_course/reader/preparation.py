@@ -16,9 +16,10 @@ def light_on_dark(
     grey:np.ndarray, # Height × width, uint8
 ) -> bool:           # Is it a lit board rather than printed paper?
     "Whether the thin strokes in `grey` are brighter than what surrounds them."
-    scale = min(1, 700/max(grey.shape)) # at this size strokes are thinner than the kernel, and the gaps inside letters wider
+    scale = min(1, 700/max(grey.shape)) # makes strokes thinner than the kernel, and the gaps inside letters wider
     grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    dark,light = (cv2.morphologyEx(grey, kind, np.ones((5, 5), np.uint8)) for kind in (cv2.MORPH_BLACKHAT, cv2.MORPH_TOPHAT))
+    kernel = np.ones((5, 5), np.uint8)
+    dark,light = (cv2.morphologyEx(grey, kind, kernel) for kind in (cv2.MORPH_BLACKHAT, cv2.MORPH_TOPHAT))
     return bool(light.mean() > dark.mean())
 
 # %% ../../nbs/library/preparation.ipynb #dfb09534
@@ -45,15 +46,18 @@ def skew_angle(
 ) -> float:          # In degrees; positive when lines run downhill
     "The tilt of the text lines in `grey`, or 0 where no line is long enough to tell."
     width = grey.shape[1]
-    thin = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, np.ones((max(9, width//60),)*2, np.uint8)) # strokes only, no table around the paper
+    kernel = np.ones((max(9, width//60),)*2, np.uint8)
+    thin = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, kernel) # keeps strokes, drops the table around the paper
     ink = cv2.threshold(thin, 0, 255, cv2.THRESH_BINARY+cv2.THRESH_OTSU)[1]
-    ink = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((1, max(9, width//30)), np.uint8)) # letters grow together into lines
+    kernel = np.ones((1, max(9, width//30)), np.uint8)
+    ink = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, kernel) # joins letters into lines
     boxes = [cv2.minAreaRect(o) for o in cv2.findContours(ink, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
-    votes = sorted((fold_angle(angle), max(size)) for _,size,angle in boxes if max(size) > 5*min(size) and min(size) >= 5)
+    votes = sorted((fold_angle(angle), max(size)) for _,size,angle in boxes
+                   if max(size) > 5*min(size) and min(size) >= 5)
     votes = [o for o in votes if abs(o[0]) <= most]
     if not votes: return 0.
     angles,lengths = np.array(votes).T
-    return float(angles[np.searchsorted(lengths.cumsum(), lengths.sum()/2)]) # the median, where a long line counts for more
+    return float(angles[np.searchsorted(lengths.cumsum(), lengths.sum()/2)]) # the median, weighted by length
 
 # %% ../../nbs/library/preparation.ipynb #484ec418
 def rotate(
