@@ -45,12 +45,14 @@ def row_slopes(
 def group_rows(
     lines:list[Line],  # In any order
 ) -> list[list[Line]]: # From top to bottom; each row from left to right
-    "`lines` grouped into rows: once the page is straight, a line overlaps the one before it by more than half its height."
+    "Group `lines` into rows: after deskewing, a line overlaps the one before it by more than half its height."
     if not lines: return []
     boxes = np.array([o.box for o in lines], float)
     tall,(across,down) = boxes[:,2:,1].mean(axis=1) - boxes[:,:2,1].mean(axis=1),boxes.mean(axis=1).T
     level = down - row_slopes(boxes)*across
-    def shared(a, b): return (min(tall[a], tall[b], (tall[a] + tall[b])/2 - abs(level[a] - level[b])))/max(1, min(tall[a], tall[b]))
+    def shared(a, b):
+        low = min(tall[a], tall[b])
+        return min(low, (tall[a] + tall[b])/2 - abs(level[a] - level[b]))/max(1, low)
     found:list[list[int]] = []
     for i in sorted(range(len(lines)), key=lambda i: (lines[i].left, lines[i].top, lines[i].box, lines[i].text)):
         best = max(found, key=lambda row: shared(row[-1], i), default=[])
