@@ -28,7 +28,9 @@ def check_weights(
         path = Path(folder)/name
         if not path.is_file(): raise FileNotFoundError(f"No weights {path}, and EasyOCR needs them. {again}")
         found = sha256(path.read_bytes()).hexdigest()
-        if found != digest: raise ValueError(f"{path} has the SHA-256 {found[:12]}…, not {digest[:12]}…: damaged or replaced, so not loaded. {again}")
+        if found != digest:
+            raise ValueError(f"{path} has the SHA-256 {found[:12]}…, not {digest[:12]}…: "
+                             f"damaged or replaced, so not loaded. {again}")
 
 # %% ../../nbs/library/easyocr.ipynb #4198d043
 _declared: list[Any] = [] # torch forgets a library that nothing holds on to
@@ -41,7 +43,8 @@ def import_torchvision() -> None:
     except RuntimeError as e:
         if 'torchvision::nms does not exist' not in str(e): raise
         library = torch.library.Library('torchvision', 'DEF')
-        for name in ('nms', 'qnms'): library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        for name in ('nms', 'qnms'):
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         _declared.append(library)
         import_module('torchvision')
 
@@ -64,7 +67,8 @@ def easyocr_reader(
     from easyocr_en_models import model_dir
     check_weights(model_dir())
     torch.set_num_threads(1)
-    options = dict(gpu=False, model_storage_directory=model_dir(), download_enabled=False, quantize=False, verbose=False) | options
+    offline = {'gpu': False, 'model_storage_directory': model_dir(), 'download_enabled': False}
+    options = {**offline, 'quantize': False, 'verbose': False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # about parts of torch that will change one day
         import_torchvision()
