@@ -25,10 +25,12 @@ import pandas as pd
 from ..base.settings import load_settings
 
 # %% ../../nbs/library/feed.ipynb #f626aae8
-FEED_PACKAGE = 'gtfs-kit==13.0.1 --hash=sha256:9c4a58e6f11971d262dbaec08e4f85f727b6609479d07e39a54f2ca4f84eb65a' # pip checks it before it looks inside
+FEED_PACKAGE = ('gtfs-kit==13.0.1 ' # pip compares the hash before it opens the archive
+                '--hash=sha256:9c4a58e6f11971d262dbaec08e4f85f727b6609479d07e39a54f2ca4f84eb65a')
 FEED = 'cairns_gtfs.zip'
 FEED_SHA256 = 'ff39d3763a105ae9cdb7a819d3c3350195d2e34ee95e322652e516a1d3d037cc'
-FEED_CREDIT = 'Cairns bus feed of 2014: Department of Transport and Main Roads - TransLink Division (qconnect), Queensland; from gtfs-kit 13.0.1'
+FEED_CREDIT = ('Cairns bus feed of 2014: Department of Transport and Main Roads - TransLink Division (qconnect), '
+               'Queensland; from gtfs-kit 13.0.1')
 FETCH_HINT = 'Fetch it, once, with a network: make env (without make: python scripts/environment.py)'
 
 # %% ../../nbs/library/feed.ipynb #25d78c14
@@ -41,9 +43,11 @@ def check_feed(
     path:Path, # The feed's zip file
 ) -> Path:     # The same
     "`path`, if it holds the very feed that the course was written with."
-    if not path.is_file(): raise FileNotFoundError(f"No timetable feed {path}, and it was expected there after set-up. {FETCH_HINT}")
+    if not path.is_file():
+        raise FileNotFoundError(f"No timetable feed {path}, and it was expected there after set-up. {FETCH_HINT}")
     if (found := sha256(path.read_bytes()).hexdigest()) != FEED_SHA256:
-        raise ValueError(f"{path} has the SHA-256 {found[:12]}…, not {FEED_SHA256[:12]}…: damaged or another feed, so not used. Delete it. {FETCH_HINT}")
+        raise ValueError(f"{path} has the SHA-256 {found[:12]}…, not {FEED_SHA256[:12]}…: "
+                         f"damaged or another feed, so not used. Delete it. {FETCH_HINT}")
     return path
 
 # %% ../../nbs/library/feed.ipynb #142b471f
@@ -64,9 +68,11 @@ def fetch_feed(
         if done.returncode or not archives:
             said = ' '.join(done.stderr.split())[-700:] or 'it brought no archive'
             raise ConnectionError(f"pip could not bring {FEED_PACKAGE.split()[0]}, which holds the feed: {said}. "
-                                  "Expected a network and a package index: check both, and pip's own settings, then call this again")
+                                  "Expected a network and a package index: check both, and pip's own settings, "
+                                  "then call this again")
         with tarfile.open(archives[0]) as archive:
-            member = archive.extractfile(next(o for o in archive.getmembers() if o.name.endswith(f'/data/{FEED}'))) # this one file, nothing else
+            wanted_member = next(o for o in archive.getmembers() if o.name.endswith(f'/data/{FEED}'))
+            member = archive.extractfile(wanted_member)
             (Path(tmp)/FEED).write_bytes(member.read() if member else b'')
         os.replace(check_feed(Path(tmp)/FEED), target) # all at once: nobody ever sees half a file
     return target
@@ -98,14 +104,18 @@ def load_feed(
 ) -> Feed:
     "The feed in `path`, checked."
     with ZipFile(check_feed(path or feed_file())) as archive:
-        routes,trips,stops,calls = (pd.read_csv(archive.open(f'{o}.txt'), dtype=str) for o in ('routes', 'trips', 'stops', 'stop_times'))
+        tables = ('routes', 'trips', 'stops', 'stop_times')
+        routes,trips,stops,calls = (pd.read_csv(archive.open(f'{name}.txt'), dtype=str) for name in tables)
     calls = calls.dropna(subset='departure_time').merge(stops[['stop_id', 'stop_name']], on='stop_id')
     calls = calls.assign(order=calls['stop_sequence'].astype(int)).sort_values('order', kind='stable')
     found: dict[str, list[tuple[str, str]]] = {}
     for trip,stop,time in zip(calls['trip_id'], calls['stop_name'], calls['departure_time']):
-        found.setdefault(trip, []).append((stop, f'{int(time[:2])%24:02d}{time[2:5]}')) # the feed calls one o'clock at night 25:00
+        hour = int(time[:2])%24 # the feed writes 25:00 for one o'clock at night
+        found.setdefault(trip, []).append((stop, f'{hour:02d}{time[2:5]}'))
     table = trips.merge(routes, on='route_id').sort_values('trip_id')
-    columns = [table[o].tolist() for o in ('trip_id', 'route_short_name', 'direction_id', 'trip_headsign', 'service_id')]
+    names = ('trip_id', 'route_short_name', 'direction_id', 'trip_headsign', 'service_id')
+    columns = [table[name].tolist() for name in names]
     made = tuple(Trip(route, route.rstrip(string.ascii_uppercase), direction, headsign, service, tuple(found[trip]))
                  for trip,route,direction,headsign,service in zip(*columns) if trip in found)
-    return Feed(tuple(sorted(set(calls['stop_name']))), dict(zip(routes['route_short_name'], routes['route_long_name'])), made, FEED_SHA256)
+    route_names = dict(zip(routes['route_short_name'], routes['route_long_name']))
+    return Feed(tuple(sorted(set(calls['stop_name']))), route_names, made, FEED_SHA256)
