@@ -40,11 +40,16 @@ def blend_towards(image:np.ndarray, grey:float, field:np.ndarray|float) -> np.nd
     return to_uint8(image + (np.float32(grey) - image)*share)
 
 # %% ../../nbs/library/degradations.ipynb #fc3cc5fb
-def random_plane(image:np.ndarray, rng:np.random.Generator, reach:int=1) -> np.ndarray: # Height × width, from -reach to reach
+def random_plane(
+    image:np.ndarray,
+    rng:np.random.Generator,
+    reach:int=1,
+) -> np.ndarray: # Height × width, from -reach to reach
     "A slope that rises in a random direction."
     height,width = image.shape[:2]
     turn = rng.random()*2*np.pi
-    x,y = np.arange(width, dtype=np.float32)*np.float32(2/width) - 1,np.arange(height, dtype=np.float32)*np.float32(2/height) - 1
+    x = np.arange(width, dtype=np.float32)*np.float32(2/width) - 1
+    y = np.arange(height, dtype=np.float32)*np.float32(2/height) - 1
     share = abs(np.cos(turn)) + abs(np.sin(turn)) # so that the highest corner has the height 1
     return x*np.float32(np.cos(turn)*reach/share) + (y*np.float32(np.sin(turn)*reach/share))[:, None]
 
@@ -80,12 +85,14 @@ def tilt_matrix(
     angle = strength*min(12., float(np.degrees(np.arctan(.6*height/width))))
     sine,cosine = np.sin(np.radians(angle)),np.cos(np.radians(angle))
     scale = min(width/(width*cosine + height*sine), height/(height*cosine + width*sine))
-    return np.vstack([cv2.getRotationMatrix2D((width/2, height/2), angle if rng.random() < .5 else -angle, float(scale)), [0, 0, 1]])
+    if rng.random() >= .5: angle = -angle
+    return np.vstack([cv2.getRotationMatrix2D((width/2, height/2), angle, float(scale)), [0, 0, 1]])
 
 # %% ../../nbs/library/degradations.ipynb #4dba7355
 def warp(image:np.ndarray, matrix:np.ndarray) -> np.ndarray:
     "`image` with its points moved by `matrix`, on paper of its own grey."
-    return cv2.warpPerspective(image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=[paper_grey(image)]*3)
+    paper = [paper_grey(image)]*3
+    return cv2.warpPerspective(image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=paper)
 
 # %% ../../nbs/library/degradations.ipynb #98caf3d8
 def perspective(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
@@ -110,7 +117,8 @@ def contrast(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.nd
 # %% ../../nbs/library/degradations.ipynb #e3e90d60
 def shadow(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
     "Someone's hand is in the light."
-    return multiply_by_field(image, 1 - .7*strength/(1 + np.exp(rng.uniform(-6, 6) - random_plane(image, rng, reach=14))))
+    edge = rng.uniform(-6, 6) - random_plane(image, rng, reach=14)
+    return multiply_by_field(image, 1 - .7*strength/(1 + np.exp(edge)))
 
 # %% ../../nbs/library/degradations.ipynb #ca3215f8
 def fold(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
@@ -119,7 +127,8 @@ def fold(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarra
     x,y = np.arange(width, dtype=np.float32),np.arange(height, dtype=np.float32)[:, None]
     across,along = (x, y) if width > 3*height or rng.random() < .5 else (y, x) # a line of text is folded across
     away = across - across.size*rng.uniform(.2, .8) - (along - along.size/2)*rng.uniform(-.15, .15)
-    return multiply_by_field(image, 1 - strength*(.75*np.exp(-(away/max(1.5, min(height, width)*.05))**2) + .3*(away > 0)))
+    width_px = max(1.5, min(height, width)*.05)
+    return multiply_by_field(image, 1 - strength*(.75*np.exp(-(away/width_px)**2) + .3*(away > 0)))
 
 # %% ../../nbs/library/degradations.ipynb #cf5422f2
 def halftone(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
@@ -135,7 +144,8 @@ def halftone(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.nd
 def thermal(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
     "A receipt printer whose head has tired and dead spots, so that columns fade."
     height,width = image.shape[:2]
-    fade = .35 + .75*cv2.resize(rng.random((1, max(2, width//24)), dtype=np.float32), (width, 1), interpolation=cv2.INTER_LINEAR)
+    bands = rng.random((1, max(2, width//24)), dtype=np.float32)
+    fade = .35 + .75*cv2.resize(bands, (width, 1), interpolation=cv2.INTER_LINEAR)
     fade[:, rng.random(width) < .12*strength] = 1.
     grain = 1 + .3*(rng.random((height, width), dtype=np.float32) < .5)
     return blend_towards(image, paper_grey(image), strength*np.clip(.9*fade*grain, 0, .97).astype(np.float32))
@@ -157,7 +167,8 @@ def seven_segment(image:np.ndarray, strength:float, rng:np.random.Generator) -> 
 
 # %% ../../nbs/library/degradations.ipynb #e5c57811
 DEGRADATIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {o.__name__: o for o in (
-    blur, noise, jpeg, light, perspective, rotation, contrast, shadow, fold, halftone, thermal, inverted, seven_segment)}
+    blur, noise, jpeg, light, perspective, rotation, contrast, shadow, fold, halftone, thermal, inverted,
+    seven_segment)}
 
 # %% ../../nbs/library/degradations.ipynb #57c77b7a
 def degrade(
@@ -170,12 +181,14 @@ def degrade(
     if kind not in DEGRADATIONS:
         near = ', '.join(get_close_matches(kind, DEGRADATIONS, 1)) or 'none'
         raise ValueError(f"No degradation {kind!r}. Closest: {near}. There are {', '.join(DEGRADATIONS)}")
-    if not 0 <= strength <= 1: raise ValueError(f"The strength is {strength}, and a number from 0 to 1 was expected. Scale it")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"The strength is {strength}, and a number from 0 to 1 was expected. Scale it")
     check_image(image)
     return DEGRADATIONS[kind](image, strength, np.random.default_rng(seed))
 
 # %% ../../nbs/library/degradations.ipynb #f773bf4a
-PHONE_DEGRADATIONS = ('perspective', 'rotation', 'light', 'shadow', 'fold', 'contrast', 'blur', 'noise', 'jpeg') # in the order in which they happen
+PHONE_DEGRADATIONS = ( # in the order in which they happen
+    'perspective', 'rotation', 'light', 'shadow', 'fold', 'contrast', 'blur', 'noise', 'jpeg')
 
 # %% ../../nbs/library/degradations.ipynb #04f39d59
 def simulate_photo(
