@@ -32,14 +32,19 @@ def split_sources(
     fonts:tuple[str, ...]=tuple(FONTS), # Names
     seed:int=0,                         # Of the split, not of the data
 ) -> dict[str, SplitSource]:                 # Split -> what it may draw from
-    "Lines and font families dealt out; a stop goes to the last of the splits, in the order of `SPLIT_SHARES`, that a bus takes it to."
+    "Share out lines and font families. A stop on lines of several splits goes to the last of them in `SPLIT_SHARES`."
     lines = sorted({o.line for o in feed.trips})
-    split_of_line,split_of_font = dict(zip(lines, split_by(lines, seed))),split_by([font_family(o) for o in fonts], seed).tolist()
-    owner = {stop: split for split in SPLIT_SHARES for trip in feed.trips if split_of_line[trip.line] == split for stop,_ in trip.calls} # the last one stays
+    split_of_line = dict(zip(lines, split_by(lines, seed)))
+    split_of_font = split_by([font_family(o) for o in fonts], seed).tolist()
+    owner = {stop: split # the last split stays
+             for split in SPLIT_SHARES for trip in feed.trips if split_of_line[trip.line] == split
+             for stop,_ in trip.calls}
     found = {}
     for split in SPLIT_SHARES:
-        own = (o._replace(calls=tuple(call for call in o.calls if owner[call[0]] == split)) for o in feed.trips if split_of_line[o.line] == split)
-        found[split] = SplitSource(tuple(o for o in own if len(o.calls) >= 3), tuple(font for font,to in zip(fonts, split_of_font) if to == split))
+        own = (trip._replace(calls=tuple(call for call in trip.calls if owner[call[0]] == split))
+               for trip in feed.trips if split_of_line[trip.line] == split)
+        own_fonts = tuple(font for font,to in zip(fonts, split_of_font) if to == split)
+        found[split] = SplitSource(tuple(trip for trip in own if len(trip.calls) >= 3), own_fonts)
     return found
 
 # %% ../../nbs/library/sources.ipynb #a4b94f58
