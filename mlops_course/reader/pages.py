@@ -42,7 +42,8 @@ class Page:
     @property
     def text(self) -> str: return '\n'.join(' '.join(o) for o in self.rows)
     def truth(self) -> dict[str, Any]: # Plain values for JSON
-        return {'kind': self.kind, 'font': self.font, 'route': self.route, 'rows': self.rows, 'lines': [o._asdict() for o in self.lines]}
+        return {'kind': self.kind, 'font': self.font, 'route': self.route, 'rows': self.rows,
+                'lines': [o._asdict() for o in self.lines]}
 
 # %% ../../nbs/library/pages.ipynb #19c9ef5d
 def random_timetable(
@@ -53,13 +54,16 @@ def random_timetable(
 ) -> tuple[str, list[list[str]]]: # Route, and the rows with their heading
     "A part of a real timetable: stops down, trips across."
     first = source.trips[rng.integers(len(source.trips))]
-    like = sorted((o for o in source.trips if o[:5] == first[:5]), key=lambda o: o.calls[0][1]) # same route, direction and days
+    same_way = (trip for trip in source.trips if trip[:5] == first[:5]) # route, line, direction, headsign and days
+    like = sorted(same_way, key=lambda trip: trip.calls[0][1])
     start = int(rng.integers(max(1, len(like) - times + 1)))
     clocks = [dict(o.calls) for o in like[start:start + times]]
     stops = [o for o in clocks[0] if all(o in clock for clock in clocks)]
-    if len(stops) < 3 and times > 1: return random_timetable(source, rng, rows, 1) # these trips share too little of their way
+    if len(stops) < 3 and times > 1:
+        return random_timetable(source, rng, rows, 1) # these trips have too few stops in common
     stops = [stops[i] for i in sorted(rng.permutation(len(stops))[:rows])]
-    return first.route,[[f'Route {first.route}', first.headsign], *([o, *(clock[o] for clock in clocks)] for o in stops)]
+    cells = ([stop, *(clock[stop] for clock in clocks)] for stop in stops)
+    return first.route,[[f'Route {first.route}', first.headsign], *cells]
 
 # %% ../../nbs/library/pages.ipynb #535d9bdf
 def render_page(
@@ -75,7 +79,8 @@ def render_page(
     source,rng = split_source(split, feed, fonts),random_stream(seed, 'page', split)
     font = source.fonts[rng.integers(len(source.fonts))]
     route,table = random_timetable(source, rng, rows, times)
-    face,paper,ink,step = load_font(fonts[font], size),int(rng.integers(240, 256)),int(rng.integers(0, 50)),round(size*1.7)
+    face,step = load_font(fonts[font], size),round(size*1.7)
+    paper,ink = int(rng.integers(240, 256)),int(rng.integers(0, 50))
     ruled,band = rng.random(2) < .5
     wide = [max(face.getlength(o[i]) for o in table[1:]) + size for i in range(len(table[1]))]
     left = np.cumsum([size, *wide[:-1]])
@@ -90,7 +95,8 @@ def render_page(
             x = round(left[c] if r else size if c == 0 else width - size - face.getlength(text))
             pen.text((x, y), text, font=face, fill=paper if band and not r else ink, anchor='lm')
             x0,y0,x1,y1 = pen.textbbox((x, y), text, font=face, anchor='lm')
-            cells.append(Cell(text, clip_corners([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], (image.height, width)), r, c))
+            corners = clip_corners([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], (image.height, width))
+            cells.append(Cell(text, corners, r, c))
     return Page(np.array(image), cells, table, 'render', font, route)
 
 # %% ../../nbs/library/pages.ipynb #fdef0496
@@ -101,7 +107,8 @@ def photograph(
 ) -> Page:
     "A simulated phone photo of `page`, which its `kind` says; the boxes move with the ink."
     rng,shape = random_stream(seed, 'photo'),page.image.shape
-    matrix = tilt_matrix('rotation', shape, strength*rng.random(), rng) @ tilt_matrix('perspective', shape, strength, rng)
+    turn = tilt_matrix('rotation', shape, strength*rng.random(), rng)
+    matrix = turn @ tilt_matrix('perspective', shape, strength, rng)
     image = simulate_photo(warp(page.image, matrix), rng, strength, PHONE_DEGRADATIONS[2:])
     def moved(box): return clip_corners(cv2.perspectiveTransform(np.array([box], np.float32), matrix)[0], shape)
     return replace(page, image=image, lines=[o._replace(box=moved(o.box)) for o in page.lines], kind='photo_simulated')
