@@ -21,14 +21,21 @@ from .recognition import ALPHABET, LINE_HEIGHT
 from .sources import SplitSource, random_stream, split_source
 
 # %% ../../nbs/library/lines.ipynb #7811e110
-def random_text(source:SplitSource, rng:np.random.Generator, longest:int) -> tuple[str, str]: # Text, and its route or '-'
+def random_text(
+    source:SplitSource,
+    rng:np.random.Generator,
+    longest:int,
+) -> tuple[str, str]: # Text, and its route or '-'
     "Something that could stand in a timetable."
     what = rng.random()
     if what < .15: return ''.join(ALPHABET[o] for o in rng.integers(len(ALPHABET), size=rng.integers(2, 13))),'-'
     trip = source.trips[rng.integers(len(source.trips))]
     at = int(rng.integers(len(trip.calls)))
     times = ' '.join(o for _,o in trip.calls[at:at + 1 + int(rng.integers(4))])
-    text = trip.calls[at][0] if what < .5 else times if what < .7 else f'{trip.calls[at][0]} {times}' if what < .9 else f'Route {trip.route} {trip.headsign}'
+    if what < .5: text = trip.calls[at][0]
+    elif what < .7: text = times
+    elif what < .9: text = f'{trip.calls[at][0]} {times}'
+    else: text = f'Route {trip.route} {trip.headsign}'
     if len(text) > longest: # as on a narrow sign, where a name runs over two rows
         words = text.split()
         text = ' '.join(words[int(rng.integers(len(words))):])
@@ -60,26 +67,35 @@ def draw_line(
 ) -> DrawnLine:
     "One line of `kind`, 32 pixels high."
     text,route = random_text(source, rng, longest)
-    font,size = DISPLAY_FONT if kind == 'display' else source.fonts[rng.integers(len(source.fonts))],(24, 30, 38)[rng.integers(3)]
+    font = DISPLAY_FONT if kind == 'display' else source.fonts[rng.integers(len(source.fonts))]
+    size = (24, 30, 38)[rng.integers(3)]
     can = drawable_characters(font)
     text = ' '.join(''.join(o for o in (text.upper() if kind == 'display' else text) if o in can).split()) or '7'
     ink = text_ink(text, font, size, fonts)
-    if kind == 'display': ink = np.maximum(ink, text_ink(''.join(o if o in '.:' else '█' for o in text), font, size, fonts)[:ink.shape[0], :ink.shape[1]]//5)
+    if kind == 'display':
+        unlit = text_ink(''.join(char if char in '.:' else '█' for char in text), font, size, fonts)
+        ink = np.maximum(ink, unlit[:ink.shape[0], :ink.shape[1]]//5)
     top,bottom,left,right = rng.integers(1, 6, 4).tolist()
     ink = cv2.copyMakeBorder(ink, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
-    ink = cv2.resize(ink, (max(8, min(20*LINE_HEIGHT, round(ink.shape[1]*LINE_HEIGHT/ink.shape[0]))), LINE_HEIGHT), interpolation=cv2.INTER_AREA)
-    paper,dark = (rng.integers(15, 45), rng.integers(170, 256)) if kind == 'display' else (rng.integers(235, 256), rng.integers(0, 60))
+    width = max(8, min(20*LINE_HEIGHT, round(ink.shape[1]*LINE_HEIGHT/ink.shape[0])))
+    ink = cv2.resize(ink, (width, LINE_HEIGHT), interpolation=cv2.INTER_AREA)
+    if kind == 'display': paper,dark = rng.integers(15, 45),rng.integers(170, 256)
+    else: paper,dark = rng.integers(235, 256),rng.integers(0, 60)
     image = cv2.LUT(ink, grey_levels(int(paper), int(dark)))
     return DrawnLine(simulate_photo(image, rng) if kind == 'photo_simulated' else image, text, kind, font, route)
 
 # %% ../../nbs/library/lines.ipynb #6f3c16e3
 KIND_RATIOS = {'render': 1., 'photo_simulated': .5, 'display': .25} # of each kind, for one clean line in a version
-VERSION_MIXES = {'v1': {'render': 1.}, 'v2': {'render': .5, 'photo_simulated': .35, 'display': .15}} # version -> share of each kind in a batch
+VERSION_MIXES = { # version -> share of each kind in a batch
+    'v1': {'render': 1.},
+    'v2': {'render': .5, 'photo_simulated': .35, 'display': .15},
+}
 
 # %% ../../nbs/library/lines.ipynb #73a86ad7
 def version_kinds(version:str) -> dict[str, float]:
     "The kinds of lines in `version`, if there is one of that name."
-    if version not in VERSION_MIXES: raise ValueError(f"No version {version!r}. The versions are {', '.join(VERSION_MIXES)}")
+    if version not in VERSION_MIXES:
+        raise ValueError(f"No version {version!r}. The versions are {', '.join(VERSION_MIXES)}")
     return VERSION_MIXES[version]
 
 # %% ../../nbs/library/lines.ipynb #8d0c231c
@@ -93,6 +109,7 @@ def line_batch(
     longest:int=30,                 # Characters in a line
 ) -> list[tuple[np.ndarray, str]]:  # Images 32 pixels high, and what stands on each
     "`n` lines to train on, made afresh."
-    mix,source,rng = version_kinds(version),split_source(split, feed, fonts),random_stream(seed, 'batch', version, split)
+    mix,source = version_kinds(version),split_source(split, feed, fonts)
+    rng = random_stream(seed, 'batch', version, split)
     kinds = rng.choice(list(mix), n, p=list(mix.values())).tolist()
     return [draw_line(o, source, rng, fonts, longest)[:2] for o in kinds]
