@@ -24,13 +24,17 @@ def split_by(
     "A split for each row, such that no group stands in two."
     groups = groups if isinstance(groups, pd.Series) else pd.Series(list(groups))
     sizes = groups.value_counts().sort_index()
-    if sizes.sum() < len(groups): raise ValueError(f"{len(groups) - sizes.sum()} of {len(groups)} rows belong to no group. Fill these in, or drop the rows")
+    if sizes.sum() < len(groups):
+        raise ValueError(f"{len(groups) - sizes.sum()} of {len(groups)} rows belong to no group. "
+                         "Fill these in, or drop the rows")
     if len(sizes) < len(shares):
-        raise ValueError(f"{len(sizes)} groups {list(sizes.index[:3])} cannot fill {len(shares)} splits: {', '.join(shares)}. Group by something finer")
+        raise ValueError(f"{len(sizes)} groups {list(sizes.index[:3])} cannot fill {len(shares)} splits: "
+                         f"{', '.join(shares)}. Group by something finer")
     have,went = dict.fromkeys(shares, 0),{}
     for left,place in zip(range(len(sizes), 0, -1), np.random.default_rng(seed).permutation(len(sizes)).tolist()):
         empty = [o for o in shares if not have[o]]
-        wanting = {o: shares[o]/sum(shares.values())*len(groups) - have[o] for o in (empty if len(empty) >= left else shares)} # nothing stays empty
+        open_splits = empty if len(empty) >= left else shares # fill the empty ones while there are groups for them
+        wanting = {o: shares[o]/sum(shares.values())*len(groups) - have[o] for o in open_splits}
         best = max(wanting, key=lambda o: wanting[o])
         went[sizes.index[place]] = best
         have[best] += int(sizes.iloc[place])
