@@ -56,12 +56,15 @@ def measure_image(
 ) -> ImageMeasurement:
     "One picture, opened and measured."
     path = folder/file
-    if not path.resolve().is_relative_to(folder.resolve()): return ImageMeasurement(f"{file} lies outside the folder and was not opened")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return ImageMeasurement(f"{file} lies outside the folder and was not opened")
     try: image = load_grey(path)
-    except (OSError, ValueError) as e: return ImageMeasurement(str(e).replace(str(path), file).replace(str(path.parent), 'the folder')) # the same on every machine
+    except (OSError, ValueError) as e: # without the folder's name, the text is the same on every machine
+        return ImageMeasurement(str(e).replace(str(path), file).replace(str(path.parent), 'the folder'))
     low,high = grey_range(image)
     height,width = image.shape
-    return ImageMeasurement('', width, height, high - low, has_light_ink(image), fingerprint(image), str(imagehash.phash(Image.fromarray(image), hash_size=16)))
+    near_hash = str(imagehash.phash(Image.fromarray(image), hash_size=16))
+    return ImageMeasurement('', width, height, high - low, has_light_ink(image), fingerprint(image), near_hash)
 
 # %% ../nbs/library/pictures.ipynb #eff958f2
 def measure_images(
@@ -88,8 +91,11 @@ def hamming_distances(
     others:Sequence[str]|None=None,   # The same as `bits` if none
 ) -> np.ndarray:                      # len(bits) × len(others), int
     "How many bits differ, each hash against each of the others."
-    def unpacked(hashes): return np.unpackbits(np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1), axis=1).astype(np.float32)
-    if not len(bits) or (others is not None and not len(others)): return np.zeros((len(bits), len(bits if others is None else others)), int)
+    def unpacked(hashes):
+        numbers = np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1)
+        return np.unpackbits(numbers, axis=1).astype(np.float32)
+    if not len(bits) or (others is not None and not len(others)):
+        return np.zeros((len(bits), len(bits if others is None else others)), int)
     a = unpacked(bits)
     b = a if others is None else unpacked(others)
     return (a @ (1 - b.T) + (1 - a) @ b.T).astype(int) # a matrix product counts, much faster than a loop
@@ -130,6 +136,7 @@ def find_duplicates(
         for i,j in np.argwhere(np.triu(near, 1)) + start:
             a,b = rows[i],rows[j]
             exact = measured[a].pixels == measured[b].pixels
-            difference = 0. if exact else pixel_difference(load_grey(Path(folder)/files[a]), load_grey(Path(folder)/files[b]))
+            if exact: difference = 0.
+            else: difference = pixel_difference(*(load_grey(Path(folder)/files[i]) for i in (a, b)))
             if difference <= cutoffs.near_pixels: found.append(DuplicatePair(a, b, exact, difference))
     return found
