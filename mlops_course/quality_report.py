@@ -21,7 +21,8 @@ from .pictures import load_grey
 from .validation import CheckedFolder, Finding, findings_table
 
 # %% ../nbs/library/quality_report.ipynb #25c14b5c
-QUALITY_CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733;background:#fff}
+QUALITY_CSS = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733;background:#fff}
 h1,h2{line-height:1.2} table{border-collapse:collapse;margin:1rem 0} td.n{text-align:right}
 th,td{border-bottom:1px solid #ccd3da;padding:.25rem .8rem;text-align:left;vertical-align:top}
 figure{margin:1rem 0;padding:.6rem .8rem;border-left:4px solid #d9822b;background:#f4f6f8}
@@ -37,22 +38,27 @@ def picture_html(
     "The picture in `path` as HTML that needs no other file, or a word that there is none."
     try: image = load_grey(path)
     except (OSError, ValueError): return '<p>(no picture: it cannot be read)</p>'
-    if (scale := widest/image.shape[1]) < 1: image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    if (scale := widest/image.shape[1]) < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     data = b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()
     return f'<img alt="{escape(said)}" src="data:image/png;base64,{data}">'
 
 # %% ../nbs/library/quality_report.ipynb #9b6da7bc
 def table_html(frame:pd.DataFrame) -> str:
     "`frame` as an HTML table, numbers to the right."
-    def cell(value): return f'<td class="n">{value}</td>' if isinstance(value, int|np.integer) else f'<td>{escape(str(value))}</td>'
+    def cell(value):
+        number = isinstance(value, int|np.integer)
+        return f'<td class="n">{value}</td>' if number else f'<td>{escape(str(value))}</td>'
     head = ''.join(f'<th>{escape(str(o))}</th>' for o in frame.columns)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{chr(32).join(map(cell, o))}</tr>' for o in frame.itertuples(index=False))}</table>"
+    rows = ''.join(f"<tr>{' '.join(map(cell, row))}</tr>" for row in frame.itertuples(index=False))
+    return f"<table><tr>{head}</tr>{rows}</table>"
 
 # %% ../nbs/library/quality_report.ipynb #6252685e
 def finding_html(checked:CheckedFolder, finding:Finding) -> str:
     "One finding with its picture, and the other picture it is about."
     label = str(checked.frame[checked.label].iloc[finding.row]) if checked.label in checked.frame else ''
-    seen = [picture_html(checked.folder/o, f'picture of row {finding.row}') for o in (finding.file, finding.other) if o] if finding.check != 'path' else []
+    files = [] if finding.check == 'path' else [file for file in (finding.file, finding.other) if file]
+    seen = [picture_html(checked.folder/file, f'picture of row {finding.row}') for file in files]
     return (f"<figure>{''.join(seen)}<figcaption>row {finding.row}, <code>{escape(finding.file)}</code>, labelled "
             f"<code>{escape(label) or '(nothing)'}</code><br>{escape(finding.reason)}</figcaption></figure>")
 
@@ -68,15 +74,23 @@ def quality_report(
     counts = pd.DataFrame([(name, what, int((found['check'] == name).sum())) for name,what in checked.checks.items()],
                           columns=['check', 'looks for', 'findings'])
     by = [o for o in ('kind', 'split') if o in frame]
-    slices = frame.assign(rows=1, rejected=named.astype(int)).groupby(by or (lambda _: 'all'))[['rows', 'rejected']].sum().reset_index()
+    by_kind = frame.assign(rows=1, rejected=named.astype(int)).groupby(by or (lambda _: 'all'))
+    slices = by_kind[['rows', 'rejected']].sum().reset_index()
+    def worst_first(name): return sorted((o for o in checked.findings if o.check == name), key=lambda o: -o.badness)
     cases = [f"<h2>{name}</h2><p>{escape(what)}; {n} found{f', the worst {worst} shown' if n > worst else ''}</p>"
-             + ''.join(finding_html(checked, o) for o in sorted((o for o in checked.findings if o.check == name), key=lambda o: -o.badness)[:worst])
+             + ''.join(finding_html(checked, o) for o in worst_first(name)[:worst])
              for name,what,n in counts.itertuples(index=False) if n]
-    limits = pd.DataFrame([(name, str(value)) for name,value in asdict(checked.cutoffs).items()], columns=['cutoff', 'value'])
+    chosen = [(name, str(value)) for name,value in asdict(checked.cutoffs).items()]
+    limits = pd.DataFrame(chosen, columns=['cutoff', 'value'])
     return replace_text_file(path, '\n'.join(['<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        f'<meta name="viewport" content="width=device-width"><title>Quality of {escape(checked.folder.name)}</title><style>{QUALITY_CSS}</style></head><body>',
-        f"<h1>Quality of {escape(checked.folder.name)}</h1><p>{len(frame)} rows: {int((~named).sum())} accepted, {int(named.sum())} rejected. "
-        f"Table <code>{fingerprint(checked.folder/'labels.csv')}</code>.</p>", table_html(slices), table_html(counts), *cases,
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        f'<meta name="viewport" content="width=device-width"><title>Quality of {escape(checked.folder.name)}</title>',
+        f'<style>{QUALITY_CSS}</style></head><body>',
+        f"<h1>Quality of {escape(checked.folder.name)}</h1>"
+        f"<p>{len(frame)} rows: {int((~named).sum())} accepted, {int(named.sum())} rejected. "
+        f"Table <code>{fingerprint(checked.folder/'labels.csv')}</code>.</p>",
+        table_html(slices), table_html(counts), *cases,
         '<h2>Cutoffs</h2>', table_html(limits),
-        '<p>A row without a finding is not proven right: a wrong text of the right width passes all checks.</p></body></html>\n']))
+        '<p>A row without a finding is not proven right: '
+        'a wrong text of the right width passes all checks.</p></body></html>\n']))
