@@ -34,14 +34,18 @@ def write_lineage(
 ) -> Path:                               # The sidecar, NAME.lineage.json
     "Write down beside `made` what it was made from."
     made = Path(made).absolute()
-    named = {Path(os.path.relpath(Path(o).absolute(), made.parent)).as_posix(): fingerprint(Path(o)) for o in inputs} # relative: the whole tree may move
-    record = {'made': fingerprint(made), 'inputs': named, 'code': code_fingerprints(code), 'parameters': parameters or {}}
+    def relative(path): # so that the whole tree may move
+        return Path(os.path.relpath(Path(path).absolute(), made.parent)).as_posix()
+    named = {relative(path): fingerprint(Path(path)) for path in inputs}
+    record = {'made': fingerprint(made), 'inputs': named, 'code': code_fingerprints(code),
+              'parameters': parameters or {}}
     return replace_text_file(lineage_path(made), json.dumps(record, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../nbs/library/lineage.ipynb #cbee60a8
 def changed_values(was:dict[str, Any], now:dict[str, Any], what:str) -> list[str]:
     "Each key whose value is another one now."
-    return [f"{what} {key}: was {was.get(key, 'absent')}, is {now.get(key, 'absent')}" for key in {**was, **now} if was.get(key) != now.get(key)]
+    return [f"{what} {key}: was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
+            for key in {**was, **now} if was.get(key) != now.get(key)]
 
 # %% ../nbs/library/lineage.ipynb #ae93f5d7
 def outdated_reasons(
@@ -51,12 +55,15 @@ def outdated_reasons(
 ) -> list[str]:                             # Empty: what would be made today is what is there
     "Why `made` should be made again."
     made = Path(made).absolute()
-    if not lineage_path(made).is_file(): return [f"{made.name} has no lineage: nobody knows what it was made from. Make it again with lineage()"]
+    if not lineage_path(made).is_file():
+        return [f"{made.name} has no lineage: nobody knows what it was made from. Make it again with lineage()"]
     record = json.loads(lineage_path(made).read_text(encoding='utf-8'))
     def state(path): return fingerprint(path) if path.exists() else 'missing'
     found = changed_values({made.name: record['made']}, {made.name: state(made)}, 'file')
     found += changed_values(record['inputs'], {o: state(made.parent/o) for o in record['inputs']}, 'input')
     if code is not None: found += changed_values(record['code'], code_fingerprints(code), 'code of')
-    if parameters is not None: found += changed_values(record['parameters'], json.loads(json.dumps(parameters)), 'parameter')
+    if parameters is not None:
+        found += changed_values(record['parameters'], json.loads(json.dumps(parameters)), 'parameter')
     above = [Path(os.path.normpath(made.parent/o)) for o in record['inputs']]
-    return found + [f"{path.name} ← {o}" for path in above if lineage_path(path).is_file() for o in outdated_reasons(path)]
+    return found + [f"{path.name} ← {reason}" for path in above if lineage_path(path).is_file()
+                    for reason in outdated_reasons(path)]
