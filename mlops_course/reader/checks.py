@@ -26,12 +26,15 @@ from ..splitting import SPLIT_SHARES
 from ..validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset, column_or_blank
 
 # %% ../../nbs/library/checks.ipynb #5e96f3a4
-LINE_KINDS = tuple(dict.fromkeys(kind for mix in VERSION_MIXES.values() for kind in mix)) # render, photo_simulated, display
+LINE_KINDS = tuple(dict.fromkeys(kind for mix in VERSION_MIXES.values() for kind in mix)) # see `VERSION_MIXES`
 
 # %% ../../nbs/library/checks.ipynb #6506a763
 FIGURE_GROUPS = ('route', 'font')    # must not stand in two splits
 UNGROUPED = ('-', DISPLAY_FONT)    # no route, and the one display font
-LINE_CHECKS = DATA_CHECKS | {'alphabet': 'a character that the model cannot write', 'length': 'a text too long or too short for its picture'}
+LINE_CHECKS = DATA_CHECKS | {
+    'alphabet': 'a character that the model cannot write',
+    'length': 'a text too long or too short for its picture',
+}
 
 # %% ../../nbs/library/checks.ipynb #0a3ed6e3
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def label_schema() -> pa.DataFrameSchema:
     filled = pa.Check(lambda o: o.str.strip() != '', error='empty: a text was expected')
     inside = pa.Check.str_matches(r'(?![/\\])(?!.*\.\.)(?!.*:)', error='path: a name inside the folder was expected')
     def one_of(known): return pa.Check.isin(list(known), error=f"value: one of {', '.join(known)} was expected")
-    columns = {'file': [filled, inside], 'text': [filled], 'kind': [one_of(LINE_KINDS)], 'font': [filled], 'route': [filled], 'split': [one_of(SPLIT_SHARES)]}
+    columns = {'file': [filled, inside], 'text': [filled], 'kind': [one_of(LINE_KINDS)],
+               'font': [filled], 'route': [filled], 'split': [one_of(SPLIT_SHARES)]}
     return pa.DataFrameSchema({name: pa.Column(str, checks, unique=name == 'file') for name,checks in columns.items()})
 
 # %% ../../nbs/library/checks.ipynb #48641ea4
@@ -56,7 +60,8 @@ def expected_aspect(
     font:str='',          # The font it is said to be in; a plain one where it is unknown
 ) -> float:               # Width divided by height; nan where the text cannot be drawn
     "The shape that a picture of `text` should have."
-    try: height,width = render_line(text, font if font in FONTS or font == DISPLAY_FONT else 'DejaVuSans', 32, margin=3).shape
+    known = font if font in FONTS or font == DISPLAY_FONT else 'DejaVuSans'
+    try: height,width = render_line(text, known, 32, margin=3).shape
     except ValueError: return float('nan') # the font has no such sign
     return width/height
 
@@ -69,14 +74,17 @@ def check_labels(
 ) -> list[Finding]:
     "Labels with strange characters, and labels too long or too short for their picture."
     found = []
-    for row,(file,text,font,o) in enumerate(zip(*(column_or_blank(frame, name) for name in ('file', 'text', 'font')), measured)):
+    columns = (column_or_blank(frame, name) for name in ('file', 'text', 'font'))
+    for row,(file,text,font,o) in enumerate(zip(*columns, measured)):
         if strange := sorted(set(text) - set(alphabet)):
             named = ', '.join(f"{c!r} ({unicode_name(c, 'no name')})" for c in strange)
-            found.append(Finding(row, file, 'alphabet', f"{text!r} holds {named}, which is not in the alphabet", badness=len(strange)))
+            problem = f"{text!r} holds {named}, which is not in the alphabet"
+            found.append(Finding(row, file, 'alphabet', problem, badness=len(strange)))
         elif text.strip() and not o.error and o.contrast >= cutoffs.min_contrast:
             ratio = o.width/o.height/expected_aspect(text, font)
             if not cutoffs.shape[0] <= ratio <= cutoffs.shape[1]: # also where it is nan
-                found.append(Finding(row, file, 'length', f"the picture is {ratio:.2f} times as wide as {text!r} should be", badness=abs(np.log(ratio))))
+                problem = f"the picture is {ratio:.2f} times as wide as {text!r} should be"
+                found.append(Finding(row, file, 'length', problem, badness=abs(np.log(ratio))))
     return found
 
 # %% ../../nbs/library/checks.ipynb #501581bf
@@ -87,4 +95,5 @@ def check_folder(
 ) -> CheckedFolder:
     "Every check on every row."
     frame = read_labels(Path(folder)/'labels.csv')
-    return check_dataset(folder, frame, schema or label_schema(), cutoffs, FIGURE_GROUPS, UNGROUPED, check_labels, LINE_CHECKS)
+    schema = schema or label_schema()
+    return check_dataset(folder, frame, schema, cutoffs, FIGURE_GROUPS, UNGROUPED, check_labels, LINE_CHECKS)
