@@ -23,7 +23,7 @@ from .files import find_root
 
 # %% ../../nbs/library/settings.ipynb #331c6d37
 def reject_bool(value:Any) -> Any:
-    "`value`, unless it is a truth value, which Python would count as 0 or 1."
+    "Return `value`, but reject `True` and `False`, which Python would count as 1 and 0."
     if value is True or value is False: raise ValueError('a number rather than a truth value')
     return value
 
@@ -32,7 +32,7 @@ WholeNumber = Annotated[int, BeforeValidator(reject_bool)] # YAML reads yes, no,
 
 # %% ../../nbs/library/settings.ipynb #a0f7c2e0
 class SettingsSection(BaseModel):
-    "A group of settings that knows all its keys and does not change once read."
+    "A group of settings. Unknown keys are errors, and values cannot be changed after loading."
     model_config = ConfigDict(extra='forbid', frozen=True)
 
 # %% ../../nbs/library/settings.ipynb #01a18815
@@ -43,21 +43,21 @@ class PathSettings(SettingsSection):
 
 # %% ../../nbs/library/settings.ipynb #66c9270e
 class ApiSettings(SettingsSection):
-    "How the service of lesson 13 listens, and what it refuses."
+    "Address and limits of the service of lesson 13."
     host: str = '127.0.0.1'                       # 0.0.0.0 lets other machines in
-    port: WholeNumber = Field(default=8000, ge=0, le=65535) # any free one if 0
-    tls_certificate: Path|None = None             # with these two it speaks https
+    port: WholeNumber = Field(default=8000, ge=0, le=65535) # 0 chooses a free one
+    tls_certificate: Path|None = None             # with both, the service uses https
     tls_key: Path|None = None
     image_mb: float = Field(default=10., gt=0)
     max_pixels: WholeNumber = Field(default=20_000_000, ge=1) # of one image; a phone's photo has about 12 million
     images: WholeNumber = Field(default=16, ge=1)       # in a request for many
     timeout_s: float = Field(default=20., gt=0)   # of a request
-    places: WholeNumber = Field(default=32, ge=1)       # requests inside at once
-    places_per_key: WholeNumber = Field(default=16, ge=1) # of them, those with the same key
-    rate: float = Field(default=5., gt=0)         # images a second for each key, in the long run
-    burst: WholeNumber = Field(default=20, ge=1)        # images at once for each key, after a rest
+    places: WholeNumber = Field(default=32, ge=1)       # requests in progress at once
+    places_per_key: WholeNumber = Field(default=16, ge=1) # requests in progress at once with the same key
+    rate: float = Field(default=5., gt=0)         # images a second for each key, on average
+    burst: WholeNumber = Field(default=20, ge=1)        # images at once for each key, after a pause
     batch: WholeNumber = Field(default=8, ge=1)         # images read together
-    wait_ms: float = Field(default=5., ge=0)      # that the first of them waits for the others
+    wait_ms: float = Field(default=5., ge=0)      # how long the first image of a batch waits for others
     workers: WholeNumber = Field(default=1, ge=1)       # threads that read
     allow_urls: bool = False                      # fetch images from public https addresses?
 
@@ -69,7 +69,7 @@ class ServiceSettings(SettingsSection):
 
 # %% ../../nbs/library/settings.ipynb #ebda41c0
 class OcrSettings(SettingsSection):
-    "What lesson 02 accepts as a page."
+    "Sizes of images that lesson 02 accepts as a page."
     min_side: WholeNumber = Field(ge=1)   # pixels
     max_pixels: WholeNumber = Field(ge=1) # width times height
 
@@ -80,7 +80,7 @@ class ScoringSettings(SettingsSection):
 
 # %% ../../nbs/library/settings.ipynb #19ee804e
 class DataSettings(SettingsSection):
-    "What the pipeline in `dvc.yaml` draws (lesson 06)."
+    "Amounts of data that the pipeline in `dvc.yaml` draws (lesson 06)."
     seed: WholeNumber = Field(default=0, ge=0, lt=2**32)
     lines: WholeNumber = Field(default=600, ge=1) # clean lines; v2 adds to them
     pages: WholeNumber = Field(default=6, ge=0)   # clean pages; v2 adds to them
@@ -92,15 +92,15 @@ class Training(SettingsSection):
     data: Literal['v1', 'v2', 'broad'] = 'v1'
     steps: WholeNumber = Field(default=600, ge=1)
     batch: WholeNumber = Field(default=16, ge=1)         # lines in a step
-    rate: float = Field(default=.004, gt=0)        # of learning, at its highest
-    warm_up: float = Field(default=.05, ge=0, lt=1) # share of the steps in which the rate rises
+    rate: float = Field(default=.004, gt=0)        # highest learning rate
+    warm_up: float = Field(default=.05, ge=0, lt=1) # share of the steps in which the learning rate rises
     longest: WholeNumber = Field(default=28, ge=1)       # characters in a line; 10 in the first fifth of the steps
-    width: WholeNumber = Field(default=128, ge=8, multiple_of=4) # channels of the net
-    depth: WholeNumber = Field(default=3, ge=0)          # blocks of the net
+    width: WholeNumber = Field(default=128, ge=8, multiple_of=4) # channels of the network
+    depth: WholeNumber = Field(default=3, ge=0)          # blocks of the network
 
 # %% ../../nbs/library/settings.ipynb #32781044
 class Gates(SettingsSection):
-    "What a model must hold to become champion (lesson 11)."
+    "Requirements for a model to become champion (lesson 11)."
     slices: tuple[str, ...] = ('render', 'photo_simulated', 'display') # kinds of lines that the test set must contain
     lines: WholeNumber = Field(default=100, ge=2)  # fewest of each kind
     slice_worse: float = Field(default=.02, ge=0) # most that the CER of a slice may rise
@@ -109,7 +109,7 @@ class Gates(SettingsSection):
 
 # %% ../../nbs/library/settings.ipynb #9b38f25f
 class ModelLimits(SettingsSection):
-    "What a model must hold by itself, champion or not (lesson 12)."
+    "Requirements for every model, champion or not (lesson 12)."
     cer: float = Field(default=.05, gt=0)            # most on each kind of line, at the upper end of its interval
     failing: float = Field(default=.35, gt=0, le=1)  # most failing cases of a capability, at the interval's upper end
     gaps: tuple[str, ...] = ()                       # capabilities that are known to be missing
@@ -127,7 +127,7 @@ class Params(SettingsSection):
 
 # %% ../../nbs/library/settings.ipynb #dd85c39e
 class Secrets(SettingsSection):
-    "What nobody may read over a shoulder, from `.env`."
+    "Secret values, from `.env`. They are not shown when printed."
     mlflow_tracking_uri: SecretStr = SecretStr('')
     google_application_credentials: SecretStr = SecretStr('')
 
@@ -136,8 +136,8 @@ ENV_PREFIX = 'MLOPS_COURSE_'
 
 # %% ../../nbs/library/settings.ipynb #a3d52d43
 class VisionSettings(SettingsSection):
-    "What Google Vision may cost, and for how long we wait for it (lesson 14)."
-    usd_per_1000: float = Field(default=1.5, gt=0)  # images, beyond the free ones
+    "Budget and deadline for Google Vision (lesson 14)."
+    usd_per_1000: float = Field(default=1.5, gt=0)  # for each 1,000 images beyond the free ones
     free_images: WholeNumber = Field(default=1000, ge=0)  # a month
     budget_usd: float = Field(default=0., ge=0)     # most to spend in a month
     deadline_s: float = Field(default=10., gt=0)    # one page, all tries together
@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings,
     ):
-        "The environment wins over the files, which `load_settings` passes in."
+        "Environment variables take precedence over the files, which `load_settings` passes in."
         return env_settings, init_settings
 
 # %% ../../nbs/library/settings.ipynb #a8e93ad3
@@ -179,7 +179,7 @@ def read_yaml(
 def read_secrets(
     path:Path, # The `.env` file, which may be missing
 ) -> dict:     # Lower-case name -> value
-    "The variables in `.env`, and those of the same names in the environment, which win."
+    "The variables in `.env`. Environment variables of the same name take precedence."
     known = {o.upper() for o in Secrets.model_fields}
     from_environment = {k:v for k,v in os.environ.items() if k in known}
     return {k.lower():v for k,v in (dotenv_values(path, encoding='utf-8') | from_environment).items()}
@@ -191,7 +191,7 @@ SETTINGS_FILES = {'params': 'params.yaml', 'secrets': '.env'} # all other sectio
 def describe_error(
     error:Any, # One of pydantic's errors
 ) -> str:      # File, key, what was found, what was expected, what to do
-    "One line about one wrong setting."
+    "Describe one wrong setting in one line."
     where,kind = [str(o) for o in error['loc']],error['type']
     secret = where[0]=='secrets'
     if secret and error['input'] is None:
@@ -217,7 +217,7 @@ def describe_error(
 def load_settings(
     root:Path|None=None, # The project's top folder; found from the working folder if none
 ) -> Settings:
-    "The settings in `config.yaml`, `params.yaml` and `.env` under `root`; environment variables win."
+    "The settings in `config.yaml`, `params.yaml` and `.env` under `root`. Environment variables take precedence."
     root = Path(root or find_root()).resolve()
     read,broken = {},{}
     for name in ('config.yaml', 'params.yaml'):
