@@ -16,19 +16,19 @@ import structlog
 
 # %% ../../nbs/library/logs.ipynb #aebfc5be
 def to_plain_values(logger:Any, method:str, event:Any) -> Any:
-    "`event` with values that JSON can hold: NumPy's scalars become Python's; paths, `nan` and `inf` become words."
+    "Convert the values of `event` for JSON: NumPy scalars to Python numbers; paths, `nan` and `inf` to text."
     event = {k:v.item() if isinstance(v, np.generic) else v for k,v in event.items()}
     def is_special(value): return isinstance(value, Path) or (isinstance(value, float) and not isfinite(value))
     return {k:str(v) if is_special(v) else v for k,v in event.items()}
 
 # %% ../../nbs/library/logs.ipynb #613d2bac
 def get_logger(
-    name:str,              # Who is speaking, such as `training`
-    style:Literal['json', 'console']='json', # One JSON object a line for programs, or columns for people
-    file:TextIO|None=None, # Where lines go; standard error if none
-    **context:Any,         # Bound: said again on every line
+    name:str,              # Name of the logger, such as `training`
+    style:Literal['json', 'console']='json', # One JSON object per line, or columns for people
+    file:TextIO|None=None, # Output; standard error by default
+    **context:Any,         # Values that are repeated on every line
 ) -> Any:                  # A structlog logger
-    "A logger of its own; nothing is configured for the rest of the process."
+    "Create a logger. The configuration of other loggers does not change."
     add_time = structlog.processors.TimeStamper(fmt='iso', utc=True)
     steps:list[Any] = [structlog.processors.add_log_level, add_time, to_plain_values]
     if style=='json': steps += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
