@@ -24,12 +24,12 @@ import mlops_course
 
 # %% ../../nbs/library/files.ipynb #59056003
 def write_json(path:Path, value:Any) -> None:
-    "`value` as JSON, the same bytes on every system."
+    "Write `value` as JSON. The bytes are the same on every system."
     path.write_bytes((json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode('utf-8'))
 
 # %% ../../nbs/library/files.ipynb #0a463487
 def replace_folder(made:Path|None, folder:Path) -> None:
-    "Let the finished `made` take the place of `folder`; without it, bring back what a killed run had put aside."
+    "Replace `folder` by `made`. If `made` is None, restore a folder that a killed run had moved away."
     aside = folder.with_name(f'.{folder.name}.old')
     if aside.exists() and not folder.exists(): os.rename(aside, folder)
     shutil.rmtree(aside, ignore_errors=True)
@@ -39,8 +39,8 @@ def replace_folder(made:Path|None, folder:Path) -> None:
 
 # %% ../../nbs/library/files.ipynb #34ba27d2
 def save_atomically(
-    path:Path,                   # File to write or replace; its folder is made
-    write:Callable[[Path], Any], # Writes the file that it is given the name of
+    path:Path,                   # File to write or replace; its folder is created
+    write:Callable[[Path], Any], # Writes the file at the path that it is given
 ) -> Path:
     "Write a file atomically: `write` creates a temporary file, which then replaces `path`."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def replace_text_file(path:str|Path, text:str) -> Path:
 
 # %% ../../nbs/library/files.ipynb #c263534a
 def sha256_of_file(file:BinaryIO) -> str:
-    "Of what `file` holds."
+    "The SHA-256 of the content of `file`."
     file.seek(0)
     return hashlib.file_digest(file, 'sha256').hexdigest() # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ def sha256_of_file(file:BinaryIO) -> str:
 def find_root(
     start:Path|None=None, # Folder to look upwards from; the working folder if none
 ) -> Path:                # The project's top folder
-    "The nearest folder at or above `start` that holds the course, or else the one the library was installed from."
+    "The nearest folder at or above `start` that holds the course, or else the folder of the installed library."
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents, Path(mlops_course.__path__[0]).resolve().parent):
         settings = folder/'settings.ini'
@@ -75,10 +75,10 @@ def find_root(
 
 # %% ../../nbs/library/files.ipynb #c711f168
 def cached_file(
-    name:str,                     # With the version of whatever decides about the contents
+    name:str,                     # Include the version of what determines the content
     make:Callable[[Path], object],
 ) -> Path:
-    "The file `name` of this environment, made by `make` for the first who asks."
+    "The file `name` in the cache of this environment. The first call creates it with `make`."
     own = Path(sys.prefix)/'share'/'mlops-course'/name
     path = own if own.exists() or os.access(sys.prefix, os.W_OK) else Path.home()/'.cache'/'mlops-course'/name
     if path.exists(): return path
@@ -91,11 +91,11 @@ def cached_file(
 
 # %% ../../nbs/library/files.ipynb #9a767291
 def copy_cached_file(
-    path:Path, # Where the copy goes, unless a file is there; only one process at a time may ask
+    path:Path, # Target of the copy; an existing file is kept. Only one process at a time may call this
     name:str,  # As `cached_file` takes it
     make:Callable[[Path], object],
 ) -> None:
-    "Let `path` begin as a copy of a file that is made once. Nobody ever sees half of it."
+    "Create `path` atomically as a copy of a cached file."
     if path.exists(): return
     path.parent.mkdir(parents=True, exist_ok=True)
     copyfile(cached_file(name, make), new := path.with_name(f'{path.name}.new'))
@@ -104,17 +104,17 @@ def copy_cached_file(
 # %% ../../nbs/library/files.ipynb #8bf22fcd
 def source_hash(
     path:Path, # A notebook
-) -> str:      # Its fingerprint
-    "A hash of the cells of the notebook at `path`: what they say, not what they print."
+) -> str:      # Its hash
+    "A hash of the cells of the notebook at `path`, without their outputs."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     parts = [[c['cell_type'], ''.join(c['source']), c['metadata'].get('tags', [])] for c in cells]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 # %% ../../nbs/library/files.ipynb #f11e0002
-MB = 10**6 # bytes: the megabyte of every limit and every figure of the course
+MB = 10**6 # bytes; every limit and figure of the course uses this megabyte
 
 def disk_size_mb(path:str|Path) -> float:
-    "Megabytes that a file, or all the files of a folder, take on disk."
+    "The size of a file, or of all files in a folder, in megabytes."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"{path} was not found, so its size is not known. Check the name")
     return sum(o.stat().st_size for o in ([path] if path.is_file() else path.rglob('*')) if o.is_file())/MB
