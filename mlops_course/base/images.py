@@ -17,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # %% ../../nbs/library/images.ipynb #07b33e6a
 def check_image_file(
     path:str|Path, # Where the image should be
-) -> Path:         # The same place, with something in it
-    "`path`, checked before anything is opened: it exists, is a file and is not empty."
+) -> Path:         # The same path
+    "Check that `path` exists, is a file and is not empty, before it is opened."
     path = Path(path)
     if path.is_dir():
         names = sorted(o.name for o in path.iterdir())[:5]
@@ -37,9 +37,9 @@ def check_image_file(
 
 # %% ../../nbs/library/images.ipynb #e933e531
 def to_rgb(
-    image:Image.Image, # A decoded picture in any of Pillow's modes
+    image:Image.Image, # A decoded image in any of Pillow's modes
 ) -> np.ndarray:       # Height × width × 3, uint8
-    "`image` as eight-bit red, green and blue; whatever is transparent becomes white paper."
+    "Convert `image` to 8-bit RGB. Transparent pixels become white."
     if image.mode == 'F':
         raise ValueError("The image stores brightness as floating-point numbers (mode F), "
                          "and nothing in it says which one is white. Save it with 8 or 16 bits")
@@ -56,9 +56,9 @@ IMAGE_FORMATS = ('JPEG', 'PNG', 'TIFF', 'GIF', 'BMP', 'WEBP')
 
 # %% ../../nbs/library/images.ipynb #1a54326b
 def open_header(
-    path:Path, # A file with something in it
+    path:Path, # An image file that is not empty
 ) -> Image.Image:
-    "The image in `path`, whose size is known and whose pixels are not decoded yet."
+    "Open the image in `path` without decoding its pixels."
     try: return Image.open(path, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as e:
         with path.open('rb') as f: head = f.read(16)
@@ -69,17 +69,17 @@ def open_header(
         # Pillow raises this before the width and height can be read
         reason = str(e).partition(',')[0]
         raise ValueError(f"{path} is far too large and was not decoded ({reason}). Make it smaller") from e
-    except PermissionError: raise # it says itself what is wrong
-    except (OSError, ValueError, SyntaxError, TypeError) as e: # each is how Pillow reports some broken header
+    except PermissionError: raise # its own message is clear
+    except (OSError, ValueError, SyntaxError, TypeError) as e: # Pillow raises any of these for a broken header
         raise ValueError(f"{path} is damaged or was cut off: {e}. Copy or download it again") from e
 
 # %% ../../nbs/library/images.ipynb #7b549b71
 def load_image(
     path:str|Path,             # A JPEG, PNG, TIFF, WebP, … file
     min_side:int=8,            # Fewest pixels along the shorter side
-    max_pixels:int=50_000_000, # Most pixels in all; a phone's photo has about 12 million
+    max_pixels:int=50_000_000, # Most pixels in total; a phone photo has about 12 million
 ) -> np.ndarray:               # Height × width × 3, uint8, in the order red, green, blue
-    "The picture in `path` the right way up, or an error that says why there is none."
+    "Load the image in `path` and rotate it as its EXIF data says."
     path = check_image_file(path)
     with open_header(path) as image:
         width,height = image.size
@@ -106,7 +106,7 @@ def load_image(
 def check_image(
     image:np.ndarray, # Grey (height × width) or red, green, blue (height × width × 3)
 ) -> np.ndarray:      # Height × width × 3
-    "`image` in colour, if it is an array that an engine can read."
+    "Check that `image` is an array that an engine can read, and convert it to RGB."
     if not isinstance(image, np.ndarray):
         raise TypeError(f"Found {type(image).__name__}; an image array was expected. "
                         "For a file, call load_image(path) first")
@@ -121,14 +121,14 @@ def check_image(
 
 # %% ../../nbs/library/images.ipynb #b3df917d
 def write_png(path:Path, image:np.ndarray) -> None:
-    "`image` as a PNG file, or an error: `cv2.imwrite` says nothing where a disk is full."
+    "Write `image` as a PNG file. Unlike `cv2.imwrite`, this raises an error if the disk is full."
     path.write_bytes(cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes())
 
 # %% ../../nbs/library/images.ipynb #9c280aa1
 def png_bytes(
     image:np.ndarray, # Grey or RGB, uint8
 ) -> bytes:
-    "`image` as a PNG file."
+    "The content of a PNG file with `image`."
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'PNG')
     return file.getvalue()
