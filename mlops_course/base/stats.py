@@ -16,7 +16,7 @@ from .settings import load_settings
 
 # %% ../../nbs/library/stats.ipynb #cb08221b
 class Interval(NamedTuple):
-    "A value and the range in which it may well lie."
+    "A value with its confidence interval."
     value: float
     low: float
     high: float
@@ -24,11 +24,11 @@ class Interval(NamedTuple):
 
 # %% ../../nbs/library/stats.ipynb #db37e4fa
 def percentile_bootstrap(
-    columns:Sequence[np.ndarray], # Of equal length: one entry of each belongs to one item
+    columns:Sequence[np.ndarray], # Arrays of equal length, with one entry per item
     statistic:Callable[..., Any], # Called with the columns and `axis`
-    level:float=.95,              # How often such an interval should hold the true value
-    resamples:int|None=None,      # Draws; those of params.yaml if none
-    seed:int|None=None,           # For the draws; that of params.yaml if none
+    level:float=.95,              # Confidence level
+    resamples:int|None=None,      # Bootstrap samples; from params.yaml by default
+    seed:int|None=None,           # Random seed; from params.yaml by default
 ) -> Interval:
     "The `statistic` of `columns` with its percentile bootstrap interval."
     from scipy.stats import bootstrap
@@ -43,7 +43,7 @@ def percentile_bootstrap(
 
 # %% ../../nbs/library/stats.ipynb #bbf448f8
 class Comparison(NamedTuple):
-    "The first rate minus the second, and what follows from it."
+    "The difference of two rates, and which of the two is better."
     difference: float
     low: float
     high: float
@@ -54,18 +54,18 @@ class Comparison(NamedTuple):
 def min_calls(
     percentile:float, # Between 0 and 100
 ) -> int:             # Calls
-    "The fewest calls among which one is expected to be slower than the `percentile`."
+    "The smallest number of calls of which one is expected to be slower than the `percentile`."
     if not 0 < percentile < 100:
         raise ValueError(f"The percentile is {percentile}, and a number between 0 and 100 is expected, such as 95")
-    return ceil(round(100/(100 - percentile), 6)) # rounded, or 99.9 would ask for 1001
+    return ceil(round(100/(100 - percentile), 6)) # without rounding, 99.9 would need 1001
 
 # %% ../../nbs/library/stats.ipynb #72393f6c
 def latency(
-    seconds:Iterable[float],                   # How long each call took, in the order of the calls
-    percentiles:Sequence[float]=(50, 95, 99),  # Which to report
-    warm_up:int=1,                             # First calls to leave out
+    seconds:Iterable[float],                   # Duration of each call, in order
+    percentiles:Sequence[float]=(50, 95, 99),  # Percentiles to report
+    warm_up:int=1,                             # Number of first calls to leave out
 ) -> dict[str, float]:                         # first, calls, mean and each percentile; nan where the calls are too few
-    "How long calls take, the first one apart."
+    "Summarize the durations of calls. The first call is reported separately."
     times = [float(o) for o in seconds]
     if wrong := [o for o in times if not isfinite(o) or o < 0]:
         raise ValueError(f"{len(wrong)} of {len(times)} times are no durations, the first is {wrong[0]}. "
@@ -79,10 +79,10 @@ def latency(
 
 # %% ../../nbs/library/stats.ipynb #c609418a
 def wilson_interval(
-    k:int, # So many
-    n:int, # Of so many
+    k:int, # Cases that count
+    n:int, # All cases
 ) -> Interval:
-    "The share with its Wilson interval, which stays sensible at 0 of n."
+    "The share `k` of `n` with its Wilson interval, which also has a width if `k` is 0."
     from scipy.stats import binomtest
     if not 0 <= k <= n or not n:
         raise ValueError(f"Found {k} of {n}, and a part of at least 1 was expected. Count the cases again")
