@@ -15,7 +15,7 @@ from .files import MB
 
 # %% ../../nbs/library/memory.ipynb #fce6b9c4
 def peak_memory_mb() -> float:
-    "The most memory that this process ever held, in MB."
+    "The peak memory of this process, in MB."
     if sys.platform == 'win32':
         return psutil.Process().memory_info().peak_wset/MB
     import resource
@@ -24,7 +24,7 @@ def peak_memory_mb() -> float:
 
 # %% ../../nbs/library/memory.ipynb #6f3e9f7c
 class PeakMemory:
-    "The most memory that this process held during a `with` block."
+    "The peak memory of this process during a `with` block."
     def __init__(self): self.mb,self.over,self.process = 0.,Event(),psutil.Process()
     def __repr__(self): return f"PeakMemory({self.mb:.0f} MB)"
     def look(self) -> None: self.mb = max(self.mb, self.process.memory_info().rss/MB)
