@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 
 # %% ../../nbs/library/history.ipynb #9edfc993
 def sha256_of_text(text:str) -> str:
-    "The SHA-256 of `text`, whatever it holds."
+    "The SHA-256 of `text`, which may contain lone surrogates."
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 # %% ../../nbs/library/history.ipynb #bdae4b43
 def seal_entry(
-    entry:dict, # What JSON can hold
+    entry:dict, # JSON values
 ) -> str:
-    "`entry` as a line of JSON that ends with the hash of the rest."
+    "Format `entry` as a line of JSON that ends with the hash of the rest."
     text = json.dumps(entry)
     return f'{text[:-1]}, "hash": "{sha256_of_text(text)}"}}'
 
@@ -34,7 +34,7 @@ def seal_entry(
 def broken_links(
     entries:Iterable[tuple[str, dict, str|None]], # Name, the entry with its `hash`, and the hash of its text now
 ) -> list[str]:                                   # Empty if all is well
-    "What is wrong with a chain: each entry holds its number `n`, and in `before` the hash of the one before it."
+    "List the errors of a hash chain. Each entry has a number `n`, and in `before` the hash of its predecessor."
     wrong,before = [],''
     for n,(name,entry,today) in enumerate(entries, 1):
         if entry['hash'] != today: wrong.append(f"{name} was changed or cut off after it was written")
@@ -45,7 +45,7 @@ def broken_links(
 
 # %% ../../nbs/library/history.ipynb #023350c2
 class AuditLog:
-    "A file that is only added to. Each line carries the hash of the line before it."
+    "An append-only file in which each line contains the hash of the line before it."
     def __init__(self, path:str|Path):
         self.path,self.writing = Path(path),Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ class AuditLog:
     def __repr__(self): return f"AuditLog({self.path.name!r}, {self.n} entries)"
 
     def ending(self) -> tuple[int, str]: # Number and hash of the last line
-        "Where to go on. Half a line, which a power cut leaves, was never answered: it goes."
+        "Find where to continue. An incomplete last line, as after a power cut, was never confirmed and is removed."
         start = max(0, self.size - 2**16)
         os.lseek(self.file, start, os.SEEK_SET)
         lines = os.read(self.file, 2**16).split(b'\n')
@@ -77,8 +77,8 @@ class AuditLog:
         os.ftruncate(self.file, size)
         self.size = size
 
-    def add(self, **what:Any) -> str: # Its hash, a receipt for whoever asked
-        "Write down `what`. When this returns, it is on the disk."
+    def add(self, **what:Any) -> str: # The hash of the entry, as a receipt
+        "Append an entry. When this returns, the entry is on the disk."
         with self.writing:
             when = datetime.now(UTC).isoformat(timespec='milliseconds')
             line = seal_entry({'n': self.n + 1, 'when': when, **what, 'before': self.last})
@@ -93,16 +93,16 @@ class AuditLog:
             return self.last
 
     def close(self) -> None:
-        "Let another service have it."
+        "Close the file, so that another service can open it."
         os.close(self.file)
         self.owner.release()
 
 # %% ../../nbs/library/history.ipynb #4992eee4
 def verify_audit(
     path:str|Path,
-    receipts:Sequence[str]=(), # Hashes that others were given
+    receipts:Sequence[str]=(), # Hashes that `add` returned
 ) -> list[str]:                # Empty if all is well
-    "What is wrong with the record in `path`."
+    "List the errors of the audit log in `path`."
     missing = set(receipts)
     def links():
         with Path(path).open(encoding='utf-8', errors='replace', newline='\n') as file:
