@@ -18,17 +18,17 @@ from typing import Any
 
 # %% ../../nbs/library/processes.ipynb #256153e7
 def free_port() -> int:
-    "A port of this machine that nobody has now."
+    "A free port of this machine."
     with socket.socket() as door:
         door.bind(('127.0.0.1', 0))
         return door.getsockname()[1]
 
 # %% ../../nbs/library/processes.ipynb #e3634e12
 def wait_until_ready(
-    url:str,                  # Answers 200 when it is ready
-    alive:Callable[[], bool], # Is whoever is to answer still there?
+    url:str,                  # Returns 200 when the server is ready
+    alive:Callable[[], bool], # Is the server process still running?
     wait_s:float,
-) -> bool:                    # False if it ended, or the time did
+) -> bool:                    # False if the process ended or the time is over
     "Wait until a server is ready."
     import httpx
     until = time.monotonic() + wait_s
@@ -41,20 +41,20 @@ def wait_until_ready(
 
 # %% ../../nbs/library/processes.ipynb #bb65bb4c
 class ServerProcess:
-    "A server as a process of its own, until the `with` block or this process ends. The block begins when it is ready."
+    "A server in a separate process. The `with` block starts when it is ready; it ends with the block or this process."
     def __init__(self,
         command:Sequence[str],
         url:str,                   # Answers 200 when it is ready
         log:Path,
         env:Mapping[str, str]|None=None, # More environment variables
-        patience_s:float=300,      # A busy machine may need minutes
+        patience_s:float=300,      # Longest wait for the server to start
     ):
         self.command,self.url,self.log,self.env,self.patience_s = command,url,Path(log),env,patience_s
         self.watchman:Any = None
     def __repr__(self): return f"ServerProcess({' '.join(self.command)[:80]!r})"
 
     def start(self) -> 'ServerProcess':
-        "Begin; the `with` block waits."
+        "Start the server without waiting for it."
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open('ab') as to:
             self.watchman = subprocess.Popen([sys.executable, '-c', SUPERVISOR_SCRIPT, *self.command],
@@ -76,7 +76,7 @@ class ServerProcess:
     def __exit__(self, *_) -> None: self.stop()
 
     def stop(self) -> None:
-        "End it at once, as a power cut would."
+        "Kill the server and its child processes."
         if not self.watchman: return
         self.watchman.stdin.close()
         self.watchman.wait(timeout=60)
@@ -84,7 +84,7 @@ class ServerProcess:
 
 # %% ../../nbs/library/processes.ipynb #5703975f
 def find_program(name:str) -> str:
-    "A command of this environment."
+    "The path of a program of this environment."
     found = which(Path(sys.executable).with_name(name)) or which(name)
     if not found: raise FileNotFoundError(f"{name} is not installed. It is in the lock: python scripts/environment.py")
     return found
@@ -94,12 +94,12 @@ QUIET_ENV = {
     'DO_NOT_TRACK': '1', 'DVC_NO_ANALYTICS': '1', 'GRADIO_ANALYTICS_ENABLED': 'False', 'HF_HUB_OFFLINE': '1',
     'MLFLOW_DISABLE_TELEMETRY': 'true', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false', 'NO_ALBUMENTATIONS_UPDATE': '1',
     'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1',
-    'PYDEVD_DISABLE_FILE_VALIDATION': '1', # a warning of the debugger that no learner can act on
+    'PYDEVD_DISABLE_FILE_VALIDATION': '1', # hides a warning of the debugger that does not matter here
 }
 
 # %% ../../nbs/library/processes.ipynb #3a61fd28
 def set_quiet_env() -> None:
-    "Set `QUIET_ENV` for this process and those it starts, unless the user said otherwise."
+    "Set the variables of `QUIET_ENV` for this process and its children, except those that are set already."
     for name, value in QUIET_ENV.items(): os.environ.setdefault(name, value)
 
 # %% ../../nbs/library/processes.ipynb #c76c7407
@@ -107,7 +107,7 @@ SUPERVISOR_SCRIPT = """
 import subprocess, sys, threading, psutil
 server = psutil.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 def end():
-    sys.stdin.read() # until whoever started this closes the pipe, or is no more
+    sys.stdin.read() # until the parent closes the pipe or ends
     for o in [*server.children(recursive=True), server]: o.kill()
 threading.Thread(target=end, daemon=True).start()
 sys.exit(server.wait())
