@@ -24,7 +24,7 @@ from .settings import ApiSettings
 def uvicorn_options(
     limits:ApiSettings,
 ) -> dict[str, Any]: # For uvicorn
-    "How uvicorn is told to behave: finish what it began, and say nothing about itself."
+    "Options for uvicorn: requests in progress may finish, and responses do not name the server."
     if bool(limits.tls_certificate) != bool(limits.tls_key):
         raise ValueError("services.api has one of tls_certificate and tls_key, and https needs both. "
                          "Add the other, or remove this one")
@@ -44,8 +44,8 @@ def uvicorn_options(
 def on_free_port(
     app:Any,                   # Any ASGI app
     **options:Any,             # For uvicorn
-) -> Iterator[str]:            # Its address
-    "`app`, served on a free port of this machine until the block ends, however it ends."
+) -> Iterator[str]:            # The address
+    "Serve `app` on a free port of this machine until the block ends."
     import uvicorn
     with socket.socket() as door:
         door.bind(('127.0.0.1', 0))
@@ -55,7 +55,7 @@ def on_free_port(
         thread.start()
         try:
             while not server.started:
-                if not thread.is_alive(): raise ConnectionError("The service did not start. Its log says why")
+                if not thread.is_alive(): raise ConnectionError("The service did not start. Read its log")
                 sleep(.01)
             yield f"http{'s' if server.config.is_ssl else ''}://127.0.0.1:{door.getsockname()[1]}"
         finally:
@@ -65,9 +65,9 @@ def on_free_port(
 # %% ../../nbs/library/servers.ipynb #75b961fc
 def serve(
     app:FastAPI,
-    told:Callable[[int], Any]=lambda port: None, # Called once the port is ours
+    told:Callable[[int], Any]=lambda port: None, # Called with the port when it is open
 ) -> None:
-    "Serve `app` until Ctrl+C or SIGTERM. What was begun is finished."
+    "Serve `app` until Ctrl+C or SIGTERM. Requests in progress may finish."
     import uvicorn
     limits = app.state.service.limits
     server = uvicorn.Server(uvicorn.Config(app, **uvicorn_options(limits)))
