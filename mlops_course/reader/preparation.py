@@ -14,8 +14,8 @@ from ..base.images import check_image
 # %% ../../nbs/library/preparation.ipynb #13d19236
 def light_on_dark(
     grey:np.ndarray, # Height × width, uint8
-) -> bool:           # Is it a lit board rather than printed paper?
-    "Whether the thin strokes in `grey` are brighter than what surrounds them."
+) -> bool:           # True for an illuminated board, False for printed paper
+    "Whether the thin strokes in `grey` are brighter than their surroundings."
     scale = min(1, 700/max(grey.shape)) # makes strokes thinner than the kernel, and the gaps inside letters wider
     grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     kernel = np.ones((5, 5), np.uint8)
@@ -25,8 +25,8 @@ def light_on_dark(
 # %% ../../nbs/library/preparation.ipynb #dfb09534
 def level_light(
     grey:np.ndarray, # Height × width, uint8
-) -> np.ndarray:     # The same, with dark letters on even white paper
-    "`grey` divided by its own background, so that shadows go and letters stay; a lit board is turned over first."
+) -> np.ndarray:     # Of the same shape, with dark letters on white
+    "Divide `grey` by its background, which removes shadows. An illuminated board is inverted first."
     if light_on_dark(grey): grey = 255-grey
     size = max(15, min(grey.shape)//8 | 1) # wider than the strokes of a letter, smaller than a shadow
     paper = cv2.GaussianBlur(cv2.dilate(grey, np.ones((size, size), np.uint8)), (0, 0), size)
@@ -34,17 +34,17 @@ def level_light(
 
 # %% ../../nbs/library/preparation.ipynb #2558489a
 def fold_angle(
-    angle:float, # In degrees, from a function that may have measured either side of a box
+    angle:float, # In degrees, measured from either side of a box
 ) -> float:      # At least -45 and below 45
-    "`angle` turned by whole quarters until it is the smallest tilt."
+    "`angle` plus or minus multiples of 90 degrees, as the smallest tilt."
     return (angle+45) % 90 - 45
 
 # %% ../../nbs/library/preparation.ipynb #2082cd9b
 def skew_angle(
     grey:np.ndarray, # Dark letters on light paper
-    most:float=15,   # Tilts beyond this many degrees are not believed
+    most:float=15,   # Larger tilts, in degrees, are ignored
 ) -> float:          # In degrees; positive when lines run downhill
-    "The tilt of the text lines in `grey`, or 0 where no line is long enough to tell."
+    "The tilt of the text lines in `grey`, or 0 if no line is long enough to tell."
     width = grey.shape[1]
     kernel = np.ones((max(9, width//60),)*2, np.uint8)
     thin = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, kernel) # keeps strokes, drops the table around the paper
@@ -62,9 +62,9 @@ def skew_angle(
 # %% ../../nbs/library/preparation.ipynb #484ec418
 def rotate(
     image:np.ndarray, # Grey or colour
-    angle:float,      # In degrees, as `skew_angle` gives it
+    angle:float,      # In degrees, as `skew_angle` returns it
 ) -> np.ndarray:      # Larger, so that no corner is cut off
-    "`image` turned by `angle` counter-clockwise, on white."
+    "Rotate `image` counter-clockwise by `angle`, on a white background."
     height,width = image.shape[:2]
     turn = cv2.getRotationMatrix2D((width/2, height/2), angle, 1)
     new_width,new_height = (int(np.ceil(o)) for o in abs(turn[:, :2]) @ (width, height))
@@ -75,7 +75,7 @@ def rotate(
 def prepare(
     image:np.ndarray, # As `load_image` returns it, or grey
 ) -> np.ndarray:      # Height × width, uint8: dark letters on white, upright
-    "`image` in grey, with even light, upright."
+    "Convert `image` to grey, even out its lighting and straighten it."
     grey = level_light(cv2.cvtColor(check_image(image), cv2.COLOR_RGB2GRAY))
     angle = skew_angle(grey)
-    return rotate(grey, angle) if abs(angle) >= .3 else grey # turning blurs a little, so a straight page is left alone
+    return rotate(grey, angle) if abs(angle) >= .3 else grey # rotation blurs a little, so a straight page is left as it is
