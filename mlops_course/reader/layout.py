@@ -17,9 +17,9 @@ from ..base.images import check_image
 # %% ../../nbs/library/layout.ipynb #f5c58af3
 @dataclass(frozen=True)
 class Line:
-    "A piece of text on a page, and where it stands."
+    "A piece of text and its position on the page."
     text: str
-    confidence: float    # What the engine thinks of its own reading, 0 to 1
+    confidence: float    # As reported by the engine, 0 to 1
     box: list[list[int]] # Corners [x, y]: top left, top right, bottom right, bottom left
 
     @property
@@ -33,12 +33,12 @@ class Line:
 def row_slopes(
     boxes:np.ndarray, # Corners of each line: lines × 4 × 2
 ) -> np.ndarray:      # Slope of each line's row
-    "How far rows fall for each pixel to the right."
+    "The slope of each row: pixels down for each pixel to the right."
     left,right,height = boxes[:,[0, 3]].mean(axis=1),boxes[:,[1, 2]].mean(axis=1),boxes[:,:,1].mean(axis=1)
     wide,down = np.maximum(1, right[:,0] - left[:,0]),(height - height.mean())/max(1, np.ptp(height))
     terms = np.stack([np.ones(len(boxes)), down], axis=1)
-    calm = 100*np.eye(2) # as if boxes of 100 pixels stood level: one short box must not tilt the page
-    found = np.linalg.lstsq(np.vstack([terms*wide[:,None], calm]), np.append(right[:,1] - left[:,1], [0, 0]))[0]
+    penalty = 100*np.eye(2) # ridge: as if there were level boxes 100 pixels wide, so that a short box has little effect
+    found = np.linalg.lstsq(np.vstack([terms*wide[:,None], penalty]), np.append(right[:,1] - left[:,1], [0, 0]))[0]
     return terms@found
 
 # %% ../../nbs/library/layout.ipynb #9eb7534c
@@ -70,10 +70,10 @@ def in_reading_order(
 # %% ../../nbs/library/layout.ipynb #a67fcd3d
 @dataclass(frozen=True)
 class Reading:
-    "What one engine read on one page."
+    "The result of one engine on one page."
     engine: str
     lines: list[Line] # In reading order
-    seconds: float    # Without the time to load the engine
+    seconds: float    # Without loading the engine
 
     @property
     def text(self) -> str: return '\n'.join(' '.join(line.text for line in row) for row in group_rows(self.lines))
@@ -81,10 +81,10 @@ class Reading:
 
 # %% ../../nbs/library/layout.ipynb #8cb76af6
 def clip_corners(
-    points:Any,            # Four [x, y] in any kind of number, from an engine
+    points:Any,            # Four [x, y] of any numeric type
     shape:tuple[int, ...], # Height and width of the page
 ) -> list[list[int]]:
-    "`points` as plain whole numbers inside the page."
+    "Convert `points` to Python integers inside the page."
     height,width = shape[:2]
     return [[min(max(round(float(x)), 0), width-1), min(max(round(float(y)), 0), height-1)] for x,y in points]
 
@@ -92,9 +92,9 @@ def clip_corners(
 def draw_boxes(
     image:np.ndarray, # The page that was read
     reading:Reading,  # What was read on it
-    cutoff:float=.8,  # Lines below this confidence get an orange box, the others a blue one
+    cutoff:float=.8,  # Lines below this confidence get an orange box, others a blue one
 ) -> np.ndarray:      # A copy in colour
-    "`image` with a box around every line of `reading`."
+    "Draw a box around every line of `reading`."
     image = check_image(image).copy()
     for line in reading.lines:
         colour = (30, 110, 220) if line.confidence >= cutoff else (235, 120, 0)
@@ -104,7 +104,7 @@ def draw_boxes(
 # %% ../../nbs/library/layout.ipynb #fa42f3e1
 def mean_confidence(
     reading:Reading,
-) -> float: # From 0 to 1; 0 where it read nothing
-    "How sure the model was of `reading`, each letter counting the same."
+) -> float: # From 0 to 1; 0 if there is no text
+    "The mean confidence of `reading`, weighted by the length of the lines."
     letters = sum(len(o.text) for o in reading.lines)
     return sum(o.confidence*len(o.text) for o in reading.lines)/letters if letters else 0.
