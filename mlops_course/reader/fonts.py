@@ -29,13 +29,13 @@ FONTS = {o.stem: o for o in sorted(FONT_FOLDER.glob('*.ttf')) if re.fullmatch(FO
 def font_family(
     font:str, # A font's name
 ) -> str:
-    "The family of `font`: its bold and slanted sisters share it."
+    "The family of `font`, which its bold and italic variants share."
     return re.sub(r'-.*|Bol.*|Ital.*', '', font).replace('cmb10', 'cmr10')
 
 # %% ../../nbs/library/fonts.ipynb #7f18f24c
 def system_fonts(
-    folder:str|Path='/usr/share/fonts/truetype', # Where Debian keeps them
-) -> dict[str, Path]:                            # Name -> file; empty where there are none
+    folder:str|Path='/usr/share/fonts/truetype', # The folder on Debian
+) -> dict[str, Path]:                            # Name -> file; may be empty
     "Text fonts of this machine, for `fonts=FONTS | system_fonts()`. They differ between machines."
     names = r'(Liberation|Roboto|Lato|Carlito)(?!.*(Hairline|Thin|Black))'
     return {o.stem: o for o in sorted(Path(folder).rglob('*.ttf')) if re.match(names, o.stem)}
@@ -43,7 +43,7 @@ def system_fonts(
 # %% ../../nbs/library/fonts.ipynb #693604b9
 @lru_cache(maxsize=512)
 def load_font(path:Path, size:int) -> ImageFont.FreeTypeFont:
-    "The font in `path`, laid out in the same simple way on every machine."
+    "Load the font in `path`, with the basic layout engine, which is the same on every machine."
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 # %% ../../nbs/library/fonts.ipynb #cf05e88c
@@ -53,7 +53,7 @@ def draw_glyph(
     size:int,
     char:str,
 ) -> tuple[np.ndarray, int, int, int]: # Ink (0 to 255), its left and top, and the step to the next letter
-    "One letter. Drawing it is slow and there are few of them, so each is drawn once."
+    "Draw one character. The result is cached, because drawing is slow and there are few characters."
     face = load_font(path, size)
     left,top,right,bottom = (int(o) for o in face.getbbox(char, anchor='ls'))
     image = Image.new('L', (max(1, right - left), max(1, bottom - top)))
@@ -67,7 +67,7 @@ def draw_glyph(
 def join_glyphs(
     glyphs:Sequence[tuple[np.ndarray, int, int, int]], # From left to right
 ) -> np.ndarray:                                       # Height × width; 0 is paper, 255 is ink
-    "The ink of a whole text, without any margin."
+    "Join glyphs into the ink of a text, without a margin."
     placed,x = [],0
     for mask,left,top,step in glyphs:
         if mask.size: placed.append((x + left, top, x + left + mask.shape[1], top + mask.shape[0], mask))
@@ -91,13 +91,13 @@ _LIT = ('0abcdefjk 1bc 2abdegn 3abcdgn 4bcfgn 5adfgm 6acdefgn 7abc 8abcdefgn 9ab
         'Aabcefgn Babcdnil Cadef Dabcdil Eadefgn Faefg Gacdefn Hbcefgn '
         'Iadil Jbcde Kefgjm Ldef Mbcefhj Nbcefhm Oabcdef Pabefgn Qabcdefm Rabefgnm '
         'Sacdfgn Tail Ubcdef Vefjk Wbcefkm Xhjkm Yhjl Zadjk '
-        '-gn /jk (jm )hk .. ::, █abcdefghijklmn') # a character, then its bars; the block lights them all
+        '-gn /jk (jm )hk .. ::, █abcdefghijklmn') # a character, then its bars; █ has all of them
 SEGMENTS = {o[0]: o[1:] for o in _LIT.split(' ')} | {' ': ''}
 
 # %% ../../nbs/library/fonts.ipynb #f5673cda
 @lru_cache(maxsize=1024)
 def draw_segment_glyph(size:int, char:str) -> tuple[np.ndarray, int, int, int]: # As `draw_glyph`
-    "`char` as a display of `size` pixels shows it."
+    "Draw `char` as a display of `size` pixels shows it."
     thick,gap = max(2, size//9),max(1, size//14)
     cell = np.zeros((size, round(size*(.1 if char in '.:' else .5)) + 2*thick), np.uint8)
     step = np.array([cell.shape[1] - 2*thick, size - 2*thick])/(2, 4)
@@ -111,13 +111,13 @@ def draw_segment_glyph(size:int, char:str) -> tuple[np.ndarray, int, int, int]: 
 # %% ../../nbs/library/fonts.ipynb #fe5a5d49
 @lru_cache(maxsize=512)
 def drawable_characters(font:str) -> frozenset[str]:
-    "The characters that `font` draws as what they are."
+    "The characters that `font` draws correctly."
     if font == DISPLAY_FONT: return frozenset(SEGMENTS) - {'█'}
     return frozenset(ALPHABET) - frozenset('_<>"' if font.startswith('cm') else '')
 
 # %% ../../nbs/library/fonts.ipynb #2a8f808e
 def text_ink(text:str, font:str, size:int, fonts:Mapping[str, Path]) -> np.ndarray: # 0 is paper, 255 is ink
-    "`text` in `font`, cropped to its ink."
+    "Draw `text` in `font`, cropped to its ink."
     if font == DISPLAY_FONT: return join_glyphs([draw_segment_glyph(size, char) for char in text])
     return join_glyphs([draw_glyph(fonts[font], size, char) for char in text])
 
@@ -131,7 +131,7 @@ def render_line(
     paper:int=255,                  # Grey of the background
     fonts:Mapping[str, Path]=FONTS, # Name -> file
 ) -> np.ndarray:                    # Height × width, uint8
-    "A picture of `text`."
+    "Draw `text` as an image."
     if font not in fonts and font != DISPLAY_FONT:
         near = ', '.join(get_close_matches(font, fonts, 2)) or 'none'
         raise ValueError(f"No font {font!r}. Closest: {near}. The fonts are {', '.join(fonts)}, {DISPLAY_FONT}")
