@@ -19,23 +19,23 @@ from .fonts import draw_segment_glyph
 
 # %% ../../nbs/library/degradations.ipynb #a265ed47
 def to_uint8(values:np.ndarray) -> np.ndarray:
-    "`values` rounded and kept between 0 and 255."
+    "Round `values` and limit them to 0 to 255."
     return np.clip(values + np.float32(.5), 0, 255).astype(np.uint8)
 
 # %% ../../nbs/library/degradations.ipynb #e7e6eadb
 def paper_grey(image:np.ndarray) -> float:
-    "The grey of most of `image`."
+    "The grey of the paper: the median of `image`."
     some = image[::2, ::2].ravel()
     return float(np.partition(some, some.size//2)[some.size//2]) # the median
 
 # %% ../../nbs/library/degradations.ipynb #361251d7
 def multiply_by_field(image:np.ndarray, field:np.ndarray) -> np.ndarray:
-    "`image`, grey or colour, multiplied by one factor a pixel."
+    "Multiply `image`, grey or colour, by one factor per pixel."
     return to_uint8(image*(field[..., None] if image.ndim == 3 else field).astype(np.float32))
 
 # %% ../../nbs/library/degradations.ipynb #234716a0
 def blend_towards(image:np.ndarray, grey:float, field:np.ndarray|float) -> np.ndarray:
-    "`image` moved towards `grey`, at each pixel by a share from 0 to 1."
+    "Blend `image` with `grey`, in a proportion from 0 to 1 for each pixel."
     share = field[..., None] if isinstance(field, np.ndarray) and image.ndim == 3 else field
     return to_uint8(image + (np.float32(grey) - image)*share)
 
@@ -45,7 +45,7 @@ def random_plane(
     rng:np.random.Generator,
     reach:int=1,
 ) -> np.ndarray: # Height × width, from -reach to reach
-    "A slope that rises in a random direction."
+    "A linear gradient in a random direction."
     height,width = image.shape[:2]
     turn = rng.random()*2*np.pi
     x = np.arange(width, dtype=np.float32)*np.float32(2/width) - 1
@@ -60,12 +60,12 @@ def blur(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarra
 
 # %% ../../nbs/library/degradations.ipynb #6f0d1719
 def noise(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Grain, as in a dark room."
+    "Sensor noise, as in a dark room."
     return to_uint8(image + rng.standard_normal(image.shape, dtype=np.float32)*np.float32(70*strength))
 
 # %% ../../nbs/library/degradations.ipynb #e0acfa2a
 def jpeg(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Saved small."
+    "JPEG compression."
     data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, round(97 - 92*strength)])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if image.ndim == 2 else cv2.IMREAD_COLOR))
 
@@ -76,7 +76,7 @@ def tilt_matrix(
     strength:float,        # 0 to 1
     rng:np.random.Generator,
 ) -> np.ndarray:           # 3 × 3: where each point goes
-    "How a tilted camera moves the points of an image: inwards, so that nothing is cut off."
+    "The transform of a tilted camera. Points move inwards, so that nothing is cut off."
     height,width = shape[:2]
     if kind == 'perspective':
         flat = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
@@ -90,18 +90,18 @@ def tilt_matrix(
 
 # %% ../../nbs/library/degradations.ipynb #4dba7355
 def warp(image:np.ndarray, matrix:np.ndarray) -> np.ndarray:
-    "`image` with its points moved by `matrix`, on paper of its own grey."
+    "Transform `image` by `matrix`, on a background in the grey of its paper."
     paper = [paper_grey(image)]*3
     return cv2.warpPerspective(image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=paper)
 
 # %% ../../nbs/library/degradations.ipynb #98caf3d8
 def perspective(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Seen from one side."
+    "Photographed from one side."
     return warp(image, tilt_matrix('perspective', image.shape, strength, rng))
 
 # %% ../../nbs/library/degradations.ipynb #6a7a4636
 def rotation(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Held askew."
+    "Photographed at an angle."
     return warp(image, tilt_matrix('rotation', image.shape, strength, rng))
 
 # %% ../../nbs/library/degradations.ipynb #3b4c0b98
@@ -111,18 +111,18 @@ def light(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarr
 
 # %% ../../nbs/library/degradations.ipynb #fa46e42a
 def contrast(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Ink that is hardly darker than the paper."
+    "Low contrast between ink and paper."
     return blend_towards(image, paper_grey(image), .88*strength)
 
 # %% ../../nbs/library/degradations.ipynb #e3e90d60
 def shadow(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Someone's hand is in the light."
+    "A shadow with a soft edge."
     edge = rng.uniform(-6, 6) - random_plane(image, rng, reach=14)
     return multiply_by_field(image, 1 - .7*strength/(1 + np.exp(edge)))
 
 # %% ../../nbs/library/degradations.ipynb #ca3215f8
 def fold(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "A crease: dark in the fold, and one side turned away from the light."
+    "A fold: a dark crease, and less light on one side of it."
     height,width = image.shape[:2]
     x,y = np.arange(width, dtype=np.float32),np.arange(height, dtype=np.float32)[:, None]
     across,along = (x, y) if width > 3*height or rng.random() < .5 else (y, x) # a line of text is folded across
@@ -132,7 +132,7 @@ def fold(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarra
 
 # %% ../../nbs/library/degradations.ipynb #cf5422f2
 def halftone(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Printed in dots, as newspapers are."
+    "Halftone dots, as in newspapers."
     height,width = image.shape[:2]
     x,y = np.arange(width, dtype=np.float32),np.arange(height, dtype=np.float32)[:, None]
     turn,step = rng.random()*np.pi/2,np.pi/rng.uniform(1.6, 2.2)
@@ -142,7 +142,7 @@ def halftone(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.nd
 
 # %% ../../nbs/library/degradations.ipynb #294ac765
 def thermal(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "A receipt printer whose head has tired and dead spots, so that columns fade."
+    "A thermal printer with worn and dead elements, so that columns fade."
     height,width = image.shape[:2]
     bands = rng.random((1, max(2, width//24)), dtype=np.float32)
     fade = .35 + .75*cv2.resize(bands, (width, 1), interpolation=cv2.INTER_LINEAR)
@@ -152,13 +152,13 @@ def thermal(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.nda
 
 # %% ../../nbs/library/degradations.ipynb #ecd4bef0
 def inverted(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Light on dark, as far from the left edge as `strength` says."
+    "Inverted, from the left edge up to `strength` times the width."
     part = round(image.shape[1]*strength)
     return np.concatenate([255 - image[:, :part], image[:, part:]], axis=1)
 
 # %% ../../nbs/library/degradations.ipynb #0ad14282
 def seven_segment(image:np.ndarray, strength:float, rng:np.random.Generator) -> np.ndarray:
-    "Shown on a display whose unlit segments shine through."
+    "A display whose unlit segments are visible."
     height,width = image.shape[:2]
     tall = height if height < 64 else 32
     cells = np.hstack([draw_segment_glyph(32, '8')[0]]*max(1, round(width/(.72*tall))))
@@ -174,10 +174,10 @@ DEGRADATIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.nd
 def degrade(
     image:np.ndarray, # Grey or colour, uint8
     kind:str,         # One of `DEGRADATIONS`
-    strength:float,   # 0 (nothing happens) to 1 (hardly legible)
-    seed:int=0,       # Where the shadow falls, which way it tilts, …
+    strength:float,   # 0 (no change) to 1 (hardly legible)
+    seed:int=0,       # For the position of the shadow, the direction of the tilt, …
 ) -> np.ndarray:      # Of the same shape
-    "`image` as it would look after `kind`."
+    "Apply one degradation to `image`."
     if kind not in DEGRADATIONS:
         near = ', '.join(get_close_matches(kind, DEGRADATIONS, 1)) or 'none'
         raise ValueError(f"No degradation {kind!r}. Closest: {near}. There are {', '.join(DEGRADATIONS)}")
@@ -194,10 +194,10 @@ PHONE_DEGRADATIONS = ( # in the order in which they happen
 def simulate_photo(
     image:np.ndarray,
     rng:np.random.Generator,
-    strength:float=.7,          # At most, 0 to 1
-    kinds:Sequence[str]=PHONE_DEGRADATIONS,  # What may happen, in order
+    strength:float=.7,          # Highest strength, 0 to 1
+    kinds:Sequence[str]=PHONE_DEGRADATIONS,  # Possible degradations, in order
 ) -> np.ndarray:
-    "A simulated phone photo of `image`: each of `kinds` happens in about one case of three."
+    "Simulate a phone photo of `image`. Each of `kinds` is applied with a probability of about one third."
     for kind,chance in zip(kinds, rng.random(len(kinds))):
         if chance < .36: image = DEGRADATIONS[kind](image, strength*rng.random(), rng)
     return image
