@@ -21,8 +21,8 @@ from ..splitting import SPLIT_SHARES, split_by
 # %% ../../nbs/library/sources.ipynb #10e3b0b3
 @dataclass(frozen=True, eq=False)
 class SplitSource:
-    "What one split may draw from; no line, trip, stop or font family of it stands in another."
-    trips: tuple[Trip, ...] # With the split's own stops only
+    "The trips and fonts of one split. Splits share no bus line, trip, stop or font family."
+    trips: tuple[Trip, ...] # With the stops of this split only
     fonts: tuple[str, ...]
 
 # %% ../../nbs/library/sources.ipynb #68309b37
@@ -31,7 +31,7 @@ def split_sources(
     feed:Feed,
     fonts:tuple[str, ...]=tuple(FONTS), # Names
     seed:int=0,                         # Of the split, not of the data
-) -> dict[str, SplitSource]:                 # Split -> what it may draw from
+) -> dict[str, SplitSource]:                 # Split -> its trips and fonts
     "Share out lines and font families. A stop on lines of several splits goes to the last of them in `SPLIT_SHARES`."
     lines = sorted({o.line for o in feed.trips})
     split_of_line = dict(zip(lines, split_by(lines, seed)))
@@ -49,12 +49,12 @@ def split_sources(
 
 # %% ../../nbs/library/sources.ipynb #a4b94f58
 def random_stream(seed:int, *names:str) -> np.random.Generator:
-    "Chance for this `seed` and these names, which nothing else draws from."
+    "A random generator for this `seed` and these names, independent of all others."
     if seed < 0: raise ValueError(f"The seed is {seed}, and a whole number from 0 was expected. Choose another")
     return np.random.default_rng([seed, *(crc32(o.encode('utf-8')) for o in names)])
 
 # %% ../../nbs/library/sources.ipynb #a6fb075a
 def split_source(split:str, feed:Feed|None, fonts:Mapping[str, Path]) -> SplitSource:
-    "What `split` may draw from."
+    "The trips and fonts of `split`."
     if split not in SPLIT_SHARES: raise ValueError(f"No split {split!r}. The splits are {', '.join(SPLIT_SHARES)}")
     return split_sources(feed or load_feed(), tuple(fonts))[split]
