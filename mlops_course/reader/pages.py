@@ -23,7 +23,7 @@ from .sources import SplitSource, random_stream, split_source
 
 # %% ../../nbs/library/pages.ipynb #e813642e
 class Cell(NamedTuple):
-    "A piece of text on a page, and where its ink stands."
+    "A piece of text on a page, with the box of its ink."
     text: str
     box: list[list[int]] # Corners [x, y]: top left, top right, bottom right, bottom left
     row: int             # 0 is the heading
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 # %% ../../nbs/library/pages.ipynb #ab198164
 @dataclass(frozen=True)
 class Page:
-    "A timetable, drawn, with its truth."
+    "An image of a timetable with its ground truth."
     image: np.ndarray
     lines: list[Cell]     # In reading order
     rows: list[list[str]] # The heading, then the table
@@ -41,7 +41,7 @@ class Page:
     route: str
     @property
     def text(self) -> str: return '\n'.join(' '.join(o) for o in self.rows)
-    def truth(self) -> dict[str, Any]: # Plain values for JSON
+    def truth(self) -> dict[str, Any]: # JSON values
         return {'kind': self.kind, 'font': self.font, 'route': self.route, 'rows': self.rows,
                 'lines': [o._asdict() for o in self.lines]}
 
@@ -49,10 +49,10 @@ class Page:
 def random_timetable(
     source:SplitSource,
     rng:np.random.Generator,
-    rows:int=8,  # Stops, at most
-    times:int=3, # Columns of times, at most
+    rows:int=8,  # Highest number of stops
+    times:int=3, # Highest number of columns with times
 ) -> tuple[str, list[list[str]]]: # Route, and the rows with their heading
-    "A part of a real timetable: stops down, trips across."
+    "A random part of a real timetable, with stops as rows and trips as columns."
     first = source.trips[rng.integers(len(source.trips))]
     same_way = (trip for trip in source.trips if trip[:5] == first[:5]) # route, line, direction, headsign and days
     like = sorted(same_way, key=lambda trip: trip.calls[0][1])
@@ -67,7 +67,7 @@ def random_timetable(
 
 # %% ../../nbs/library/pages.ipynb #535d9bdf
 def render_page(
-    feed:Feed|None=None,            # The one from set-up if none
+    feed:Feed|None=None,            # `data/feed` of the project by default
     seed:int=0,
     split:str='train',              # train, valid or test
     rows:int=8,                     # Stops, at most
@@ -75,7 +75,7 @@ def render_page(
     size:int=20,                    # Of the font, in pixels
     fonts:Mapping[str, Path]=FONTS, # Name -> file
 ) -> Page:
-    "A page of a timetable, drawn with its truth."
+    "Draw a random page of a timetable."
     source,rng = split_source(split, feed, fonts),random_stream(seed, 'page', split)
     font = source.fonts[rng.integers(len(source.fonts))]
     route,table = random_timetable(source, rng, rows, times)
@@ -105,7 +105,7 @@ def photograph(
     seed:int=0,
     strength:float=.6, # 0 to 1
 ) -> Page:
-    "A simulated phone photo of `page`, which its `kind` says; the boxes move with the ink."
+    "Simulate a phone photo of `page`. The boxes move with the ink."
     rng,shape = random_stream(seed, 'photo'),page.image.shape
     turn = tilt_matrix('rotation', shape, strength*rng.random(), rng)
     matrix = turn @ tilt_matrix('perspective', shape, strength, rng)
