@@ -26,7 +26,7 @@ def random_text(
     rng:np.random.Generator,
     longest:int,
 ) -> tuple[str, str]: # Text, and its route or '-'
-    "Something that could stand in a timetable."
+    "A random text as in a timetable."
     what = rng.random()
     if what < .15: return ''.join(ALPHABET[o] for o in rng.integers(len(ALPHABET), size=rng.integers(2, 13))),'-'
     trip = source.trips[rng.integers(len(source.trips))]
@@ -36,7 +36,7 @@ def random_text(
     elif what < .7: text = times
     elif what < .9: text = f'{trip.calls[at][0]} {times}'
     else: text = f'Route {trip.route} {trip.headsign}'
-    if len(text) > longest: # as on a narrow sign, where a name runs over two rows
+    if len(text) > longest: # as on a narrow sign, which shows a name in two rows
         words = text.split()
         text = ' '.join(words[int(rng.integers(len(words))):])
         while len(text) > longest: text = text.rpartition(' ')[0]
@@ -45,27 +45,27 @@ def random_text(
 # %% ../../nbs/library/lines.ipynb #8566cf83
 @lru_cache(maxsize=8192)
 def grey_levels(paper:int, ink:int) -> np.ndarray:
-    "The grey for each share of ink, from 0 to 255."
+    "The grey for each amount of ink, from 0 to 255."
     return np.linspace(paper, ink, 256).round().astype(np.uint8)
 
 # %% ../../nbs/library/lines.ipynb #66975045
 class DrawnLine(NamedTuple):
-    "A line of text, drawn, with all that is known about it."
+    "An image of a line of text, with its labels."
     image: np.ndarray
     text: str
     kind: str  # render, photo_simulated or display
     font: str
-    route: str # '-' where the text comes from no route
+    route: str # '-' if the text comes from no route
 
 # %% ../../nbs/library/lines.ipynb #7f16973f
 def draw_line(
     kind:str,                       # render, photo_simulated or display
-    source:SplitSource,                  # What the split may draw from
+    source:SplitSource,                  # The trips and fonts of the split
     rng:np.random.Generator,
     fonts:Mapping[str, Path]=FONTS, # Name -> file
     longest:int=30,                 # Characters
 ) -> DrawnLine:
-    "One line of `kind`, 32 pixels high."
+    "Draw a random line of `kind`, 32 pixels high."
     text,route = random_text(source, rng, longest)
     font = DISPLAY_FONT if kind == 'display' else source.fonts[rng.integers(len(source.fonts))]
     size = (24, 30, 38)[rng.integers(3)]
@@ -85,7 +85,7 @@ def draw_line(
     return DrawnLine(simulate_photo(image, rng) if kind == 'photo_simulated' else image, text, kind, font, route)
 
 # %% ../../nbs/library/lines.ipynb #6f3c16e3
-KIND_RATIOS = {'render': 1., 'photo_simulated': .5, 'display': .25} # of each kind, for one clean line in a version
+KIND_RATIOS = {'render': 1., 'photo_simulated': .5, 'display': .25} # lines of each kind per clean line of a version
 VERSION_MIXES = { # version -> share of each kind in a batch
     'v1': {'render': 1.},
     'v2': {'render': .5, 'photo_simulated': .35, 'display': .15},
@@ -93,22 +93,22 @@ VERSION_MIXES = { # version -> share of each kind in a batch
 
 # %% ../../nbs/library/lines.ipynb #73a86ad7
 def version_kinds(version:str) -> dict[str, float]:
-    "The kinds of lines in `version`, if there is one of that name."
+    "The kinds of lines in `version`, with their shares."
     if version not in VERSION_MIXES:
         raise ValueError(f"No version {version!r}. The versions are {', '.join(VERSION_MIXES)}")
     return VERSION_MIXES[version]
 
 # %% ../../nbs/library/lines.ipynb #8d0c231c
 def line_batch(
-    n:int,                          # How many
-    seed:int,                       # Another seed, other lines
+    n:int,                          # Number of lines
+    seed:int,                       # Another seed gives other lines
     version:str='v1',               # v1 or v2
     split:str='train',              # train, valid or test
-    feed:Feed|None=None,            # The one from set-up if none
+    feed:Feed|None=None,            # `data/feed` of the project by default
     fonts:Mapping[str, Path]=FONTS, # Name -> file
     longest:int=30,                 # Characters in a line
-) -> list[tuple[np.ndarray, str]]:  # Images 32 pixels high, and what stands on each
-    "`n` lines to train on, made afresh."
+) -> list[tuple[np.ndarray, str]]:  # Images 32 pixels high, and their texts
+    "Draw `n` random lines for training."
     mix,source = version_kinds(version),split_source(split, feed, fonts)
     rng = random_stream(seed, 'batch', version, split)
     kinds = rng.choice(list(mix), n, p=list(mix.values())).tolist()
