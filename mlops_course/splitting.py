@@ -17,11 +17,11 @@ SPLIT_SHARES = {'train': .7, 'valid': .15, 'test': .15}
 
 # %% ../nbs/library/splitting.ipynb #09aa3caf
 def split_by(
-    groups:Sequence[Any]|pd.Series,    # What must stay together, such as the route of each row
-    seed:int=0,                        # Which group goes where
-    shares:Mapping[str, float]=SPLIT_SHARES, # Split -> share of the rows
+    groups:Sequence[Any]|pd.Series,    # The group of each row, such as its route
+    seed:int=0,                        # For the order in which groups are assigned
+    shares:Mapping[str, float]=SPLIT_SHARES, # Split -> its share of the rows
 ) -> pd.Series:                        # The split of each row
-    "A split for each row, such that no group stands in two."
+    "Assign each row to a split, such that no group is in two splits."
     groups = groups if isinstance(groups, pd.Series) else pd.Series(list(groups))
     sizes = groups.value_counts().sort_index()
     if sizes.sum() < len(groups):
