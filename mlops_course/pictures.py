@@ -22,39 +22,39 @@ from .base.images import load_image
 
 # %% ../nbs/library/pictures.ipynb #6efb1282
 def load_grey(path:Path) -> np.ndarray: # Height × width, uint8
-    "The picture in `path` without its colours."
+    "Load the image in `path` as grey."
     return cv2.cvtColor(load_image(path, min_side=1), cv2.COLOR_RGB2GRAY)
 
 # %% ../nbs/library/pictures.ipynb #45b32ae6
 def grey_range(image:np.ndarray) -> tuple[float, float]: # Of 255
-    "The darkest and the lightest grey of `image`, without single grains."
+    "The darkest and the lightest grey of `image`, without outliers."
     counts = np.bincount(cv2.GaussianBlur(image, (0, 0), 1).ravel(), minlength=256).cumsum()
     low,high = np.searchsorted(counts, counts[-1]*np.array([.01, .99]))
     return float(low),float(high)
 
 # %% ../nbs/library/pictures.ipynb #974812f9
 def has_light_ink(image:np.ndarray) -> bool:
-    "Is the border of `image`, where paper is, nearer to its darkest grey?"
+    "Whether the border of `image`, which shows the paper, is closer to its darkest grey."
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     return bool(np.median(border) < sum(grey_range(image))/2)
 
 # %% ../nbs/library/pictures.ipynb #f548cb55
 class ImageMeasurement(NamedTuple):
-    "What the checks need to know of one picture."
+    "Measurements of one image, for the checks."
     error: str = ''      # Why it could not be opened
     width: int = 0       # Pixels
     height: int = 0
-    contrast: float = 0. # Greys between the darkest and the lightest
+    contrast: float = 0. # Difference of the lightest and the darkest grey
     light: bool = False  # Is the ink lighter than the paper?
-    pixels: str = ''     # Fingerprint of the decoded picture
-    bits: str = ''       # Perceptual hash, in hex: see below
+    pixels: str = ''     # Fingerprint of the decoded image
+    bits: str = ''       # Perceptual hash, in hex
 
 # %% ../nbs/library/pictures.ipynb #e3f767bd
 def measure_image(
     folder:Path,  # Holds the pictures
     file:str,     # Name of one of them
 ) -> ImageMeasurement:
-    "One picture, opened and measured."
+    "Open and measure one image."
     path = folder/file
     if not path.resolve().is_relative_to(folder.resolve()):
         return ImageMeasurement(f"{file} lies outside the folder and was not opened")
@@ -71,18 +71,18 @@ def measure_images(
     folder:str|Path,     # Holds the pictures
     files:Sequence[str], # Names, as in the column `file`
 ) -> list[ImageMeasurement]:     # One for each of `files`
-    "The pictures of a table, each opened once."
+    "Measure the images of a table. Each file is opened once."
     known = {o: measure_image(Path(folder), o) for o in dict.fromkeys(files)}
     return [known[o] for o in files]
 
 # %% ../nbs/library/pictures.ipynb #dd058eb3
 @dataclass(frozen=True)
 class Cutoffs:
-    "Where a check begins to object. Chosen on our lines: look at your own data before you use them there."
+    "Cutoffs of the checks. They were chosen on our lines, so measure your own data before you use them there."
     min_height: int = 16                       # Pixels
     min_contrast: float = 30                   # Greys between paper and ink
-    near_bits: int = 40                        # Of 256: two hashes this close may belong to copies
-    near_pixels: float = .33                   # Of the range from paper to ink: copies differ less, everywhere
+    near_bits: int = 40                        # Hashes that differ in at most so many of 256 bits may be copies
+    near_pixels: float = .33                   # Largest difference of copies, in units of the range from paper to ink
     light_kinds: tuple[str, ...]|None = None   # Kinds with light ink; None: any may have it
 
 # %% ../nbs/library/pictures.ipynb #683cdb5c
@@ -90,7 +90,7 @@ def hamming_distances(
     bits:Sequence[str],               # Hashes in hex, all of one length
     others:Sequence[str]|None=None,   # The same as `bits` if none
 ) -> np.ndarray:                      # len(bits) × len(others), int
-    "How many bits differ, each hash against each of the others."
+    "The number of bits in which each hash differs from each of the others."
     def unpacked(hashes):
         numbers = np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1)
         return np.unpackbits(numbers, axis=1).astype(np.float32)
@@ -98,14 +98,14 @@ def hamming_distances(
         return np.zeros((len(bits), len(bits if others is None else others)), int)
     a = unpacked(bits)
     b = a if others is None else unpacked(others)
-    return (a @ (1 - b.T) + (1 - a) @ b.T).astype(int) # a matrix product counts, much faster than a loop
+    return (a @ (1 - b.T) + (1 - a) @ b.T).astype(int) # a matrix product is much faster than a loop
 
 # %% ../nbs/library/pictures.ipynb #6e387721
 def pixel_difference(
     a:np.ndarray, # Grey
     b:np.ndarray, # Grey
-) -> float:       # 0 to 1, of the range from paper to ink
-    "How much two pictures differ in the spot where they differ most."
+) -> float:       # 0 to 1, in units of the range from paper to ink
+    "The largest local difference of two images."
     size = min(a.shape[1], b.shape[1]),32
     def evened(image):
         low,high = grey_range(image)
@@ -115,10 +115,10 @@ def pixel_difference(
 
 # %% ../nbs/library/pictures.ipynb #6b56f43e
 class DuplicatePair(NamedTuple):
-    "Two rows that show the same picture."
+    "Two rows with the same image."
     first: int
     second: int
-    exact: bool       # The very same pixels?
+    exact: bool       # Are all pixels the same?
     difference: float # From `pixel_difference`
 
 # %% ../nbs/library/pictures.ipynb #0f5c6fa2
@@ -126,12 +126,12 @@ def find_duplicates(
     folder:str|Path,           # Holds the pictures
     files:Sequence[str],       # Their names
     measured:Sequence[ImageMeasurement], # From `measure_images`, in the same order
-    cutoffs:Cutoffs=Cutoffs(), # Which are near
+    cutoffs:Cutoffs=Cutoffs(), # Limits for near copies
 ) -> list[DuplicatePair]:
-    "Pairs of rows whose pictures are the same, or the same saved again."
+    "Find pairs of rows whose images are equal, or copies that were saved again."
     rows = [i for i,o in enumerate(measured) if not o.error and o.contrast >= cutoffs.min_contrast]
     bits,found = [measured[i].bits for i in rows],[]
-    for start in range(0, len(rows), 1000): # a thousand rows at a time: the table of all pairs may not fit into memory
+    for start in range(0, len(rows), 1000): # a thousand rows at a time, because all pairs may not fit into memory
         near = hamming_distances(bits[start:start+1000], bits[start:]) <= cutoffs.near_bits
         for i,j in np.argwhere(np.triu(near, 1)) + start:
             a,b = rows[i],rows[j]
