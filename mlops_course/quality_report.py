@@ -31,11 +31,11 @@ code{background:#e6eaee;padding:0 .3em;overflow-wrap:anywhere}figcaption{overflo
 
 # %% ../nbs/library/quality_report.ipynb #f624906e
 def picture_html(
-    path:Path,       # Of the picture
-    said:str,        # For those who cannot see it
+    path:Path,       # Path of the image
+    said:str,        # Alternative text
     widest:int=640,  # Pixels
 ) -> str:
-    "The picture in `path` as HTML that needs no other file, or a word that there is none."
+    "The image in `path` as an HTML element with its data, or a note if it cannot be read."
     try: image = load_grey(path)
     except (OSError, ValueError): return '<p>(no picture: it cannot be read)</p>'
     if (scale := widest/image.shape[1]) < 1:
@@ -45,7 +45,7 @@ def picture_html(
 
 # %% ../nbs/library/quality_report.ipynb #9b6da7bc
 def table_html(frame:pd.DataFrame) -> str:
-    "`frame` as an HTML table, numbers to the right."
+    "Format `frame` as an HTML table, with numbers aligned to the right."
     def cell(value):
         number = isinstance(value, int|np.integer)
         return f'<td class="n">{value}</td>' if number else f'<td>{escape(str(value))}</td>'
@@ -55,7 +55,7 @@ def table_html(frame:pd.DataFrame) -> str:
 
 # %% ../nbs/library/quality_report.ipynb #6252685e
 def finding_html(checked:CheckedFolder, finding:Finding) -> str:
-    "One finding with its picture, and the other picture it is about."
+    "Format one finding with its images."
     label = str(checked.frame[checked.label].iloc[finding.row]) if checked.label in checked.frame else ''
     files = [] if finding.check == 'path' else [file for file in (finding.file, finding.other) if file]
     seen = [picture_html(checked.folder/file, f'picture of row {finding.row}') for file in files]
@@ -65,10 +65,10 @@ def finding_html(checked:CheckedFolder, finding:Finding) -> str:
 # %% ../nbs/library/quality_report.ipynb #611b0476
 def quality_report(
     checked:CheckedFolder,  # From `check_dataset`
-    path:str|Path,    # Where to write the report
-    worst:int=4,      # Pictures for each check, the worst first
+    path:str|Path,    # Path of the report
+    worst:int=4,      # Number of findings to show for each check
 ) -> Path:
-    "One HTML file: what was checked, what was found, and the worst cases in pictures."
+    "Write an HTML report with counts, the worst findings of each check and their images."
     found,frame = findings_table(checked.findings),checked.frame
     named = frame.index.isin(checked.rejected)
     counts = pd.DataFrame([(name, what, int((found['check'] == name).sum())) for name,what in checked.checks.items()],
