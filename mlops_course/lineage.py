@@ -17,12 +17,12 @@ from .base.files import replace_text_file
 
 # %% ../nbs/library/lineage.ipynb #f15b72ca
 def lineage_path(made:Path) -> Path:
-    "Where the lineage of `made` stands."
+    "The path of the lineage of `made`."
     return made.with_name(made.name + '.lineage.json')
 
 # %% ../nbs/library/lineage.ipynb #da805b43
 def code_fingerprints(functions:Iterable[Callable]) -> dict[str, str]:
-    "Name -> fingerprint of the source."
+    "The fingerprint of the source of each function, by name."
     return {o.__name__: fingerprint(o) for o in functions}
 
 # %% ../nbs/library/lineage.ipynb #48458924
@@ -30,9 +30,9 @@ def write_lineage(
     made:str|Path,                       # A derived file or folder
     inputs:Sequence[str|Path],           # Files and folders it was made from
     code:Sequence[Callable]=(),          # Functions that made it
-    parameters:dict[str, Any]|None=None, # Whatever they were told; JSON values
+    parameters:dict[str, Any]|None=None, # Their parameters; JSON values
 ) -> Path:                               # The sidecar, NAME.lineage.json
-    "Write down beside `made` what it was made from."
+    "Write a file beside `made` that records what it was made from."
     made = Path(made).absolute()
     def relative(path): # so that the whole tree may move
         return Path(os.path.relpath(Path(path).absolute(), made.parent)).as_posix()
@@ -43,17 +43,17 @@ def write_lineage(
 
 # %% ../nbs/library/lineage.ipynb #cbee60a8
 def changed_values(was:dict[str, Any], now:dict[str, Any], what:str) -> list[str]:
-    "Each key whose value is another one now."
+    "Describe each key whose value has changed."
     return [f"{what} {key}: was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in {**was, **now} if was.get(key) != now.get(key)]
 
 # %% ../nbs/library/lineage.ipynb #ae93f5d7
 def outdated_reasons(
     made:str|Path,                          # A derived file or folder
-    code:Sequence[Callable]|None=None,      # The functions of today; not compared if none
-    parameters:dict[str, Any]|None=None,    # The parameters of today; not compared if none
-) -> list[str]:                             # Empty: what would be made today is what is there
-    "Why `made` should be made again."
+    code:Sequence[Callable]|None=None,      # The current functions; not compared by default
+    parameters:dict[str, Any]|None=None,    # The current parameters; not compared by default
+) -> list[str]:                             # Empty if nothing has changed
+    "List why `made` should be made again. Inputs with a lineage are checked as well."
     made = Path(made).absolute()
     if not lineage_path(made).is_file():
         return [f"{made.name} has no lineage: nobody knows what it was made from. Make it again with lineage()"]
