@@ -29,8 +29,8 @@ from ..validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset, col
 LINE_KINDS = tuple(dict.fromkeys(kind for mix in VERSION_MIXES.values() for kind in mix)) # see `VERSION_MIXES`
 
 # %% ../../nbs/library/checks.ipynb #6506a763
-FIGURE_GROUPS = ('route', 'font')    # must not stand in two splits
-UNGROUPED = ('-', DISPLAY_FONT)    # no route, and the one display font
+FIGURE_GROUPS = ('route', 'font')    # columns whose values must not be in two splits
+UNGROUPED = ('-', DISPLAY_FONT)    # values that are no group: no route, and the display font
 LINE_CHECKS = DATA_CHECKS | {
     'alphabet': 'a character that the model cannot write',
     'length': 'a text too long or too short for its picture',
@@ -45,7 +45,7 @@ class LineCutoffs(Cutoffs):
 
 # %% ../../nbs/library/checks.ipynb #bb64b8f8
 def label_schema() -> pa.DataFrameSchema:
-    "What `labels.csv` of our versions promises."
+    "The schema of `labels.csv` in our versions of the data."
     filled = pa.Check(lambda o: o.str.strip() != '', error='empty: a text was expected')
     inside = pa.Check.str_matches(r'(?![/\\])(?!.*\.\.)(?!.*:)', error='path: a name inside the folder was expected')
     def one_of(known): return pa.Check.isin(list(known), error=f"value: one of {', '.join(known)} was expected")
@@ -57,22 +57,22 @@ def label_schema() -> pa.DataFrameSchema:
 @lru_cache(maxsize=65536)
 def expected_aspect(
     text:str,             # A label
-    font:str='',          # The font it is said to be in; a plain one where it is unknown
-) -> float:               # Width divided by height; nan where the text cannot be drawn
-    "The shape that a picture of `text` should have."
+    font:str='',          # The font of the label; DejaVuSans if it is unknown
+) -> float:               # Width divided by height; nan if the text cannot be drawn
+    "The aspect ratio that an image of `text` should have."
     known = font if font in FONTS or font == DISPLAY_FONT else 'DejaVuSans'
     try: height,width = render_line(text, known, 32, margin=3).shape
-    except ValueError: return float('nan') # the font has no such sign
+    except ValueError: return float('nan') # the font lacks a character
     return width/height
 
 # %% ../../nbs/library/checks.ipynb #6deaf442
 def check_labels(
-    frame:pd.DataFrame,          # With `file` and `text`; `font` where it is known
-    measured:Sequence[ImageMeasurement], # From `measure`, in the same order
+    frame:pd.DataFrame,          # With `file` and `text`; `font` if it is known
+    measured:Sequence[ImageMeasurement], # From `measure_images`, in the same order
     cutoffs:LineCutoffs=LineCutoffs(),
-    alphabet:str=ALPHABET,       # What a model can write
+    alphabet:str=ALPHABET,       # Characters that a model can output
 ) -> list[Finding]:
-    "Labels with strange characters, and labels too long or too short for their picture."
+    "Find labels with unknown characters, and labels that are too long or too short for their image."
     found = []
     columns = (column_or_blank(frame, name) for name in ('file', 'text', 'font'))
     for row,(file,text,font,o) in enumerate(zip(*columns, measured)):
@@ -89,11 +89,11 @@ def check_labels(
 
 # %% ../../nbs/library/checks.ipynb #501581bf
 def check_folder(
-    folder:str|Path,                      # With labels.csv and the pictures it names
+    folder:str|Path,                      # With labels.csv and the images that it names
     cutoffs:LineCutoffs=LineCutoffs(),
     schema:pa.DataFrameSchema|None=None,  # `label_schema()` if none
 ) -> CheckedFolder:
-    "Every check on every row."
+    "Run every check on every row."
     frame = read_labels(Path(folder)/'labels.csv')
     schema = schema or label_schema()
     return check_dataset(folder, frame, schema, cutoffs, FIGURE_GROUPS, UNGROUPED, check_labels, LINE_CHECKS)
