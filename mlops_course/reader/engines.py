@@ -41,10 +41,10 @@ class Engine:
 
 # %% ../../nbs/02_ocr.ipynb #00e7c80c
 def load_easyocr(
-    canvas_size:int=2560, # A page with a longer side is shrunk to this before text is searched
+    canvas_size:int=2560, # Pages with a longer side are scaled down to this before text detection
     gpu:bool=False,       # Run on a GPU?
 ) -> Engine:
-    "EasyOCR as one of our engines."
+    "EasyOCR as an `Engine`."
     reader = easyocr_reader(gpu=gpu)
 
     def read(image:np.ndarray) -> list[Line]:
@@ -58,19 +58,19 @@ def load_easyocr(
 def rapidocr_reader(
     params:dict[str, Any]|None=None, # RapidOCR's own settings
 ) -> Any:
-    "RapidOCR on one thread; its models come inside its package."
+    "RapidOCR on one thread, with the models from its package."
     from rapidocr import RapidOCR
     threads = {f'EngineConfig.onnxruntime.{o}_op_num_threads': 1 for o in ('intra', 'inter')}
     reader = RapidOCR(params={'Global.log_level': 'critical', **threads, **(params or {})})
-    logging.getLogger('RapidOCR').setLevel(logging.CRITICAL) # it would warn about every blank page
+    logging.getLogger('RapidOCR').setLevel(logging.CRITICAL) # without this, it warns about every blank page
     return reader
 
 # %% ../../nbs/02_ocr.ipynb #6f7fe083
 def load_rapidocr(
-    side:int=736,      # A page whose shorter side is below this is enlarged before text is searched
-    turned:bool=False, # May single lines stand upside down? Flips some that do not
+    side:int=736,      # Pages with a shorter side below this are enlarged before text detection
+    turned:bool=False, # Check each line for being upside down? Also flips some that are not
 ) -> Engine:
-    "RapidOCR as one of our engines."
+    "RapidOCR as an `Engine`."
     reader = rapidocr_reader({'Global.use_cls': turned, 'Det.limit_side_len': side})
 
     def read(image:np.ndarray) -> list[Line]:
@@ -84,7 +84,7 @@ def load_rapidocr(
 def join_words(
     data:dict[str, list[Any]], # Columns of Tesseract's table of words
 ) -> list[Line]:
-    "One line for each line of words in `data`."
+    "Join the words of `data` into one `Line` for each line of text."
     groups: dict[tuple[int, ...], list[int]] = {}
     for i,text in enumerate(data['text']):
         if float(data['conf'][i]) < 0 or not text.strip(): continue # a block or line, which has no text of its own
@@ -103,14 +103,14 @@ def join_words(
 def load_tesseract(
     mode:int=6, # Tesseract's page segmentation mode; 6 is one block of lines
 ) -> Engine:
-    "Tesseract, a program that is installed apart from Python."
+    "Tesseract as an `Engine`. The program is installed separately from Python."
     if not shutil.which('tesseract'):
         raise FileNotFoundError("No program `tesseract` on this machine. Install it: "
                                 "`sudo apt-get install tesseract-ocr` (Debian, Ubuntu), "
                                 "`brew install tesseract` (macOS), "
                                 "`winget install UB-Mannheim.TesseractOCR` (Windows); or load 'easyocr' or 'rapidocr'")
     import pytesseract
-    os.environ.setdefault('OMP_THREAD_LIMIT', '1') # for the program; its threads slow down small pages
+    os.environ.setdefault('OMP_THREAD_LIMIT', '1') # its threads slow down small pages
 
     def read(image:np.ndarray) -> list[Line]:
         return join_words(pytesseract.image_to_data(
@@ -124,9 +124,9 @@ ENGINES: dict[str, Callable[..., Engine]] = {
 # %% ../../nbs/02_ocr.ipynb #530f2ddd
 def load_engine(
     name:str,      # One of `ENGINES`
-    **options:Any, # For that engine's loader
+    **options:Any, # Arguments of the loader of that engine
 ) -> Engine:
-    "The engine called `name`, ready to read."
+    "Load the engine `name`."
     if name not in ENGINES:
         near = get_close_matches(name, ENGINES, n=1)
         hint = f'Did you mean {near[0]!r}? ' if near else ''
@@ -135,5 +135,5 @@ def load_engine(
 
 # %% ../../nbs/02_ocr.ipynb #eaa0d30d
 def available_engines() -> list[str]:
-    "The names of the engines that this machine can load."
+    "The names of the engines that are installed on this machine."
     return [o for o in ENGINES if o != 'tesseract' or shutil.which('tesseract')]
