@@ -20,13 +20,13 @@ from .splitting import SPLIT_SHARES
 
 # %% ../nbs/05_validation.ipynb #59c73335
 class Finding(NamedTuple):
-    "One thing wrong with one row."
+    "One problem with one row."
     row: int            # Position in the table, from 0
     file: str
     check: str          # A name in `DATA_CHECKS`
     reason: str
     other: str = ''     # Another file that it is about
-    badness: float = 0. # The larger, the earlier it is shown
+    badness: float = 0. # Findings with larger values are shown first
 
 # %% ../nbs/05_validation.ipynb #55291496
 DATA_CHECKS = {
@@ -40,7 +40,7 @@ DATA_CHECKS = {
 
 # %% ../nbs/05_validation.ipynb #14017057
 def findings_table(findings:Iterable[Finding]) -> pd.DataFrame:
-    "`findings`, one a row."
+    "The `findings` as a table."
     return pd.DataFrame(list(findings), columns=Finding._fields)
 
 # %% ../nbs/05_validation.ipynb #0b28359c
@@ -51,9 +51,9 @@ PANDERA_CHECKS = { # pandera's own names
 
 def check_table(
     frame:pd.DataFrame,        # As `read_labels` returns it
-    schema:pa.DataFrameSchema, # Whose `error` messages begin with the name of the check
+    schema:pa.DataFrameSchema, # Its `error` messages begin with the name of the check
 ) -> list[Finding]:
-    "Where `frame` breaks the promises of `schema`."
+    "Find the values of `frame` that violate `schema`."
     if missing := [o for o in schema.columns if o not in frame]:
         raise ValueError(f"The table has no column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
                          "Add it, or pass a schema that does without")
@@ -72,18 +72,18 @@ def check_table(
 
 # %% ../nbs/05_validation.ipynb #1990f4f6
 def column_or_blank(frame:pd.DataFrame, name:str) -> list[str]:
-    "A column of `frame`, or empty texts where it has none."
+    "The values of a column of `frame`, or empty texts if it is missing."
     return frame[name].tolist() if name in frame else ['']*len(frame)
 
 # %% ../nbs/05_validation.ipynb #8d7c8838
 def check_images(
-    frame:pd.DataFrame,          # With `file`; `kind`, `split` and labels where there are any
+    frame:pd.DataFrame,          # With `file`, and optionally `kind`, `split` and labels
     measured:Sequence[ImageMeasurement], # From `measure_images`, in the same order
     pairs:Sequence[DuplicatePair]=(),     # From `find_duplicates`
     cutoffs:Cutoffs=Cutoffs(),
     label:str='text',            # The column of labels
 ) -> list[Finding]:
-    "Pictures that are unreadable, small, blank, turned over, or there already."
+    "Find images that are unreadable, small, blank, inverted or duplicates."
     files,texts,kinds,splits = (column_or_blank(frame, o) for o in ('file', label, 'kind', 'split'))
     found = []
     for row,(file,kind,o) in enumerate(zip(files, kinds, measured)):
@@ -101,7 +101,7 @@ def check_images(
             reason = f"{has} ink, and {expected} ink was expected of the kind {kind or 'unknown'}"
             add('polarity', reason, o.contrast)
     for a,b,exact,difference in pairs:
-        if splits[a] != splits[b]: continue # a leak, which is worse: see check_leaks
+        if splits[a] != splits[b]: continue # `check_leaks` reports this
         if exact: check,how = 'duplicate','the same pixels as'
         else: check,how = 'near-duplicate','the same picture, saved again, as'
         for row,other in ((b, a), (a, b)) if texts[a] != texts[b] else ((b, a),):
@@ -112,11 +112,11 @@ def check_images(
 # %% ../nbs/05_validation.ipynb #f8014468
 def check_leaks(
     frame:pd.DataFrame,      # With `file` and `split`
-    groups:Sequence[str],    # Columns of what must not stand in two splits, such as a route, or a patient
+    groups:Sequence[str],    # Columns whose values must not be in two splits, such as a route or a patient
     pairs:Sequence[DuplicatePair]=(), # From `find_duplicates`
-    shared:Sequence[str]=(), # Values that are no group, such as '-' for no route
+    shared:Sequence[str]=(), # Values that are not groups, such as '-' for no route
 ) -> list[Finding]:
-    "Groups and pictures that stand in two splits."
+    "Find groups and images that are in two splits."
     found: list[Finding] = []
     if 'split' not in frame: return found
     splits,files = frame['split'].tolist(),frame['file'].tolist()
@@ -128,7 +128,7 @@ def check_leaks(
             found += [Finding(int(row), files[row], 'leak',
                               f"{column} {value} stands in {splits[row]}, and {sizes[home]} more rows of it in {home}",
                               badness=float(sizes[home])) for row in part.index[part['split'] != home]]
-    order = {o: i for i,o in enumerate(SPLIT_SHARES)} # train goes before test
+    order = {o: i for i,o in enumerate(SPLIT_SHARES)} # report the row in train rather than the one in test
     for a,b in ((o.first, o.second) for o in pairs if splits[o.first] != splits[o.second]):
         goes,stays = sorted((a, b), key=lambda row: order.get(splits[row], -1))
         reason = f"the same picture as {files[stays]}, which stands in {splits[stays]}"
@@ -137,12 +137,12 @@ def check_leaks(
 
 # %% ../nbs/05_validation.ipynb #70aaaa90
 class CheckedFolder(NamedTuple):
-    "A folder's table, and all that was found in it."
+    "The table of a folder, with all findings."
     folder: Path
     frame: pd.DataFrame
     findings: list[Finding]
     cutoffs: Cutoffs
-    checks: Mapping[str, str] = DATA_CHECKS # What was looked for
+    checks: Mapping[str, str] = DATA_CHECKS # The checks that were made
     label: str = 'text'                # The column of labels
 
     @property
@@ -153,17 +153,17 @@ class CheckedFolder(NamedTuple):
 
 # %% ../nbs/05_validation.ipynb #47044614
 def check_dataset(
-    folder:str|Path,           # Holds the pictures
+    folder:str|Path,           # Folder with the images
     frame:pd.DataFrame,        # Its table, with `file`
     schema:pa.DataFrameSchema, # As in `check_table`
-    cutoffs:Any=Cutoffs(),     # `Cutoffs`, or more than these for the checks in `more`
+    cutoffs:Any=Cutoffs(),     # `Cutoffs`, with additional values for the checks in `more`
     groups:Sequence[str]=(),   # As in `check_leaks`
     shared:Sequence[str]=(),
     more:Callable[..., list[Finding]]|None=None, # Takes the frame, the measurements and the cutoffs
-    checks:Mapping[str, str]=DATA_CHECKS, # What is looked for, with that in `more`
+    checks:Mapping[str, str]=DATA_CHECKS, # All checks, including those in `more`
     label:str='text',          # The column of labels
 ) -> CheckedFolder:
-    "Every check on every row."
+    "Run all checks on all rows."
     findings,files = check_table(frame, schema),frame['file'].tolist()
     measured = measure_images(folder, files)
     pairs = find_duplicates(folder, files, measured, cutoffs)
@@ -176,15 +176,15 @@ def split_accepted(
     checked:CheckedFolder,  # From `check_dataset`
     out:str|Path,     # Folder for accepted.csv and rejected.csv
 ) -> pd.DataFrame:    # The accepted rows
-    "Part the rows with findings from those without, and write both down."
+    "Write rows without findings to accepted.csv, and the others with their reasons to rejected.csv."
     def joined_names(checks): return ', '.join(dict.fromkeys(checks))
     rows = findings_table(checked.findings).groupby('row')
     about = rows.agg(check=('check', joined_names), reason=('reason', '; '.join))
-    frame = checked.frame.reset_index(drop=True) # findings count rows from 0, whatever the index says
+    frame = checked.frame.reset_index(drop=True) # findings count rows from 0
     rejected = frame.join(about, how='inner')
     accepted = frame.drop(index=rejected.index)
     rejected.insert(0, 'row', rejected.index)
-    # The rejected rows come first: whatever happens next, no row is without a reason
+    # The rejected rows first: if a later step fails, no row is lost without a reason
     replace_text_file(Path(out)/'rejected.csv', rejected.to_csv(index=False, lineterminator='\n'))
     replace_text_file(Path(out)/'accepted.csv', accepted.to_csv(index=False, lineterminator='\n'))
     return accepted
