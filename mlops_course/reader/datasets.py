@@ -47,7 +47,7 @@ LABEL_COLUMNS = ['file', 'text', 'kind', 'font', 'route', 'split']
 
 # %% ../../nbs/04_data.ipynb #f58ff6ea
 def plan_items(version:str, n:int) -> list[tuple[str, str, int]]: # Kind, split and number of each item
-    "What to draw for `n` clean items."
+    "The kind, split and number of each item of a version with `n` clean items."
     found = []
     for kind in version_kinds(version):
         amount = round(n*KIND_RATIOS[kind])
@@ -57,7 +57,7 @@ def plan_items(version:str, n:int) -> list[tuple[str, str, int]]: # Kind, split 
 
 # %% ../../nbs/04_data.ipynb #8c28a798
 def write_lines(folder:Path, version:str, n:int, seed:int, feed:Feed, fonts:Mapping[str, Path]) -> pd.DataFrame:
-    "Draw the lines of `version` into `folder`, each from a stream of its own: one more changes none of the others."
+    "Draw the lines of `version` into `folder`. Each has its own random stream, so more lines do not change the others."
     rows = []
     items = tqdm(plan_items(version, n), desc=f'{version} lines', unit='line', disable=None) # silent without a terminal
     for kind,split,i in items:
@@ -87,7 +87,7 @@ def write_pages(
 
 # %% ../../nbs/04_data.ipynb #50fd5829
 def version_origin(version:str, lines:int, pages:int, seed:int, feed:Feed, fonts:Mapping[str, Path]) -> dict[str, Any]:
-    "What a version was made from, and by what."
+    "What a version was made from: arguments, feed, code, fonts and packages."
     code = (draw_glyph, join_glyphs, draw_segment_glyph, drawable_characters, text_ink, random_text, draw_line,
             tilt_matrix, warp, simulate_photo, split_by, split_sources, random_timetable, render_page,
             photograph, plan_items, random_stream, blend_towards, multiply_by_field, random_plane, to_uint8,
@@ -100,14 +100,14 @@ def version_origin(version:str, lines:int, pages:int, seed:int, feed:Feed, fonts
 # %% ../../nbs/04_data.ipynb #b808d347
 def make_version(
     version:str,                    # v1 or v2
-    folder:str|Path,                # Made, or replaced once all is done
+    folder:str|Path,                # Created, or replaced when all is written
     lines:int=1000,                 # Clean lines; v2 adds to them
     pages:int=20,                   # Clean pages; v2 adds to them
     seed:int=0,
-    feed:Feed|None=None,            # The one from set-up if none
+    feed:Feed|None=None,            # `data/feed` of the project by default
     fonts:Mapping[str, Path]=FONTS, # Name -> file
 ) -> pd.DataFrame:                  # As in labels.csv
-    "Write one version of the data, whole or not at all. The same arguments write the same bytes."
+    "Write one version of the data atomically. The same arguments give the same bytes."
     version_kinds(version)
     if lines < 1 or pages < 0:
         raise ValueError(f"Found {lines} lines and {pages} pages, expected at least 1 line and no fewer than 0 pages. "
@@ -125,7 +125,7 @@ def make_version(
         labels.to_csv(made/'labels.csv', index=False, encoding='utf-8', lineterminator='\n')
         write_json(made/'pages.json', write_pages(made, version, pages, seed, feed, fonts))
         write_json(made/'source.json', version_origin(version, lines, pages, seed, feed, fonts))
-        made.chmod(0o755) # a temporary folder keeps others out
+        made.chmod(0o755) # temporary folders are private
         replace_folder(made, folder)
     finally: shutil.rmtree(made, ignore_errors=True)
     return labels
@@ -134,7 +134,7 @@ def make_version(
 def read_labels(
     path:Path, # A labels.csv
 ) -> pd.DataFrame:
-    "The table in `path`, all as text."
+    "Read the table in `path`, with all values as text."
     raw = path.read_bytes()
     again = "Save it again: in a spreadsheet choose the type 'CSV UTF-8'"
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in raw[:200]:
@@ -156,8 +156,8 @@ def read_labels(
 # %% ../../nbs/04_data.ipynb #a7033447
 def load_folder(
     folder:str|Path, # Holds images and labels.csv
-) -> pd.DataFrame:   # file, text, path, and whatever other columns the table has
-    "Your own images with what stands on them, checked."
+) -> pd.DataFrame:   # file, text, path, and the other columns of the table
+    "Check and load a folder of labelled images."
     folder = Path(folder)
     path = folder/'labels.csv'
     if not folder.is_dir():
