@@ -23,7 +23,7 @@ def normalise(
     text:str,             # Any text
     fold_case:bool=False, # Are `A` and `a` the same?
 ) -> str:                 # One line
-    "`text` in composed Unicode, with each run of white space made one space."
+    "Normalise `text` to composed Unicode, with single spaces."
     text = ' '.join(normalize('NFC', text).split())
     return normalize('NFC', text.casefold()) if fold_case else text
 
@@ -33,7 +33,7 @@ def cleaned(
     truth:str,            # Text a person typed from the same image
     fold_case:bool=False, # Are `A` and `a` the same?
 ) -> tuple[str, str]:     # Both, normalised
-    "`pred` and `truth` as every score compares them."
+    "Normalise `pred` and `truth` as all scores do."
     pred,truth = normalise(pred, fold_case),normalise(truth, fold_case)
     if not truth: raise ValueError("`truth` holds no characters, so no rate exists: drop blank pages before scoring")
     return pred,truth
@@ -64,7 +64,7 @@ def exact(
     truth:str,            # Text a person typed from the same image
     fold_case:bool=False, # Are `A` and `a` the same?
 ) -> bool:
-    "Is `pred` the same text as `truth`?"
+    "Whether `pred` equals `truth` after normalisation."
     pred,truth = cleaned(pred, truth, fold_case)
     return pred == truth
 
@@ -73,7 +73,7 @@ def pieces(
     pred:str,                       # Text the engine read
     truth:str,                      # Text a person typed; its rows are kept
 ) -> list[tuple[str, str, str]]:    # What happened (equal, replace, delete, insert), true text, text read
-    "`truth` cut where `pred` begins or ends to differ."
+    "Split `truth` into pieces that `pred` matches, and pieces where it differs."
     rows = '\n'.join(normalise(o) for o in truth.splitlines() if o.strip())
     pred,flat = cleaned(pred, rows)
     return [(o.tag, rows[o.src_start:o.src_end], pred[o.dest_start:o.dest_end])
@@ -83,7 +83,7 @@ def pieces(
 NL = '\n' # a backslash may not stand inside an f-string before Python 3.12
 
 class Edits:
-    "A reading with its edits marked: as HTML in a notebook, as plain marks anywhere else."
+    "A reading with its edits marked, as HTML in a notebook and as plain text elsewhere."
     missed = 'background:#cc3d3d55;padding:0 .15em;text-decoration:line-through'
     invented = 'background:#2e9e5b55;padding:0 .15em;text-decoration:underline 2px'
 
@@ -100,7 +100,7 @@ class Edits:
         def mark(marks, text):
             shown = clean(text).replace(' ', '␣').replace(NL, '↵')
             return f"{marks[0]}{shown}{marks[1]}" if text else ''
-        def row_ends(text): return NL*text.count(NL) # a row of the truth ends where it ends, read or not
+        def row_ends(text): return NL*text.count(NL) # keeps the row ends of the truth
         marked = [clean(true) if tag == 'equal' else mark(missed, true) + mark(invented, read) + row_ends(true)
                   for tag,true,read in self.pieces]
         return [o for o in ''.join(marked).split(NL) if not self.only_wrong or missed[0] in o or invented[0] in o]
@@ -118,16 +118,16 @@ def show_edits(
     truth:str,             # Text a person typed from the same image
     only_wrong:bool=False, # Leave out the rows without an edit?
 ) -> Edits:                # Shows itself in a notebook
-    "The rows of `truth`, marked with what `pred` missed (struck out) and invented (underlined)."
+    "Show the rows of `truth` with the text that `pred` missed (struck out) and invented (underlined)."
     return Edits(pieces(pred, truth), only_wrong)
 
 # %% ../nbs/03_scoring.ipynb #10c577ad
 def same_items(
-    given:Iterable[str],  # Items we were handed
-    wanted:Iterable[str], # Items we need
-    what:str,             # What was handed over, for the message
+    given:Iterable[str],  # Items that were passed
+    wanted:Iterable[str], # Items that are needed
+    what:str,             # Name of the argument, for the message
 ) -> None:
-    "Refuse `given` unless it names the very items of `wanted`."
+    "Raise an error unless `given` has the same items as `wanted`."
     missing,extra = sorted(set(wanted) - set(given)),sorted(set(given) - set(wanted))
     if missing or extra:
         raise ValueError(f"{what}: {len(missing)} items missing {missing[:3]}, {len(extra)} unknown {extra[:3]}. "
@@ -137,11 +137,11 @@ def same_items(
 def score(
     preds:Mapping[str, str],                # Item -> text the engine read
     truths:Mapping[str, str],               # Item -> text a person typed
-    seconds:Mapping[str, float]|None=None,  # Item -> how long the reading took
+    seconds:Mapping[str, float]|None=None,  # Item -> duration of the reading
     fold_case:bool=False,                   # Are `A` and `a` the same?
-    **slices:Mapping[str, object],          # Further columns, each item -> value, such as `kind=kinds`
+    **slices:Mapping[str, object],          # More columns, each from item to value, such as `kind=kinds`
 ) -> pd.DataFrame:                          # item, edits, chars, word_edits, words, exact, seconds and the slices
-    "One row of counts for each item, in the order of `truths`."
+    "Count the edits of each item, in the order of `truths`."
     for what,o in {'preds': preds, 'truths': truths, 'seconds': seconds or truths, **slices}.items():
         if not isinstance(o, Mapping):
             raise TypeError(f"`{what}` is a {type(o).__name__}, and a dict from item to value is expected: "
@@ -159,15 +159,15 @@ def score(
     return pd.DataFrame(rows)
 
 # %% ../nbs/03_scoring.ipynb #2b21b527
-METRICS = { # the column that is added up above the line, and the one below it
+METRICS = { # columns whose sums are the numerator and the denominator
     'cer': ('edits', 'chars'), 'wer': ('word_edits', 'words'), 'exact': ('exact', 'items')}
 
 def counts(
     rows:pd.DataFrame,   # From `score`
     metric:str='cer',    # cer, wer or exact
     unit:str|None=None,  # Column whose items are added up first, such as `page`
-) -> pd.DataFrame:       # One row a unit: above and below the line
-    "What `metric` adds up, for each item or each `unit`."
+) -> pd.DataFrame:       # For each unit: numerator `above` and denominator `below`
+    "The numerator and denominator of `metric`, for each item or each `unit`."
     if metric not in METRICS: raise ValueError(f"No metric {metric!r}: choose one of {', '.join(METRICS)}")
     rows = rows.assign(items=1)
     above,below = METRICS[metric]
@@ -181,8 +181,8 @@ def counts(
 def rate(
     rows:pd.DataFrame, # From `score`
     metric:str='cer',  # cer, wer or exact
-) -> float:            # Of all items together
-    "The corpus rate: everything above the line over everything below it."
+) -> float:            # For all items together
+    "The corpus rate: the sum of the numerators divided by the sum of the denominators."
     above,below = counts(rows, metric).sum()
     return float(above/below)
 
@@ -190,8 +190,8 @@ def rate(
 def by_slice(
     rows:pd.DataFrame, # From `score`
     column:str,        # Column to slice by, such as `kind`
-) -> pd.DataFrame:     # One row a slice: items, chars and each metric
-    "Every metric for each value of `column`."
+) -> pd.DataFrame:     # For each slice: items, chars and each metric
+    "Compute every metric for each value of `column`."
     if column not in rows:
         raise ValueError(f"`rows` has no column {column!r}; it has {', '.join(rows.columns)}. "
                          f"Pass it to `score` as `{column}=...`")
@@ -204,12 +204,12 @@ def edits_per_part(
     parts:Sequence[str]|Sequence[list[str]], # Consecutive parts of the truth: texts, or lists of words
     pred:str|list[str],                      # The whole reading: a text, or a list of words
 ) -> np.ndarray:                             # Edits in each part; their sum is the distance of the whole
-    "Edits between all `parts` and `pred`, charged to the part in which they fall."
+    "Count the edits between `parts` and `pred` in each part."
     ends = np.cumsum([len(o) for o in parts])
     whole = [o for part in parts for o in part]
     places = [o.src_pos for o in Levenshtein.editops(whole, list(pred))]
     found = np.searchsorted(ends, places, side='right')
-    found = found.clip(max=len(parts) - 1) # what comes after the last part belongs to it
+    found = found.clip(max=len(parts) - 1) # edits after the end belong to the last part
     return np.bincount(found, minlength=len(parts))
 
 # %% ../nbs/03_scoring.ipynb #8f55b452
@@ -217,10 +217,10 @@ def score_lines(
     preds:Mapping[str, str],       # Page -> text the engine read
     truths:Mapping[str, str],      # Page -> text a person typed, a row a line
     fold_case:bool=False,          # Are `A` and `a` the same?
-    **slices:Mapping[str, object], # Further columns, each page -> value
+    **slices:Mapping[str, object], # More columns, each from page to value
 ) -> pd.DataFrame:                 # The columns of `score`, with `page` and the row's own `text`
-    "One row of counts for each true row; those of a page add up to the counts of the page."
-    score(preds, truths, None, fold_case, **slices) # the same checks at the door
+    "Count the edits of each true row. The counts of a page are the sums of those of its rows."
+    score(preds, truths, None, fold_case, **slices) # for its checks
     found = []
     for page,truth in truths.items():
         pred,_ = cleaned(preds[page], truth, fold_case)
@@ -237,10 +237,10 @@ def score_lines(
 def interval(
     rows:pd.DataFrame,   # From `score` or `score_lines`
     metric:str='cer',    # cer, wer or exact
-    unit:str|None=None,  # Column whose items are drawn together, such as `page`; each item alone if none
-    level:float=.95,     # How often such an interval should hold the true rate
-    resamples:int|None=None, # Draws; those of params.yaml if none
-    seed:int|None=None,  # For the draws; that of params.yaml if none
+    unit:str|None=None,  # Column whose items are drawn together, such as `page`; single items by default
+    level:float=.95,     # Confidence level
+    resamples:int|None=None, # Bootstrap samples; from params.yaml by default
+    seed:int|None=None,  # Random seed; from params.yaml by default
 ) -> Interval:
     "The corpus rate with its bootstrap interval."
     def ratio(above, below, axis=-1): return above.sum(axis=axis)/below.sum(axis=axis)
@@ -254,11 +254,11 @@ def compare(
     second:pd.DataFrame, # Scores of another on the same items
     metric:str='cer',    # cer, wer or exact
     unit:str|None=None,  # Column whose items are drawn together, such as `page`
-    level:float=.95,     # How often such an interval should hold the true difference
-    resamples:int|None=None, # Draws; those of params.yaml if none
-    seed:int|None=None,  # For the draws; that of params.yaml if none
+    level:float=.95,     # Confidence level
+    resamples:int|None=None, # Bootstrap samples; from params.yaml by default
+    seed:int|None=None,  # Random seed; from params.yaml by default
 ) -> Comparison:
-    "The difference of two corpus rates, paired by item, and which engine it speaks for."
+    "The difference of two corpus rates, paired by item, and which engine is better."
     a,b = counts(first, metric, unit),counts(second, metric, unit)
     same_items(b.index, a.index, "`second` against `first`")
     if not (a['below'] == b['below']).all():
@@ -275,10 +275,10 @@ def compare(
 def score_table(
     scores:Mapping[str, pd.DataFrame], # Engine -> its rows from `score` or `score_lines`
     unit:str|None=None,                # Column whose items are drawn together, such as `page`
-    resamples:int|None=None,           # Draws behind each interval; those of params.yaml if none
-    seed:int|None=None,                # For the draws; that of params.yaml if none
-) -> pd.DataFrame:                     # One row an engine: items, cer with its interval, wer, exact
-    "Engines side by side, the lowest CER first."
+    resamples:int|None=None,           # Bootstrap samples; from params.yaml by default
+    seed:int|None=None,                # Random seed; from params.yaml by default
+) -> pd.DataFrame:                     # For each engine: items, cer with its interval, wer, exact
+    "Compare engines in a table, with the lowest CER first."
     found = {}
     for name,rows in scores.items():
         value,low,high = interval(rows, 'cer', unit, resamples=resamples, seed=seed)
