@@ -26,8 +26,8 @@ from .files import find_root
 # %% ../../nbs/01_lifecycle.ipynb #517b1164
 def content_bytes(
     thing:Any, # File or folder, array, function, text, settings, or anything JSON can hold
-) -> bytes:    # Equal for equal things
-    "The bytes that decide whether two things are the same."
+) -> bytes:    # Equal if the content is equal
+    "Convert `thing` to bytes that are equal if, and only if, the content is."
     if isinstance(thing, bytes): return thing
     if isinstance(thing, str): return thing.encode('utf-8')
     if isinstance(thing, Path):
@@ -48,9 +48,9 @@ def content_bytes(
 
 # %% ../../nbs/01_lifecycle.ipynb #9e3a568b
 def fingerprint(
-    *things:Any, # Whatever `content_bytes` takes; their order counts
+    *things:Any, # Anything that `content_bytes` accepts; the order counts
 ) -> str:        # 16 characters
-    "A short hash of what `things` contain, whatever they are called."
+    "A short hash of the content of `things`. Names do not count."
     whole = sha256()
     for content in map(content_bytes, things):
         whole.update(len(content).to_bytes(8, 'big') + content) # the length keeps ('a', 'bc') from ('ab', 'c')
@@ -58,10 +58,10 @@ def fingerprint(
 
 # %% ../../nbs/01_lifecycle.ipynb #06bec201
 def seed_everything(
-    seed:int,             # The one number that all chance starts from
-    torch:bool=False,     # Import PyTorch if nobody has yet?
-) -> np.random.Generator: # A stream of your own, which no library draws from
-    "Start the random streams of Python, NumPy and, where it is in use, PyTorch from `seed`."
+    seed:int,             # Seed of all random generators
+    torch:bool=False,     # Import PyTorch if it is not imported yet?
+) -> np.random.Generator: # A generator of your own, which no library uses
+    "Seed the random generators of Python, NumPy and, if it is imported, PyTorch."
     if not 0 <= seed < 2**32:
         raise ValueError(f"Found seed {seed}, expected a whole number from 0 to {2**32-1}, the range NumPy takes. "
                          "Choose another")
@@ -79,16 +79,16 @@ RECORDED_PACKAGES = ('numpy', 'scipy', 'scikit-learn', 'pandas', 'torch', 'onnxr
 # %% ../../nbs/01_lifecycle.ipynb #388a8932
 def version_of(package:str) -> str|None:
     "The installed version of `package`, if there is one."
-    for name in (package, f'{package}-headless'): # OpenCV is installed without windows, and known by its short name
+    for name in (package, f'{package}-headless'): # the installed variant of OpenCV is the one without windows
         try: return version(name)
         except PackageNotFoundError: continue
     return None
 
 # %% ../../nbs/01_lifecycle.ipynb #873519ab
 def git_state(
-    root:Path, # A folder, under git or not
+    root:Path, # A folder, in a git repository or not
 ) -> dict:     # The `commit`, and whether files differ from it
-    "Which commit `root` stands at; both values are None outside git."
+    "The commit of `root`, and whether files differ from it. Both are None outside a repository."
     def ask(*words:str) -> str|None:
         command = ['git', '-C', str(root), *words]
         try: done = subprocess.run(command, check=False, capture_output=True, text=True, encoding='utf-8')
@@ -100,9 +100,9 @@ def git_state(
 # %% ../../nbs/01_lifecycle.ipynb #9e34af22
 def environment(
     seed:int|None=None,  # The run's seed
-    root:Path|None=None, # The project's top folder; found from the working folder if none
-) -> dict:               # Plain values, ready for JSON
-    "What a run needs on record, besides its settings, data and code, to be repeated."
+    root:Path|None=None, # The project's top folder; found from the working folder by default
+) -> dict:               # JSON values
+    "The parts of a run's record that belong to the machine: versions, commit, lock file and threads."
     root = Path(root or find_root())
     lock,pools = root/'requirements.lock',threadpool_info()
     return {'python': platform.python_version(), 'platform': platform.platform(), 'machine': platform.machine(),
