@@ -25,16 +25,16 @@ import yaml
 
 # %% ../nbs/06_versioning.ipynb #53441c48
 def stored_bytes(
-    folder:Path, # Counted with all that lies below it
+    folder:Path, # Including its subfolders
 ) -> int:
-    "The bytes in the files of `folder`; 0 if there is no such folder."
+    "The size of all files in `folder`, in bytes; 0 if it does not exist."
     return sum(o.stat().st_size for o in Path(folder).rglob('*') if o.is_file())
 
 # %% ../nbs/06_versioning.ipynb #bc4585ca
 def repo_environment(
     folder:Path, # A repository
 ) -> dict[str, str]:
-    "Environment variables under which git and DVC know the settings of `folder` and no others."
+    "Environment variables with which git and DVC only use the settings of `folder`."
     own = str(Path(folder).resolve()/'.dvc'/'tmp'/'course')
     person = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER')
               for key,value in (('NAME', 'A Learner'), ('EMAIL', 'learner@example.org'))}
@@ -49,7 +49,7 @@ def repo_environment(
 def git(
     *words:str,  # As they are typed after `git`
     cwd:Path,    # The repository
-) -> str:        # What git says
+) -> str:        # The output of git
     "Run git in `cwd`."
     env = {**os.environ, **repo_environment(cwd)}
     done = subprocess.run(['git', *words], cwd=cwd, env=env, check=False,
@@ -63,8 +63,8 @@ def git(
 @contextmanager
 def working_in(
     folder:Path, # A repository
-) -> Iterator[io.StringIO]: # What is said meanwhile, by printing or by logging
-    "Work in `folder` as a program of its own would: its working folder, its environment, its output."
+) -> Iterator[io.StringIO]: # Collects what is printed and logged meanwhile
+    "Use the working folder, the environment and the output of a program that runs in `folder`."
     said,before = io.StringIO(),dict(os.environ)
     talking = {handler for name in ('dvc', 'dvc_objects', 'dvc_data') for handler in logging.getLogger(name).handlers
                if isinstance(handler, logging.StreamHandler)}
@@ -82,12 +82,12 @@ def dvc(
     *words:str|Path, # As they are typed after `dvc`
     cwd:Path,        # The repository
     check:bool=True, # Raise if the command fails?
-) -> str:            # What DVC says, without its advice on git
+) -> str:            # The output of DVC, without its advice on git
     "Run a DVC command in `cwd`, inside this process."
     before = sys.stdout,sys.stderr
     from dvc.cli import main
     from dvc.ui import ui
-    sys.stdout,sys.stderr = before # colorama, which DVC starts, would keep them wrapped
+    sys.stdout,sys.stderr = before # undo the wrappers of colorama, which DVC starts
     from rich.console import Console
     # without these, DVC would draw in the notebook instead of answering
     plain:dict[str, Any] = {'force_jupyter': False, 'color_system': None, 'width': 120}
@@ -95,15 +95,15 @@ def dvc(
     with working_in(cwd) as said: code = main([str(o) for o in words])
     advice = r'\s*To (track the changes with git|enable auto staging), run:\s+(git add|dvc config) [^\n]*'
     text = re.sub(r'\x1b\[[0-9;]*m|' + advice, '', said.getvalue()).strip()
-    if check and (code or re.search('^ERROR:', text, re.M)): # on a full disk `dvc add` says ERROR and yet ends with 0
+    if check and (code or re.search('^ERROR:', text, re.M)): # if the disk is full, `dvc add` prints ERROR but returns 0
         raise RuntimeError(f"dvc {' '.join(map(str, words))} ended with {code}: {text}")
     return text
 
 # %% ../nbs/06_versioning.ipynb #e6064e7a
 def scratch_repo(
-    folder:Path, # Made, unless it is there and empty
+    folder:Path, # A new or empty folder
 ) -> Path:
-    "A repository of git and DVC with one commit, which nothing on this machine has a say in."
+    "Create a repository of git and DVC with one commit, independent of the settings of this machine."
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty, and a scratch repository needs its own folder. Name another")
@@ -118,10 +118,10 @@ def scratch_repo(
 # %% ../nbs/06_versioning.ipynb #0b4181f4
 def commit_all(
     repo:Path,
-    message:str, # Why
-    tag:str='',  # A name for this version
+    message:str, # The commit message
+    tag:str='',  # Optional tag
 ) -> None:
-    "Commit all that git sees in `repo`."
+    "Commit all changes in `repo`."
     git('add', '--all', '.', cwd=repo)
     git('commit', '--quiet', '--message', message, cwd=repo)
     if tag: git('tag', tag, cwd=repo)
@@ -129,8 +129,8 @@ def commit_all(
 # %% ../nbs/06_versioning.ipynb #75b1481e
 def recorded_hashes(
     repo:Path, # A repository of DVC
-) -> dict[str, str]: # Path -> md5; that of a folder ends in `.dir`
-    "What the pointers and the lock file in `repo` say that the data is. Put this on record with every training run."
+) -> dict[str, str]: # Path -> MD5; those of folders end in `.dir`
+    "The hashes of the data, from the pointers and the lock file in `repo`. Record them with every training run."
     files = [Path(repo)/'dvc.lock']
     for folder,below,names in os.walk(repo):
         below[:] = [o for o in below if not o.startswith('.')] # an environment holds thousands of folders
@@ -144,14 +144,14 @@ def recorded_hashes(
 
 # %% ../nbs/06_versioning.ipynb #1d83697a
 class LocalS3:
-    "A server on this machine that speaks S3, with one empty bucket, for as long as a `with` block lasts."
+    "A local S3 server with one empty bucket, for a `with` block."
     def __init__(self, bucket:str='course'): self.bucket,self.endpoint = bucket,''
     def __repr__(self): return f"S3({self.bucket!r}, {self.endpoint or 'stopped'})"
 
     def __enter__(self) -> 'LocalS3':
         import boto3
         from moto.server import ThreadedMotoServer
-        logging.getLogger('werkzeug').setLevel(logging.ERROR) # or it would write a line for each request
+        logging.getLogger('werkzeug').setLevel(logging.ERROR) # hides a line for each request
         self.server = ThreadedMotoServer('127.0.0.1', 0, verbose=False) # 0: any free port
         self.server.start()
         host,port = self.server.get_host_and_port()
@@ -176,7 +176,7 @@ class LocalS3:
         return [o['Key'] for page in pages for o in page.get('Contents', [])]
 
     def join(self, repo:Path, remote:str='cloud') -> None:
-        "Make this bucket the default remote of `repo`; the keys go where git does not look."
+        "Make this bucket the default remote of `repo`. The keys are stored in a file that git ignores."
         dvc('remote', 'add', '--default', '--force', remote, f's3://{self.bucket}/dvc', cwd=repo)
         dvc('remote', 'modify', remote, 'endpointurl', self.endpoint, cwd=repo)
         dvc('remote', 'modify', '--local', remote, 'access_key_id', self.keys['aws_access_key_id'], cwd=repo)
@@ -184,9 +184,9 @@ class LocalS3:
 
 # %% ../nbs/06_versioning.ipynb #7d272625
 def find_damaged(
-    store:Path,  # A cache or a remote that is a folder: whatever holds `files/md5`
-) -> list[Path]: # The stored files whose content is not what their name says
-    "The rotten files in `store`, found by reading every byte."
+    store:Path,  # A cache or a local remote: a folder with `files/md5`
+) -> list[Path]: # The files whose content does not match their name
+    "Find damaged files in `store` by hashing all of them."
     found = []
     def is_object(path): return path.is_file() and re.fullmatch(r'[0-9a-f]{30}(\.dir)?', path.name)
     for path in sorted(filter(is_object, (Path(store)/'files'/'md5').rglob('*'))):
@@ -198,7 +198,7 @@ def find_damaged(
 def delete_protected(
     paths:Iterable[Path], # Stored files, which are read-only
 ) -> None:
-    "Remove files that DVC has protected from writing."
+    "Delete files that DVC has made read-only."
     for path in list(paths):
         path.chmod(0o644)
         path.unlink()
@@ -218,9 +218,9 @@ def repair_cache(
 
 # %% ../nbs/06_versioning.ipynb #dd026e12
 def parse_dag(
-    dot:str, # What `dvc dag --dot` says
+    dot:str, # The output of `dvc dag --dot`
 ) -> dict[str, set[str]]: # Stage -> the stages it needs
-    "The graph of a pipeline."
+    "Parse the graph of a pipeline."
     needs:dict[str, set[str]] = {o: set() for o in re.findall(r'^"([^"]+)";$', dot, re.M)}
     for start,end in re.findall(r'"([^"]+)" -> "([^"]+)"', dot): needs[end].add(start)
     return needs
@@ -230,7 +230,7 @@ def draw_dag(
     needs:dict[str, set[str]], # From `parse_dag`
     ran:tuple|list=(),         # Stages to highlight
 ) -> Any:                      # A matplotlib figure
-    "The graph of a pipeline, each stage to the right of all that it needs."
+    "Draw the graph of a pipeline, with each stage to the right of those that it needs."
     import matplotlib.pyplot as plt
     sorter,levels = TopologicalSorter(needs),[]
     sorter.prepare()
@@ -241,7 +241,7 @@ def draw_dag(
     fig,ax = plt.subplots(figsize=(1.6*len(levels), .5 + .6*max(map(len, levels))), dpi=80)
     for end,starts in needs.items():
         for start in starts:
-            bend = .35 if place[end][0] - place[start][0] > 1 else 0 # round the stages between
+            bend = .35 if place[end][0] - place[start][0] > 1 else 0 # bend around the stages in between
             arrow = {'arrowstyle': '->', 'color': '#888', 'shrinkA': 14, 'shrinkB': 12 + 3*len(end),
                      'connectionstyle': f'arc3,rad={bend}'}
             ax.annotate('', place[end], place[start], arrowprops=arrow)
@@ -259,5 +259,5 @@ def draw_dag(
 def stages_that_ran(
     said:str,  # The output of `dvc repro`
 ) -> list[str]:
-    "The stages whose command was run, in order; not those skipped or brought back from the cache."
+    "The stages whose command ran, in order, without those that were skipped or restored from the cache."
     return re.findall(r"^Running stage '([^']+)':", said, re.M)
