@@ -56,7 +56,7 @@ def outdated_reasons(
     "List why `made` should be made again. Inputs with a lineage are checked as well."
     made = Path(made).absolute()
     if not lineage_path(made).is_file():
-        return [f"{made.name} has no lineage: nobody knows what it was made from. Make it again with lineage()"]
+        return [f"{made.name} has no lineage, so its inputs are unknown. Make it again and call write_lineage()"]
     record = json.loads(lineage_path(made).read_text(encoding='utf-8'))
     def state(path): return fingerprint(path) if path.exists() else 'missing'
     found = changed_values({made.name: record['made']}, {made.name: state(made)}, 'file')

@@ -178,7 +178,7 @@ def test_rate_does_not_depend_on_how_the_text_is_cut():
     (lambda o: o, {"metric": "accuracy"}, "choose one of cer, wer, exact"),
     (lambda o: o, {"unit": "page"}, "no column page"),
     (lambda o: o.head(0), {}, "is empty"),
-    (lambda o: o.head(1), {}, "1 item has no spread"),
+    (lambda o: o.head(1), {}, "1 item cannot be resampled"),
 ])
 def test_interval_refuses_what_it_cannot_score(change, arguments, said):
     with pytest.raises(ValueError, match=said):
@@ -332,7 +332,7 @@ def test_a_letter_that_folding_takes_apart_is_put_together_again():
     assert normalise("\u1e96", fold_case=True) == "\u1e96"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [([], "leave none"), ([1.], "warm_up=0"), ([1., -1.], "the first is -1.0"), ([1., float("nan")], "no durations")])
+@pytest.mark.parametrize(("seconds", "said"), [([], "leave none"), ([1.], "warm_up=0"), ([1., -1.], "the first is -1.0"), ([1., float("nan")], "not valid durations")])
 def test_latency_refuses_what_is_no_duration(seconds, said):
     with pytest.raises(ValueError, match=said):
         latency(seconds)

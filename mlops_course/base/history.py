@@ -68,8 +68,8 @@ class AuditLog:
         if len(lines) == 1: return 0,''
         try: last = json.loads(lines[-2])
         except ValueError:
-            raise ValueError(f"The last line of {self.path} is damaged: ask `mlops-course audit`. "
-                             "Put the file aside, begin anew") from None
+            raise ValueError(f"The last line of {self.path} is damaged. `mlops-course audit` shows the damage. "
+                             "Move the file away, and start a new one") from None
         return last['n'],last['hash']
 
     def cut(self, size:int) -> None:
@@ -84,7 +84,8 @@ class AuditLog:
             line = seal_entry({'n': self.n + 1, 'when': when, **what, 'before': self.last})
             data = line.encode() + b'\n'
             try:
-                if os.write(self.file, data) < len(data): raise OSError(f"{self.path} takes no more: the disk is full")
+                if os.write(self.file, data) < len(data):
+                    raise OSError(f"{self.path} cannot be written: the disk is full")
                 os.fsync(self.file)
             except OSError:
                 self.cut(self.size) # no half line in the middle

@@ -66,9 +66,9 @@ class ServerProcess:
         if not self.watchman: self.start()
         try:
             if not wait_until_ready(self.url, lambda: self.watchman.poll() is None, self.patience_s):
-                raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not get ready: "
+                raise ConnectionError(f"`{' '.join(self.command)[:80]}` did not become ready: "
                                       f"{self.log.read_text(encoding='utf-8', errors='replace')[-800:]}. "
-                                      "Mend that, then start it again")
+                                      "Fix the error, then start it again")
         except BaseException:
             self.stop()
             raise

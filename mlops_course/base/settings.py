@@ -234,6 +234,6 @@ def load_settings(
     try: settings = Settings(**{**config, 'params': read.get('params.yaml', {}), 'secrets': read_secrets(root/'.env')})
     except ValidationError as e: wrong += [o for o in map(describe_error, e.errors()) if o.split(',')[0] not in broken]
     if lines := [*broken.values(), *wrong]:
-        message = '\n- '.join([f"{len(lines)} to mend in the settings of {root}:", *lines])
+        message = '\n- '.join([f"{len(lines)} errors in the settings of {root}:", *lines])
         raise ValueError(message) from None # the cause would print secrets
     return settings.model_copy(update={'paths': PathSettings(**{k:root/v.expanduser() for k,v in settings.paths})})

@@ -33,7 +33,7 @@ def percentile_bootstrap(
     "The `statistic` of `columns` with its percentile bootstrap interval."
     from scipy.stats import bootstrap
     if (n := len(columns[0])) < 2:
-        raise ValueError(f"{n} item has no spread to resample: score at least 2, better 30 or more")
+        raise ValueError(f"{n} item cannot be resampled: score at least 2, better 30 or more")
     if resamples is None: resamples = load_settings().params.scoring.resamples
     if seed is None: seed = load_settings().params.seed
     found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples,
@@ -68,11 +68,11 @@ def latency(
     "Summarize the durations of calls. The first call is reported separately."
     times = [float(o) for o in seconds]
     if wrong := [o for o in times if not isfinite(o) or o < 0]:
-        raise ValueError(f"{len(wrong)} of {len(times)} times are no durations, the first is {wrong[0]}. "
+        raise ValueError(f"{len(wrong)} of {len(times)} times are not valid durations, the first is {wrong[0]}. "
                          "Time every call, and keep only calls that ended")
     rest = times[warm_up:]
     if not rest:
-        raise ValueError(f"{len(times)} calls leave none after {warm_up} to warm up: "
+        raise ValueError(f"{len(times)} calls leave none after the first {warm_up} are left out: "
                          "time more calls, or pass warm_up=0")
     found = {f'p{o:g}': float(np.percentile(rest, o)) if len(rest) >= min_calls(o) else nan for o in percentiles}
     return {'first': times[0], 'calls': len(rest), 'mean': float(np.mean(rest)), **found}
@@ -85,6 +85,6 @@ def wilson_interval(
     "The share `k` of `n` with its Wilson interval, which also has a width if `k` is 0."
     from scipy.stats import binomtest
     if not 0 <= k <= n or not n:
-        raise ValueError(f"Found {k} of {n}, and a part of at least 1 was expected. Count the cases again")
+        raise ValueError(f"Found {k} of {n}, and a part of at least 1 case was expected. Count the cases again")
     found = binomtest(k, n).proportion_ci(method='wilson')
     return Interval(k/n, float(found.low), float(found.high))

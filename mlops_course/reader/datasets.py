@@ -115,7 +115,7 @@ def make_version(
     folder,feed = Path(folder).absolute(),feed or load_feed()
     replace_folder(None, folder)
     if folder.exists() and any(folder.iterdir()) and not (folder/'source.json').is_file():
-        raise FileExistsError(f"{folder} holds files that are no version of ours, such as "
+        raise FileExistsError(f"{folder} holds files that do not belong to a version, such as "
                               f"{min(o.name for o in folder.iterdir())}. Name a new or empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.new-'))
@@ -146,7 +146,7 @@ def read_labels(
                          f"which is {byte.decode('latin-1')!r} in Latin-1. {again}") from e
     try: head,*rows = [o for o in csv.reader(io.StringIO(text, newline=''), strict=True) if o] or [[]]
     except csv.Error as e:
-        raise ValueError(f"{path} is no table: {e}. A quote that opens must close: look for a lonely one") from e
+        raise ValueError(f"{path} cannot be parsed as CSV: {e}. Look for a quotation mark that is not closed") from e
     if len(set(head)) < len(head): raise ValueError(f"{path} has a column twice: {', '.join(head)}. Rename one of them")
     if wrong := [o for o in rows if len(o) != len(head)]:
         raise ValueError(f"{path} has {len(head)} columns in its first line and {len(wrong[0])} in "

@@ -66,8 +66,8 @@ def fetch_feed(
         done = subprocess.run(pip, capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
         archives = list(Path(tmp).glob('*.tar.gz'))
         if done.returncode or not archives:
-            said = ' '.join(done.stderr.split())[-700:] or 'it brought no archive'
-            raise ConnectionError(f"pip could not bring {FEED_PACKAGE.split()[0]}, which holds the feed: {said}. "
+            said = ' '.join(done.stderr.split())[-700:] or 'no archive was downloaded'
+            raise ConnectionError(f"pip could not download {FEED_PACKAGE.split()[0]}, which holds the feed: {said}. "
                                   "Expected a network and a package index: check both, and pip's own settings, "
                                   "then call this again")
         with tarfile.open(archives[0]) as archive:
