@@ -445,7 +445,7 @@ def test_own_text_that_looks_like_a_gap_or_number_stays_text(own):
     (FINE.encode("utf-16"), "UTF-16"), (FINE.encode("utf-16-le"), "UTF-16"), (FINE.encode("latin-1"), "line 2 holds the byte 0xe9, which is 'é'"),
     (b"", "no column file and no column text"), (b"file,text\n", "lists no images"), (b"image,label\na.png,x\n", "it has image, label"),
     (b"file;text\na.png;x\n", "with a comma"),
-    (b"file,text\na.png,x,y\n", "in quotes"), (b"file,text\na.png\n", "in quotes"), (b'file,text\na.png,"x\n', "must close"),
+    (b"file,text\na.png,x,y\n", "in quotes"), (b"file,text\na.png\n", "in quotes"), (b'file,text\na.png,"x\n', "not closed"),
     (b"file,text\na.png,x\na.png,y\n", "more than once, such as a.png"),
     (b"file,text\na.png, \n", "no text for 1 files"),
     (b"file,text\n../a.png,x\n", "inside"), (b"file,text\n/etc/hostname,x\n", "inside"),
