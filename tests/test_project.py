@@ -82,7 +82,7 @@ def test_all_problems_are_listed_together(project):
     (project / "params.yaml").write_text(PARAMS.replace("seed: 0", "seed: zero").replace("8,", "eight,"), encoding="utf-8")
     (project / ".env").write_text("WRONG=1\n", encoding="utf-8")
     said = refusal(project)
-    assert said.startswith("4 to mend")
+    assert said.startswith("4 errors in")
     for part in ("config.yaml, services.lab_port", "params.yaml, seed", "params.yaml, ocr.min_side", ".env, WRONG"): assert part in said
 
 
@@ -91,7 +91,7 @@ def test_missing_file_is_named_once_and_hides_no_other_problem(project, name):
     (project / name).unlink()
     (project / ".env").write_text("WRONG=1\n", encoding="utf-8")
     said = refusal(project)
-    assert said.startswith("2 to mend")
+    assert said.startswith("2 errors in")
     assert f"{name}: found no such file" in said
     assert f"git checkout -- {name}" in said
     assert ".env, WRONG" in said
