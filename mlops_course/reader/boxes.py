@@ -22,7 +22,7 @@ from .recognition import read_lines
 def local_contrast(
     grey:np.ndarray, # Height × width
 ) -> np.ndarray:     # Dark where there is ink, white elsewhere
-    "How far each pixel is from the grey around it, brighter or darker: a white heading on black looks like the rest."
+    "The distance of each pixel from the surrounding grey. White text on black looks like black on white."
     size = min(255, max(15, min(grey.shape)//12 | 1)) # wider than a letter
     return 255 - cv2.medianBlur(cv2.absdiff(grey, cv2.medianBlur(grey, size)), 3)
 
@@ -30,7 +30,7 @@ def local_contrast(
 def ink_mask(
     grey:np.ndarray, # Height × width
 ) -> np.ndarray:     # 255 where there is ink
-    "The ink, without long rules."
+    "A mask of the ink, without long rules."
     height,width = grey.shape
     away = 255 - local_contrast(grey)
     ink = cv2.threshold(away, max(24, cv2.threshold(away, 0, 255, cv2.THRESH_OTSU)[0]), 255, cv2.THRESH_BINARY)[1]
@@ -42,7 +42,7 @@ def ink_mask(
 def find_boxes(
     grey:np.ndarray,                     # Upright, height × width
 ) -> list[tuple[int, int, int, int]]:    # Left, top, right, bottom of each
-    "Where text stands on a clean page: strokes whose gaps are narrower than a letter is tall belong together."
+    "Find text boxes on a clean page. Strokes closer together than the height of a letter belong to one box."
     ink = ink_mask(grey)
     parts = cv2.connectedComponentsWithStats(ink)[2][1:]
     letters = parts[(parts[:, cv2.CC_STAT_AREA] >= 12) & (parts[:, cv2.CC_STAT_HEIGHT] >= 6)]
@@ -51,14 +51,15 @@ def find_boxes(
     joined = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((3, round(1.6*tall) | 1), np.uint8))
     found = [cv2.boundingRect(o) for o in cv2.findContours(joined, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
     margin = round(.2*tall)
-    return [(max(0, x - margin), max(0, y - margin), x + w + margin, y + h + margin) for x,y,w,h in found if h >= .5*tall and w >= .4*tall]
+    return [(max(0, x - margin), max(0, y - margin), x + w + margin, y + h + margin)
+            for x,y,w,h in found if h >= .5*tall and w >= .4*tall]
 
 # %% ../../nbs/library/boxes.ipynb #6502255e
 def find_page_boxes(
     grey:np.ndarray,  # Height × width
     longest:int=1400, # A page with a longer side is shrunk to this first
 ) -> list[list[list[int]]]: # Corners of each
-    "Boxes from OpenCV alone, also on a page that is a little turned."
+    "Find text boxes with OpenCV alone, also on a slightly rotated page."
     scale = min(1, longest/max(grey.shape))
     small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else grey
     angle = skew_angle(local_contrast(small))
@@ -66,28 +67,32 @@ def find_page_boxes(
     turned = rotate(small, angle) if angle else small
     back = cv2.getRotationMatrix2D((0, 0), -angle, 1)[:, :2]
     centre,middle = (np.array(o.shape[::-1])/2 for o in (turned, small))
-    return [clip_corners(((np.array([[a, b], [c, b], [c, d], [a, d]]) - centre) @ back.T + middle)/scale, grey.shape) for a,b,c,d in find_boxes(turned)]
+    def on_page(corners): return ((np.array(corners) - centre) @ back.T + middle)/scale
+    return [clip_corners(on_page([[left, top], [right, top], [right, bottom], [left, bottom]]), grey.shape)
+            for left,top,right,bottom in find_boxes(turned)]
 
 # %% ../../nbs/library/boxes.ipynb #25f31e98
 def crop_box(
     image:np.ndarray,         # Grey
     box:Sequence[Sequence[float]], # Corners, as in `Line`
 ) -> np.ndarray:
-    "The part of `image` in `box`, upright."
+    "Cut the part of `image` in `box` out, and rotate it upright."
     corner = np.array(box, np.float32)
     width,height = (max(2, round(float(np.linalg.norm(corner[a] - corner[b])))) for a,b in ((0, 1), (0, 3)))
     flat = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    return cv2.warpPerspective(image, cv2.getPerspectiveTransform(corner, flat), (width, height), borderMode=cv2.BORDER_REPLICATE)
+    transform = cv2.getPerspectiveTransform(corner, flat)
+    return cv2.warpPerspective(image, transform, (width, height), borderMode=cv2.BORDER_REPLICATE)
 
 # %% ../../nbs/library/boxes.ipynb #ed66c5fd
 def trim_line(
     image:np.ndarray, # One line with whatever surrounds it, grey or colour
 ) -> np.ndarray:      # Grey
-    "The line turned upright and cut close to its ink."
+    "Rotate the line upright and trim it to its ink."
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
     soft = cv2.GaussianBlur(grey, (0, 0), max(1, grey.shape[0]/45)).astype(np.float32)
     away = abs(soft - np.median(soft))
-    ink = cv2.threshold((away*(255/max(away.max(), 1))).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
+    away = (away*(255/max(away.max(), 1))).astype(np.uint8)
+    ink = cv2.threshold(away, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
     _,label,parts,_ = cv2.connectedComponentsWithStats(ink)
     area = parts[:, cv2.CC_STAT_AREA]
     large = area >= max(8, .03*area[1:].max(initial=0)) # the others are specks
@@ -98,11 +103,14 @@ def trim_line(
     if width < height: width,height,angle = height,width,angle + 90
     angle = (angle + 90) % 180 - 90
     if abs(angle) < 12 and width > 2.5*height:
-        if abs(angle) > .3: grey = cv2.warpAffine(grey, cv2.getRotationMatrix2D((x, y), angle, 1), grey.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+        if abs(angle) > .3:
+            turn = cv2.getRotationMatrix2D((x, y), angle, 1)
+            grey = cv2.warpAffine(grey, turn, grey.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         left,top,right,bottom = x - width/2, y - height/2, x + width/2, y + height/2
     else: left,top,right,bottom = (float(o) for o in np.concatenate([points.min(0), points.max(0)]))
     margin = .03*grey.shape[0] + 1
-    return grey[max(0, int(top - margin)):int(bottom + margin + 2), max(0, int(left - 2*margin)):int(right + 2*margin + 2)]
+    rows = slice(max(0, int(top - margin)), int(bottom + margin + 2))
+    return grey[rows, max(0, int(left - 2*margin)):int(right + 2*margin + 2)]
 
 # %% ../../nbs/library/boxes.ipynb #de15373e
 def read_twice(
@@ -110,7 +118,7 @@ def read_twice(
     images:Sequence[np.ndarray], # One line each
     margin:float=.05,            # By how much more confidence the second look must win
 ) -> list[tuple[str, float]]:    # Text and confidence of each
-    "What `net` reads on each line as it is, or cut close where it is clearly surer of that."
+    "Read each line as it is and trimmed to its ink. Keep the trimmed reading if its confidence is clearly higher."
     looks = read_lines(net, [*images, *map(trim_line, images)])
     return [b if b[1] > a[1] + margin else a for a,b in zip(looks, looks[len(images):])]
 
@@ -118,7 +126,7 @@ def read_twice(
 def load_detector(
     longest:int=1600, # A page with a longer side is shrunk to this first
 ) -> Callable[[np.ndarray], list[list[list[int]]]]: # Page -> corners of each box
-    "RapidOCR's search for text, without its reading."
+    "RapidOCR's text detector, without its recognition."
     engine = rapidocr_reader()
     def find(image):
         scale = min(1, longest/max(image.shape))
@@ -132,7 +140,7 @@ def is_doubtful(
     lines:Sequence[Line], # What was read in boxes of our own
     cutoff:float=.96,     # Mean confidence of a page that was read well
 ) -> bool:
-    "Whether these boxes look wrong: nothing in them, little confidence, or some twice as tall as most."
+    "Whether the boxes look wrong: no text, low confidence, or boxes twice as tall as most."
     if not lines: return True
     tall = np.array([o.bottom - o.top for o in lines])
     sure = sum(o.confidence*len(o.text) for o in lines)/sum(len(o.text) for o in lines)

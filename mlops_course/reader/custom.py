@@ -26,7 +26,7 @@ from .recognition import OnnxRecogniser, read_lines
 
 # %% ../../nbs/library/custom.ipynb #ada1ec51
 class CustomEngine(Engine):
-    "Our recogniser as an engine. Where its own boxes are doubtful it borrows RapidOCR's, and its reading says `custom+rapidocr`."
+    "The course's recogniser as an engine. With boxes from RapidOCR's detector, it is called `custom+rapidocr`."
     def __init__(self,
         net:Any,         # A `Recogniser`, or an `OnnxRecogniser`
         line:bool=False, # Is every image one line?
@@ -36,16 +36,18 @@ class CustomEngine(Engine):
         self.detect:Callable[[np.ndarray], list[list[list[int]]]]|None = None # loaded when it is first needed
 
     def read_in(self, image:np.ndarray, boxes:Sequence[list[list[int]]]) -> list[Line]:
-        "What stands in `boxes`."
+        "Read the text in `boxes`."
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        found = read_lines(self.net, [crop_box(grey, o) for o in boxes])
-        return [Line(text, sure, clip_corners(box, image.shape)) for (text,sure),box in zip(found, boxes) if text.strip()]
+        texts = read_lines(self.net, [crop_box(grey, box) for box in boxes])
+        return [Line(text, sure, clip_corners(box, image.shape))
+                for (text,sure),box in zip(texts, boxes) if text.strip()]
 
     def read_alone(self, image:np.ndarray) -> list[Line]:
-        "What stands in boxes that OpenCV finds, or on the one line."
+        "Read the text in boxes that OpenCV finds, or the one line."
         if not self.line: return self.read_in(image, find_page_boxes(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)))
         (text,sure),(height,width) = read_twice(self.net, [image])[0],image.shape[:2]
-        return [Line(text, sure, clip_corners([[0, 0], [width, 0], [width, height], [0, height]], image.shape))] if text.strip() else []
+        box = clip_corners([[0, 0], [width, 0], [width, height], [0, height]], image.shape)
+        return [Line(text, sure, box)] if text.strip() else []
 
     def __call__(self, image:np.ndarray) -> Reading:
         start,reading = perf_counter(),super().__call__(image)
@@ -55,20 +57,21 @@ class CustomEngine(Engine):
         return Reading('custom+rapidocr', in_reading_order(lines), perf_counter() - start) if lines else reading
 
 # %% ../../nbs/library/custom.ipynb #8610c747
-SHIPPED_RECOGNISER = 'recogniser' # folder in the project's data, made by `dvc repro`
+SHIPPED_RECOGNISER = 'recogniser' # folder in the project's data, written by `dvc repro`
 
 # %% ../../nbs/library/custom.ipynb #69fe7f6f
 def load_custom(
-    folder:str|Path|None=None, # Holds model.onnx; the shipped recogniser's if none
+    folder:str|Path|None=None, # Holds model.onnx; the shipped recogniser's folder if none
     line:bool=False,           # Is every image one line?
 ) -> CustomEngine:
-    "The recogniser in `folder` as an engine, on onnxruntime."
-    return CustomEngine(OnnxRecogniser(Path(folder or load_settings().paths.data/SHIPPED_RECOGNISER)/'model.onnx'), line)
+    "Load the recogniser in `folder` as an engine, on onnxruntime."
+    folder = Path(folder or load_settings().paths.data/SHIPPED_RECOGNISER)
+    return CustomEngine(OnnxRecogniser(folder/'model.onnx'), line)
 
 # %% ../../nbs/library/custom.ipynb #31e69d8c
 @lru_cache(maxsize=1)
 def shared_detector() -> Callable[[np.ndarray], list[list[list[int]]]]:
-    "One detector for all models of this process, used by one thread at a time."
+    "One detector for all models of this process. A lock lets one thread at a time use it."
     find,alone = load_detector(),Lock()
     def locked(image):
         with alone: return find(image)
@@ -78,9 +81,9 @@ def shared_detector() -> Callable[[np.ndarray], list[list[list[int]]]]:
 def warm_up_engine(
     engine:CustomEngine,
 ) -> CustomEngine:
-    "`engine`, after a first reading: that one is slow, and no user should wait for it."
+    "Run `engine` once, since the first reading is slow and no user should wait for it."
     engine.detect = shared_detector()
-    engine(np.full((64, 64, 3), 255, np.uint8)) # small and square: RapidOCR enlarges what is narrow
+    engine(np.full((64, 64, 3), 255, np.uint8)) # small and square: RapidOCR enlarges narrow images
     return engine
 
 # %% ../../nbs/library/custom.ipynb #27c465b4
@@ -88,18 +91,23 @@ def read_without_detector(
     engine:CustomEngine,
     images:Sequence[np.ndarray], # Height × width × 3, uint8
     line:bool=False,             # Is each image one line?
-) -> list[Reading|None]:         # None: this page is doubtful, and wants another's boxes
-    "What `engine` reads on each of `images`, the lines of all of them in one pass."
+) -> list[Reading|None]:         # None if the boxes of a page look wrong, so that it needs a detector
+    "Read all `images` with one batch of lines, without RapidOCR's detector."
     start = perf_counter()
-    if line: boxes = [[[[0, 0], [o.shape[1], 0], [o.shape[1], o.shape[0]], [0, o.shape[0]]]] for o in images]
-    else: boxes = [find_page_boxes(cv2.cvtColor(o, cv2.COLOR_RGB2GRAY)) for o in images]
-    cuts = images if line else [crop_box(cv2.cvtColor(o, cv2.COLOR_RGB2GRAY), box) for o,those in zip(images, boxes) for box in those]
-    texts = iter(read_twice(engine.net, cuts) if line else read_lines(engine.net, cuts))
-    found = []
+    greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+    if line:
+        boxes = [[[[0, 0], [grey.shape[1], 0], [grey.shape[1], grey.shape[0]], [0, grey.shape[0]]]] for grey in greys]
+        texts = iter(read_twice(engine.net, images))
+    else:
+        boxes = [find_page_boxes(grey) for grey in greys]
+        texts = iter(read_lines(engine.net, [crop_box(grey, box) for grey,those in zip(greys, boxes) for box in those]))
+    readings:list[Reading|None] = []
     for image,those in zip(images, boxes):
-        lines = [Line(text, sure, clip_corners(box, image.shape)) for box,(text,sure) in zip(those, texts) if text.strip()]
-        found.append(None if not line and is_doubtful(lines) else Reading(engine.name, in_reading_order(lines), perf_counter() - start))
-    return found
+        lines = [Line(text, sure, clip_corners(box, image.shape))
+                 for box,(text,sure) in zip(those, texts) if text.strip()]
+        if not line and is_doubtful(lines): readings.append(None)
+        else: readings.append(Reading(engine.name, in_reading_order(lines), perf_counter() - start))
+    return readings
 
 # %% ../../nbs/library/custom.ipynb #702d14be
 def read_images(
@@ -107,5 +115,6 @@ def read_images(
     images:Sequence[np.ndarray],
     line:bool=False,
 ) -> list[Reading]:
-    "As `read_without_detector`, and then the doubtful pages, one at a time."
-    return [engine(image) if o is None else o for image,o in zip(images, read_without_detector(engine, images, line))]
+    "Read all images: first in one batch, then the doubtful pages one at a time with RapidOCR's detector."
+    readings = read_without_detector(engine, images, line)
+    return [engine(image) if reading is None else reading for image,reading in zip(images, readings)]

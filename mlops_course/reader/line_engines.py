@@ -31,8 +31,9 @@ def load_easyocr_line() -> Engine:
         grey,(height,width) = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),image.shape[:2]
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            found = reader.recognize(grey, horizontal_list=[[0, width, 0, height]], free_list=[])
-        return [Line(text, float(confidence), clip_corners(box, image.shape)) for box,text,confidence in found if text.strip()]
+            boxes = reader.recognize(grey, horizontal_list=[[0, width, 0, height]], free_list=[])
+        return [Line(text, float(confidence), clip_corners(box, image.shape))
+                for box,text,confidence in boxes if text.strip()]
     return Engine('easyocr', read)
 
 # %% ../../nbs/library/line_engines.ipynb #c6b03f69
@@ -41,31 +42,37 @@ def load_rapidocr_line() -> Engine:
     reader = rapidocr_reader()
 
     def read(image:np.ndarray) -> list[Line]:
-        found,(height,width) = reader(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), use_det=False, use_cls=False),image.shape[:2]
+        (height,width),bgr = image.shape[:2],cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        result = reader(bgr, use_det=False, use_cls=False)
         box = clip_corners([[0, 0], [width, 0], [width, height], [0, height]], image.shape)
-        return [Line(text, float(sure), box) for text,sure in zip(found.txts or (), found.scores or ()) if text.strip()]
+        texts = zip(result.txts or (), result.scores or ())
+        return [Line(text, float(sure), box) for text,sure in texts if text.strip()]
     return Engine('rapidocr', read)
 
 # %% ../../nbs/library/line_engines.ipynb #541ce572
-LINE_ENGINES:dict[str, Callable[[], Engine]] = {'custom': lambda: load_custom(line=True), 'easyocr': load_easyocr_line, 'rapidocr': load_rapidocr_line,
-                                                'tesseract': lambda: load_engine('tesseract', mode=7)} # 7: the image is one line
+LINE_ENGINES:dict[str, Callable[[], Engine]] = {
+    'custom': lambda: load_custom(line=True),
+    'easyocr': load_easyocr_line,
+    'rapidocr': load_rapidocr_line,
+    'tesseract': lambda: load_engine('tesseract', mode=7)} # 7: the image is one line
 
 # %% ../../nbs/library/line_engines.ipynb #ca131033
 def check_engine_name(
     name:str,
     known:Sequence[str]=tuple(LINE_ENGINES),
 ) -> None:
-    "Refuse an engine that does not exist."
+    "Raise an error if there is no engine `name`."
     if name not in known:
         near = get_close_matches(name, known, n=1)
-        raise ValueError(f"No engine {name!r}. {f'Did you mean {near[0]!r}? ' if near else ''}The engines are {', '.join(known)}")
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"No engine {name!r}. {hint}The engines are {', '.join(known)}")
 
 # %% ../../nbs/library/line_engines.ipynb #4757027a
 def open_engine(
-    name:str,        # custom, or one of lesson 02's
+    name:str,        # custom, easyocr, rapidocr or tesseract
     line:bool=False, # Is every image one line?
 ) -> Engine:
-    "The engine called `name`, ours among them."
+    "Load the engine `name`."
     check_engine_name(name)
     if line: return LINE_ENGINES[name]()
     return load_custom() if name == 'custom' else load_engine(name)
@@ -74,9 +81,9 @@ def open_engine(
 def read_files(
     name:str|Engine,           # A loaded engine, or its name as for `open_engine`
     files:Sequence[str|Path],
-    line:bool=False,           # Is every image one line? A loaded engine knows that itself
+    line:bool=False,           # Is every image one line? Only used if `name` is a name
 ) -> Iterator[dict[str, Any]]: # file, engine, text, lines and seconds; or file and error
-    "What the engine reads in each file. A bad one does not stop the others."
+    "Read each file with an engine. An unreadable file yields its error, and the others are still read."
     engine = open_engine(name, line) if isinstance(name, str) else name
     limits = dict(load_settings().params.ocr)
     for file in files:

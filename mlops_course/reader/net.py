@@ -16,7 +16,7 @@ from .recognition import ALPHABET, Design
 
 # %% ../../nbs/library/net.ipynb #7e6df728
 class Batch(NamedTuple):
-    "Lines that are learnt from together."
+    "A batch of lines with their texts."
     images: torch.Tensor # [lines, 1, 32, width], uint8
     texts: list[str]
 
@@ -26,7 +26,7 @@ def ctc_loss(
     batch:Batch,
     alphabet:str=ALPHABET,
 ) -> torch.Tensor:
-    "How unlikely the texts are, wherever along the line their characters stand."
+    "The CTC loss of the texts: it needs no positions of the characters."
     number = {o: i + 1 for i,o in enumerate(alphabet)}
     targets = torch.tensor([number[o] for text in batch.texts for o in text])
     lengths = torch.tensor([len(o) for o in batch.texts])
@@ -37,14 +37,14 @@ def ctc_loss(
 def standardize(
     images:torch.Tensor, # [lines, 1, height, width], in any range of greys
 ) -> torch.Tensor:
-    "`images` with the mean 0 and the variance 1 in each, and letters above paper whichever was darker."
+    "Standardize each image to mean 0 and variance 1, with ink positive."
     away = images - images.mean((2, 3), keepdim=True)
     skew = (away**3).mean((2, 3), keepdim=True) # ink is the minority: its side has the long tail
     return away*torch.where(skew < 0, -1., 1.)/torch.sqrt((away**2).mean((2, 3), keepdim=True) + 1e-3)
 
 # %% ../../nbs/library/net.ipynb #0426dcc8
 class ResidualBlock(nn.Module):
-    "Looks five steps along the line, and adds what it finds to what it was given."
+    "A residual block: a convolution over five steps along the line, added to its input."
     def __init__(self, width:int):
         super().__init__()
         self.look = nn.Sequential(nn.Conv1d(width, width, 5, padding=2, bias=False), nn.BatchNorm1d(width), nn.ReLU(),
@@ -58,23 +58,27 @@ class Recogniser(nn.Module):
         super().__init__()
         self.design = design or Design()
         width = self.design.width
-        def layer(i, o, size, stride): return nn.Sequential(nn.Conv2d(i, o, size, stride, size//2, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-        self.eye = nn.Sequential(layer(1, width//4, 5, 2), layer(width//4, width//2, 3, 2), layer(width//2, width*3//4, 3, (2, 1))) # 32 rows become 4
+        def layer(channels, out, size, stride):
+            conv = nn.Conv2d(channels, out, size, stride, size//2, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU())
+        self.eye = nn.Sequential(layer(1, width//4, 5, 2), layer(width//4, width//2, 3, 2),
+                                 layer(width//2, width*3//4, 3, (2, 1))) # 32 rows become 4
         self.eye.to(memory_format=torch.channels_last) # a tenth faster
         self.mix = nn.Sequential(nn.Conv1d(width*3, width, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU())
         self.along = nn.Sequential(*(ResidualBlock(width) for _ in range(self.design.depth)))
         self.say = nn.Linear(width, len(self.design.alphabet) + 1)
     def __repr__(self): return f"Recogniser({sum(o.numel() for o in self.parameters()):,} weights, {self.design})"
 
-    def forward(self, images:torch.Tensor) -> torch.Tensor: # [lines, 1, 32, width] -> log-probabilities [lines, width/4, characters]
-        "What stands at each step of four pixels."
+    def forward(self, images:torch.Tensor) -> torch.Tensor: # [lines, 1, 32, width] -> [lines, width/4, characters]
+        "Log-probabilities of the characters at each step of four pixels."
         seen = self.mix(self.eye(standardize(images.float())).flatten(1, 2))
         return self.say(self.along(seen).transpose(1, 2)).log_softmax(-1)
 
     def log_probs(self, images:np.ndarray) -> np.ndarray:
-        "The same for an array, without learning from it."
+        "The log-probabilities of a NumPy array of images, computed in inference mode."
         was = self.training
         self.eval()
-        with torch.inference_mode(): found = self(torch.from_numpy(images).to(self.say.weight.device)).cpu().numpy()
+        with torch.inference_mode():
+            log_probs = self(torch.from_numpy(images).to(self.say.weight.device)).cpu().numpy()
         self.train(was)
-        return found
+        return log_probs

@@ -25,9 +25,11 @@ from .recognition import LINE_HEIGHT, Design
 
 # %% ../../nbs/library/plugin.ipynb #634de2c4
 class InEasyOcr(Recogniser):
-    "The recogniser as EasyOCR builds and calls it."
+    "The recogniser with the constructor and the arguments that EasyOCR expects of a network."
     def __init__(self, num_class:int, **design:Any): super().__init__(Design(**design))
-    def forward(self, images:torch.Tensor, text:Any=None) -> torch.Tensor: return super().forward(images) # it passes a text that only other networks use
+
+    def forward(self, images:torch.Tensor, text:Any=None) -> torch.Tensor: # `text` is for attention networks only
+        return super().forward(images)
 
 # %% ../../nbs/library/plugin.ipynb #e41812b8
 def write_easyocr(
@@ -35,12 +37,13 @@ def write_easyocr(
     folder:str|Path,           # Gets NAME.py, NAME.yaml and NAME.pth
     name:str='our_recogniser', # Python must be able to import it
 ) -> Path:
-    "The three files that EasyOCR wants of a network that is not its own."
+    "Write the three files that EasyOCR needs for a custom network."
     import yaml
     folder,design = Path(folder),asdict(net.design)
     about = {'imgH': LINE_HEIGHT, 'lang_list': ['en'], 'character_list': net.design.alphabet, 'network_params': design}
-    weights = {f'module.{k}': v.cpu() for k,v in net.state_dict().items()} # EasyOCR cuts the first seven characters off, whatever they are
-    save_atomically(folder/f'{name}.py', lambda to: to.write_text('from mlops_course.reader.plugin import InEasyOcr as Model\n', encoding='utf-8'))
+    weights = {f'module.{k}': v.cpu() for k,v in net.state_dict().items()} # EasyOCR drops the first seven characters
+    code = 'from mlops_course.reader.plugin import InEasyOcr as Model\n'
+    save_atomically(folder/f'{name}.py', lambda to: to.write_text(code, encoding='utf-8'))
     save_atomically(folder/f'{name}.yaml', lambda to: to.write_text(yaml.safe_dump(about), encoding='utf-8'))
     save_atomically(folder/f'{name}.pth', lambda to: torch.save(weights, to))
     return folder
@@ -49,7 +52,7 @@ def write_easyocr(
 def load_in_easyocr(
     folder:str|Path,           # From `write_easyocr`
     name:str='our_recogniser',
-    canvas_size:int=2560,      # As for `load_easyocr`
+    canvas_size:int=2560,      # As in `load_easyocr`
 ) -> Engine:
     "EasyOCR with its own detector and our recogniser."
     from easyocr_en_models import model_dir
@@ -61,8 +64,10 @@ def load_in_easyocr(
         warnings.simplefilter('ignore')
         import_torchvision()
         from easyocr import easyocr as inside
-    usual = inside.imgH # one height for the whole process: put it back, or other readers would read badly
-    try: reader = easyocr_reader(recog_network=name, model_storage_directory=str(folder), user_network_directory=str(folder))
+    usual = inside.imgH # a global of the process: restore it, or other readers would use the wrong height
+    try:
+        reader = easyocr_reader(recog_network=name, model_storage_directory=str(folder),
+                                user_network_directory=str(folder))
     finally: inside.imgH = usual
 
     def read(image:np.ndarray) -> list[Line]:
@@ -70,7 +75,7 @@ def load_in_easyocr(
             warnings.simplefilter('ignore')
             try:
                 inside.imgH = LINE_HEIGHT
-                found = reader.readtext(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), canvas_size=canvas_size)
+                boxes = reader.readtext(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), canvas_size=canvas_size)
             finally: inside.imgH = usual
-        return [Line(text, float(confidence), clip_corners(box, image.shape)) for box,text,confidence in found]
+        return [Line(text, float(confidence), clip_corners(box, image.shape)) for box,text,confidence in boxes]
     return Engine(f'easyocr+{name}', read)

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 # %% ../../nbs/library/recognition.ipynb #9a9895e7
+# the character with the number i + 1; 0 is CTC's blank
 ALPHABET = string.digits + string.ascii_letters + " .,:;-/()&'!?%+#@$*\"=_[]<>"
 
 # %% ../../nbs/library/recognition.ipynb #ee194bf7
@@ -26,18 +27,20 @@ LINE_HEIGHT = 32 # pixels of a line in a batch
 def to_height(
     image:np.ndarray, # Grey or colour
 ) -> np.ndarray:      # 32 pixels high
-    "`image` as a recogniser takes it."
+    "Scale `image` to the height that the recogniser expects."
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
     height,width = grey.shape
     if height == LINE_HEIGHT: return grey
-    return cv2.resize(grey, (max(8, round(width*LINE_HEIGHT/height)), LINE_HEIGHT), interpolation=cv2.INTER_AREA if height > LINE_HEIGHT else cv2.INTER_LINEAR)
+    width = max(8, round(width*LINE_HEIGHT/height))
+    method = cv2.INTER_AREA if height > LINE_HEIGHT else cv2.INTER_LINEAR
+    return cv2.resize(grey, (width, LINE_HEIGHT), interpolation=method)
 
 # %% ../../nbs/library/recognition.ipynb #cdf08924
 def stack_lines(
     images:Sequence[np.ndarray], # Grey, 32 pixels high
     step:int=8,                  # Widths are rounded up to a multiple of it
 ) -> np.ndarray:                 # [lines, 1, 32, width]
-    "`images` in one array; short ones go on as they end."
+    "Stack `images` into one array. Shorter images are padded with their last column."
     width = -(-max(o.shape[1] for o in images)//step)*step
     return np.stack([np.pad(o, ((0, 0), (0, width - o.shape[1])), mode='edge') for o in images])[:, None]
 
@@ -46,7 +49,7 @@ def decode(
     log_probs:np.ndarray, # [steps, characters]
     alphabet:str=ALPHABET,
 ) -> tuple[str, float]:   # Text, and confidence from 0 to 1
-    "The likeliest character of each step, where repeats and blanks fall away."
+    "Greedy CTC decoding: the most likely character at each step, with repeats and blanks removed."
     best = log_probs.argmax(1)
     new = (best != 0) & (best != np.concatenate([[0], best[:-1]]))
     sure = log_probs.max(1)[new] if new.any() else log_probs[:, 0]
@@ -55,10 +58,10 @@ def decode(
 # %% ../../nbs/library/recognition.ipynb #cc142e6b
 @dataclass(frozen=True)
 class Design:
-    "What a recogniser is made of; it lies beside the weights."
-    alphabet:str=ALPHABET # A number for each character, from 1; 0 says: nothing new here
-    width:int=128         # Channels that read along the line; the layers before have a part of it
-    depth:int=3           # Blocks that read along the line
+    "The architecture of a recogniser. It is stored beside the weights."
+    alphabet:str=ALPHABET # Characters are numbered from 1; 0 is the CTC blank
+    width:int=128         # Channels of the blocks that read along the line; earlier layers have a fraction of it
+    depth:int=3           # Number of blocks that read along the line
 
 # %% ../../nbs/library/recognition.ipynb #fe9d2bb9
 def read_lines(
@@ -66,28 +69,36 @@ def read_lines(
     images:Sequence[np.ndarray], # One line each, grey or colour, of any height
     at_once:int=32,              # Lines in one pass
 ) -> list[tuple[str, float]]:    # Text and confidence of each
-    "What `net` reads. Only lines of one width go together, so none changes what is read on another."
+    "Read `images` with `net`. Only lines of the same width share a batch, so no line affects the result of another."
     ready = [stack_lines([to_height(o)], 32) for o in images]
     groups: dict[int, list[int]] = {}
     for i,image in enumerate(ready): groups.setdefault(image.shape[3], []).append(i)
-    found: dict[int, tuple[str, float]] = {}
+    read: dict[int, tuple[str, float]] = {}
     for members in groups.values():
-        for part in (members[o:o + at_once] for o in range(0, len(members), at_once)):
-            for i,log_probs in zip(part, net.log_probs(np.concatenate([ready[o] for o in part]))): found[i] = decode(log_probs, net.design.alphabet)
-    return [found[i] for i in range(len(ready))]
+        for part in (members[start:start + at_once] for start in range(0, len(members), at_once)):
+            batch = np.concatenate([ready[i] for i in part])
+            for i,log_probs in zip(part, net.log_probs(batch)): read[i] = decode(log_probs, net.design.alphabet)
+    return [read[i] for i in range(len(ready))]
 
 # %% ../../nbs/library/recognition.ipynb #06d5bdb5
 class OnnxRecogniser:
-    "A recogniser that needs no PyTorch."
+    "A recogniser in onnxruntime. It does not need PyTorch."
     def __init__(self, path:str|Path):
         import onnxruntime
-        if not Path(path).is_file(): raise FileNotFoundError(f"No file {path}, and an ONNX recogniser was expected. Make it with export_onnx(net, path)")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"No file {path}, and an ONNX recogniser was expected. "
+                                    "Make it with export_onnx(net, path)")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
         about = self.session.get_modelmeta().custom_metadata_map
-        if 'design' not in about: raise ValueError(f"{path} has no design inside, so nobody knows its alphabet. Make it with export_onnx(net, path)")
+        if 'design' not in about:
+            raise ValueError(f"{path} has no design inside, so its alphabet is unknown. "
+                             "Make it with export_onnx(net, path)")
         self.design = Design(**json.loads(about['design']))
     def __repr__(self): return f"OnnxRecogniser({self.design})"
-    def log_probs(self, images:np.ndarray) -> np.ndarray: return self.session.run(None, {'images': images.astype(np.float32)})[0]
+
+    def log_probs(self, images:np.ndarray) -> np.ndarray:
+        "Log-probabilities [lines, steps, characters] of a batch from `stack_lines`."
+        return self.session.run(None, {'images': images.astype(np.float32)})[0]

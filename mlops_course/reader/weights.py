@@ -25,7 +25,7 @@ def save_recogniser(
     folder:str|Path, # Gets weights.safetensors and recogniser.json
     **about:Any,     # More to write beside the design, such as the recipe
 ) -> dict[str, Any]: # What recogniser.json says
-    "Write `net` for others to load."
+    "Save `net` as safetensors, with its design and a checksum beside it."
     from safetensors.torch import save_file
     folder,design = Path(folder),asdict(net.design)
     weights = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}
@@ -38,13 +38,14 @@ def save_recogniser(
 def load_recogniser(
     folder:str|Path, # Holds weights.safetensors and recogniser.json
 ) -> Recogniser:
-    "The recogniser in `folder`, if its files are whole and belong together."
+    "Load the recogniser in `folder`, after checking that its files are complete and belong together."
     from safetensors import safe_open
     folder = Path(folder)
     path = folder/'weights.safetensors'
-    for o in (path, folder/'recogniser.json'):
-        if not o.is_file():
-            raise FileNotFoundError(f"No {o}, and a recogniser has weights.safetensors and recogniser.json. Name the folder that `save_recogniser` wrote")
+    for file in (path, folder/'recogniser.json'):
+        if not file.is_file():
+            raise FileNotFoundError(f"No {file}, and a recogniser has weights.safetensors and recogniser.json. "
+                                    "Name the folder that `save_recogniser` wrote")
     said = json.loads((folder/'recogniser.json').read_text(encoding='utf-8'))
     if (found := sha256(path.read_bytes()).hexdigest()) != said['sha256']:
         raise ValueError(f"{path} has the SHA-256 {found[:12]}…, and recogniser.json expects {said['sha256'][:12]}…: "
@@ -52,7 +53,8 @@ def load_recogniser(
     with safe_open(path, 'pt') as weights:
         design = json.loads(weights.metadata()['design'])
         if design != said['design']:
-            raise ValueError(f"The weights in {folder} were trained with {design}, and recogniser.json says {said['design']}: "
+            raise ValueError(f"The weights in {folder} were trained with {design}, "
+                             f"and recogniser.json says {said['design']}: "
                              "what they read would be garbled. Bring both files back")
         net = Recogniser(Design(**design))
         net.load_state_dict({o: weights.get_tensor(o) for o in weights.keys()}) # noqa: SIM118 (no mapping)
@@ -63,13 +65,14 @@ def export_onnx(
     net:Recogniser,
     path:str|Path, # Where the .onnx file goes
 ) -> Path:
-    "Write `net` for onnxruntime, its design inside the file."
+    "Export `net` to ONNX, with its design in the file's metadata."
     import onnx
     path,example = Path(path),torch.zeros(1, 1, LINE_HEIGHT, 64)
     def write(to:Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # about the exporter's age; the newer one needs another package
-            torch.onnx.export(net.eval().cpu(), (example,), to, input_names=['images'], output_names=['log_probs'], opset_version=17, dynamo=False,
+            torch.onnx.export(net.eval().cpu(), (example,), to, input_names=['images'], output_names=['log_probs'],
+                              opset_version=17, dynamo=False,
                               dynamic_axes={'images': {0: 'lines', 3: 'width'}, 'log_probs': {0: 'lines', 1: 'steps'}})
         model = onnx.load(to)
         onnx.helper.set_model_props(model, {'design': json.dumps(asdict(net.design))})
