@@ -16,19 +16,22 @@ from .store import mask_credentials
 class MlflowServer(ServerProcess):
     "MLflow's server on this machine, until the `with` block or this process ends."
     def __init__(self,
-        uri:str,        # Of the database that it serves
+        uri:str,        # Address of its database
         artifacts:Path, # Folder for the files of runs
         port:int=0,     # Any free one if 0
     ):
         self.port,artifacts = port or free_port(),Path(artifacts)
         self.uri = f'http://127.0.0.1:{self.port}'
-        super().__init__([sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port), '--workers', '1',
-                          '--backend-store-uri', uri, '--artifacts-destination', artifacts.resolve().as_uri()], f'{self.uri}/health',
-                         artifacts/'server.log', {'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'})
+        command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port),
+                   '--workers', '1', '--backend-store-uri', uri,
+                   '--artifacts-destination', artifacts.resolve().as_uri()]
+        super().__init__(command, f'{self.uri}/health', artifacts/'server.log',
+                         {'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'})
     def __repr__(self): return f"MlflowServer({self.uri}, {'running' if self.watchman else 'stopped'})"
 
     def __enter__(self) -> 'MlflowServer':
         try: super().__enter__()
-        except ConnectionError as e: # without the password that may stand in it
-            raise ConnectionError(f"The MLflow server did not start on port {self.port}: {mask_credentials(str(e))}") from None
+        except ConnectionError as e: # `from None`: the traceback could show a password
+            raise ConnectionError(f"The MLflow server did not start on port {self.port}: {mask_credentials(str(e))}"
+                                  ) from None
         return self

@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import Any
 
 # %% ../nbs/library/training.ipynb #5f0a1b04
-HOMES = {'load_recogniser': 'weights', 'read_lines': 'recognition', 'InEasyOcr': 'plugin'} # name -> its module in `reader`
+HOMES = {'load_recogniser': 'weights', 'read_lines': 'recognition', 'InEasyOcr': 'plugin'} # name -> module in `reader`
 
+# %% ../nbs/library/training.ipynb #f0dacf59
 def __getattr__(name:str) -> Any:
-    "The name `name` of a saved model, from the module that defines it today."
+    "Find the name `name`, which a saved model imports, in the module that defines it today."
     if name not in HOMES: raise AttributeError(f"module 'mlops_course.training' has no attribute {name!r}")
     return getattr(import_module(f'mlops_course.reader.{HOMES[name]}'), name)

@@ -25,14 +25,15 @@ from ..tracking import provenance_changes, run_provenance, track
 
 # %% ../../nbs/library/tracked.ipynb #5ccba067
 def draw_readings(
-    net:Any,                                # As `read_lines` takes it
-    lines:Sequence[tuple[np.ndarray, str]], # Images and what stands on them
+    net:Any,                                # A `Recogniser`, or an `OnnxRecogniser`
+    lines:Sequence[tuple[np.ndarray, str]], # Images with their texts
 ) -> np.ndarray:                            # RGB
-    "Each line above what `net` reads there: blue if right, orange if not."
+    "Each line above the text that `net` reads there: blue if right, orange if wrong."
     width = max(300, *(image.shape[1] + 8 for image,_ in lines))
     page = Image.new('RGB', (width, 60*len(lines)), 'white')
     draw,font = ImageDraw.Draw(page),load_font(FONTS['DejaVuSansMono'], 15)
-    for i,((image, text), (pred, _)) in enumerate(zip(lines, read_lines(net, [o for o,_ in lines]))):
+    readings = read_lines(net, [image for image,_ in lines])
+    for i,((image, text), (pred, _)) in enumerate(zip(lines, readings)):
         page.paste(Image.fromarray(image), (4, 60*i + 4))
         draw.text((4, 60*i + 38), pred or '(nothing)', font=font, fill='#0b5fa5' if pred == text else '#b35900')
     return np.asarray(page)
@@ -44,26 +45,30 @@ def train_tracked(
     name:str='',
     every:int=50,   # Steps between reports
     parent:str='',  # Id of the run that this one is a part of
-    resume:str='',  # Id of a run to go on with; give it the same checkpoint
-    on_step:Callable[[int, dict, Recogniser], Any]|None=None, # As `train` takes it
+    resume:str='',  # Id of a run to resume; pass the same checkpoint
+    on_step:Callable[[int, dict, Recogniser], Any]|None=None, # As in `train`
     stops:tuple[type[BaseException], ...]=(KeyboardInterrupt,),
     **more:Any,     # Passed on to `train`
 ) -> tuple[Recogniser, str]: # The net, and the id of its run
-    "`train`, with everything on record that it takes to do it again."
+    "Run `train` and record everything needed to reproduce it."
     samples = draw_lines(6, recipe.seed, recipe.data, 'valid', recipe.longest)
     with track(store, name, parent, resume, recipe.seed, recipe.data, stops) as run:
         run.params(recipe.model_dump())
         own = sorted(more.keys() - {'checkpoint', 'device'})
         if own: run.tags({'beyond_recipe': ', '.join(own)})
-        with explain_store_errors(store.uri): told = {o.step for o in store.client.get_metric_history(run.id, 'cer')} if resume else set()
+        reported = set()
+        if resume:
+            with explain_store_errors(store.uri): history = store.client.get_metric_history(run.id, 'cer')
+            reported = {point.step for point in history}
         def report(step, metrics, net):
             run.metrics({k: v for k,v in metrics.items() if k != 'step'}, step)
             run.picture(f'reads/{step:06}.png', draw_readings(net, samples))
-            told.add(step)
+            reported.add(step)
             if on_step: on_step(step, metrics, net)
         net,history = train(recipe, on_step=report, every=every, **more)
-        for row in history.to_dict('records'): # a checkpoint may know reports that a killed process could not write down
-            if row['step'] not in told: run.metrics({str(k): v for k,v in row.items() if k != 'step'}, int(row['step']))
+        for row in history.to_dict('records'): # the checkpoint can hold reports that a killed process did not log
+            if row['step'] in reported: continue
+            run.metrics({str(k): v for k,v in row.items() if k != 'step'}, int(row['step']))
         with TemporaryDirectory() as tmp:
             save_recogniser(net, tmp, recipe=recipe.model_dump(), run=run.id)
             for file in sorted(Path(tmp).iterdir()): run.artifact(f'model/{file.name}', file)
@@ -71,10 +76,10 @@ def train_tracked(
 
 # %% ../../nbs/library/tracked.ipynb #153d49fe
 class Reproduction(NamedTuple):
-    "What a run reached, and what the same recipe reaches now."
+    "The metric of a run, and the metric of the same recipe now."
     was: float
     now: float
-    changed: list[str] # What is not as it was
+    changed: list[str] # Differences between the two environments
     @property
     def same(self) -> bool: return self.was == self.now
 
@@ -86,14 +91,20 @@ def reproduce(
 ) -> Reproduction:
     "Train again from the record of a run, and compare `metric` to the last bit."
     with explain_store_errors(store.uri): run = store.client.get_run(run_id)
-    lacks = [o for o in Recipe.model_fields if o not in run.data.params]
+    missing = [name for name in Recipe.model_fields if name not in run.data.params]
     beyond = run.data.tags.get('beyond_recipe')
-    if run.info.status != 'FINISHED' or lacks or beyond or metric not in run.data.metrics:
-        why = (f"it is {run.info.status}" if run.info.status != 'FINISHED' else f"its record lacks {', '.join(lacks)}" if lacks else
-               f"it was trained with a {beyond} of its own, which no record holds" if beyond else f"it has no {metric}")
-        raise ValueError(f"Run {run_id} cannot be made again from its record: {why}. Choose a finished run of train_tracked")
+    why = ''
+    if run.info.status != 'FINISHED': why = f"it is {run.info.status}"
+    elif missing: why = f"its record lacks {', '.join(missing)}"
+    elif beyond: why = f"it was trained with a {beyond} of its own, which no record holds"
+    elif metric not in run.data.metrics: why = f"it has no {metric}"
+    if why:
+        raise ValueError(f"Run {run_id} cannot be made again from its record: {why}. "
+                         "Choose a finished run of train_tracked")
     recipe = Recipe(**{k: run.data.params[k] for k in Recipe.model_fields})
-    changed = provenance_changes(json.loads(read_artifact(store, run_id, 'environment.json')), run_provenance(recipe.seed))
-    if run.data.tags.get('git_dirty') == 'True': changed.append("git.dirty: the code held changes then that no commit has")
+    was = json.loads(read_artifact(store, run_id, 'environment.json'))
+    changed = provenance_changes(was, run_provenance(recipe.seed))
+    if run.data.tags.get('git_dirty') == 'True':
+        changed.append("git.dirty: the code held changes then that no commit has")
     _,history = train(recipe, every=recipe.steps)
     return Reproduction(run.data.metrics[metric], float(history[metric].iloc[-1]), changed)
