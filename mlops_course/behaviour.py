@@ -17,7 +17,7 @@ import pandas as pd
 from .base.stats import wilson_interval
 
 # %% ../nbs/library/behaviour.ipynb #c8aba00f
-ReadFunction = Callable[[list[Any]], Sequence[tuple[Any, float]]] # Inputs, such as images -> answer and confidence of each
+ReadFunction = Callable[[list[Any]], Sequence[tuple[Any, float]]] # Inputs -> answer and confidence of each
 
 # %% ../nbs/library/behaviour.ipynb #8d37d95a
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Capability:
     name:str
     kind:str # minimum, invariance or direction
     text:Callable[[np.random.Generator], Any]                     # The right answer of a case
-    change:Callable[[Any, np.random.Generator], Any]|None=None    # What is done to its input
-    holds:Callable[[Sequence[tuple[Any, float]]], bool]|None=None # Of a direction: are the answers before and after as they must be?
-    draw:Callable[[Any, np.random.Generator], Any]|None=None      # The input of a case, such as an image of the text; the text itself if none
+    change:Callable[[Any, np.random.Generator], Any]|None=None    # The change of its input
+    holds:Callable[[Sequence[tuple[Any, float]]], bool]|None=None # Of a direction: whether both answers are as required
+    draw:Callable[[Any, np.random.Generator], Any]|None=None      # Input for an answer; the answer itself if none
     def __repr__(self): return f"Capability({self.kind}: {self.name})"
 
     def images(self, rng:np.random.Generator) -> tuple[Any, list[Any]]:
-        "A case: the right answer, and the input; with a change, the input before and after it."
+        "A case: the right answer, and its input; with a change, the input before and after it."
         text = self.text(rng)
         image = self.draw(text, rng) if self.draw else text
         return text,[image] if self.change is None else [image, self.change(image, rng)]
 
     def passes(self, text:Any, readings:Sequence[tuple[Any, float]]) -> bool:
-        "Did a model do what it must, if this is what it answered?"
+        "Whether these answers of a model are right."
         if self.holds: return self.holds(readings)
         return readings[0][0] == (text if self.change is None else readings[1][0])
 
@@ -46,25 +46,30 @@ class Capability:
 def run_capabilities(
     read:ReadFunction,
     capabilities:Sequence[Capability],
-    cases:int=60, # Of each
-    seed:int=0,   # Another seed, other cases
-) -> pd.DataFrame: # capability, kind, text, read, failed, images: one row a case
-    "What `read` makes of the cases of each capability."
+    cases:int=60, # Of each capability
+    seed:int=0,   # Another seed gives other cases
+) -> pd.DataFrame: # capability, kind, text, read, failed, images: one row for each case
+    "Try `read` on cases of each capability."
     rows = []
-    for o in capabilities:
-        streams = (np.random.default_rng([seed, *map(crc32, (b'case', o.name.encode(), str(i).encode()))]) for i in range(cases)) # each case has its own
-        drawn = [o.images(rng) for rng in streams]
+    for capability in capabilities:
+        def stream(i, name=capability.name): # each case has its own random numbers
+            return np.random.default_rng([seed, *map(crc32, (b'case', name.encode(), str(i).encode()))])
+        drawn = [capability.images(stream(i)) for i in range(cases)]
         readings = iter(read([image for _,images in drawn for image in images]))
         for text,images in drawn:
-            found = [next(readings) for _ in images]
-            rows.append([o.name, o.kind, text, ' → '.join(str(text) for text,_ in found), not o.passes(text, found), images])
+            answers = [next(readings) for _ in images]
+            read_as = ' → '.join(str(answer) for answer,_ in answers)
+            failed = not capability.passes(text, answers)
+            rows.append([capability.name, capability.kind, text, read_as, failed, images])
     return pd.DataFrame(rows, columns=['capability', 'kind', 'text', 'read', 'failed', 'images'])
 
 # %% ../nbs/library/behaviour.ipynb #47239e6c
 def failure_rates(
     rows:pd.DataFrame, # From `run_capabilities`
-) -> pd.DataFrame:     # One row a capability: kind, cases, failed, rate, low, high
-    "How often each capability fails, and how sure we are."
+) -> pd.DataFrame:     # One row for each capability: kind, cases, failed, rate, low, high
+    "How often each capability fails, with its Wilson interval."
     counts = rows.groupby(['capability', 'kind'], sort=False)['failed'].agg(['size', 'sum'])
-    found = [[name, kind, n, k, *wilson_interval(k, n)] for (name,kind),(n,k) in zip(counts.index, counts.to_numpy().tolist())]
-    return pd.DataFrame(found, columns=['capability', 'kind', 'cases', 'failed', 'rate', 'low', 'high']).set_index('capability')
+    found = [[name, kind, n, failed, *wilson_interval(failed, n)]
+             for (name,kind),(n,failed) in zip(counts.index, counts.to_numpy().tolist())]
+    columns = ['capability', 'kind', 'cases', 'failed', 'rate', 'low', 'high']
+    return pd.DataFrame(found, columns=columns).set_index('capability')

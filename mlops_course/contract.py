@@ -21,62 +21,66 @@ from PIL import Image
 
 # %% ../nbs/library/contract.ipynb #9182853c
 def encode_as(image:Image.Image, kind:str, **options:Any) -> bytes:
-    "`image` as a file of that kind."
+    "Encode `image` in the format `kind`."
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 # %% ../nbs/library/contract.ipynb #55b4d2f4
 def claim_size(png:bytes, width:int, height:int) -> bytes:
-    "`png` whose header claims another size."
+    "Change the size in the header of `png`."
     head = b'IHDR' + struct.pack('>II', width, height) + png[24:29]
     return png[:12] + head + struct.pack('>I', crc32(head)) + png[33:]
 
 # %% ../nbs/library/contract.ipynb #e1e69265
-def awkward_images() -> dict[str, bytes]: # Name -> what a guest may send
-    "Files that call themselves images: broken ones, hostile ones, and some that are merely unusual."
+def awkward_images() -> dict[str, bytes]: # Name -> file
+    "Files that claim to be images: broken, hostile or merely unusual ones."
     grey = Image.fromarray(np.pad(np.zeros((12, 60), np.uint8), 14, constant_values=255))
     png = encode_as(grey, 'PNG')
     turned = Image.Exif()
     turned[274] = 8
-    return {'empty': b'', 'a web page': b'<!DOCTYPE html><html></html>', 'only a header': png[:33], 'cut off': png[:-20],
-            'noise behind a header': png[:40] + bytes(range(256)), 'one pixel': encode_as(grey.resize((1, 1)), 'PNG'),
-            'one row': encode_as(grey.resize((4000, 1)), 'PNG'), 'claims 4 gigapixels': claim_size(png, 65_535, 65_535),
+    sixteen = Image.fromarray(np.asarray(grey).astype(np.uint16)*257)
+    return {'empty': b'', 'a web page': b'<!DOCTYPE html><html></html>', 'only a header': png[:33],
+            'cut off': png[:-20], 'noise behind a header': png[:40] + bytes(range(256)),
+            'one pixel': encode_as(grey.resize((1, 1)), 'PNG'), 'one row': encode_as(grey.resize((4000, 1)), 'PNG'),
+            'claims 4 gigapixels': claim_size(png, 65_535, 65_535),
             'bomb': encode_as(Image.new('1', (7200, 7200)), 'PNG'),
-            'animation': encode_as(grey, 'GIF', save_all=True, append_images=[grey.rotate(90)]), 'floats': encode_as(grey.convert('F'), 'TIFF'),
-            '16 bits': encode_as(Image.fromarray(np.asarray(grey).astype(np.uint16)*257), 'PNG'), 'CMYK': encode_as(grey.convert('CMYK'), 'JPEG'),
-            'transparent': encode_as(grey.convert('LA'), 'PNG'), 'turned': encode_as(grey, 'JPEG', exif=turned)}
+            'animation': encode_as(grey, 'GIF', save_all=True, append_images=[grey.rotate(90)]),
+            'floats': encode_as(grey.convert('F'), 'TIFF'), '16 bits': encode_as(sixteen, 'PNG'),
+            'CMYK': encode_as(grey.convert('CMYK'), 'JPEG'), 'transparent': encode_as(grey.convert('LA'), 'PNG'),
+            'turned': encode_as(grey, 'JPEG', exif=turned)}
 
 # %% ../nbs/library/contract.ipynb #8e397ce5
 def upload_field(
     schemas:Mapping[str, Any], # An OpenAPI document
     path:str,
     method:str,
-) -> tuple[str, bool]|None: # Its name, and whether it takes several files
-    "The field of an operation that takes a file."
-    body = schemas['paths'][path][method.lower()].get('requestBody', {}).get('content', {}).get('multipart/form-data', {}).get('schema', {})
+) -> tuple[str, bool]|None: # Name of the field, and whether it takes several files
+    "Find the field of an operation that takes a file."
+    content = schemas['paths'][path][method.lower()].get('requestBody', {}).get('content', {})
+    body = content.get('multipart/form-data', {}).get('schema', {})
     if '$ref' in body: body = schemas['components']['schemas'][body['$ref'].rpartition('/')[2]]
-    for name,o in body.get('properties', {}).items():
-        item = o.get('items', o)
-        if item.get('format') == 'binary' or 'contentMediaType' in item: return name,'items' in o
+    for name,field in body.get('properties', {}).items():
+        item = field.get('items', field)
+        if item.get('format') == 'binary' or 'contentMediaType' in item: return name,'items' in field
     return None
 
 # %% ../nbs/library/contract.ipynb #d0be5d1c
 def contract_failures(
-    app:Any,                             # A FastAPI application, or the address of a service that runs
-    examples:int=20,                     # Requests to each operation that follow the contract, and as many that do not
-    uploads:Mapping[str, bytes]|None=None, # Files to send where one is expected; `awkward_images()` if none
-    headers:Mapping[str, str]|None=None, # For every request, such as a key
-    skip:Sequence[str]=('positive_data_acceptance',), # Checks to leave out: no schema can say which bytes are a picture
-    secret:str|None=None,                # A pattern that no answer may hold, such as that of a path
-) -> pd.DataFrame: # operation, broke, status, sent, times, curl: one row a broken promise
-    "Where the answers of `app` break the contract that it publishes."
+    app:Any,                             # A FastAPI application, or the address of a running service
+    examples:int=20,                     # Valid requests to each operation, and as many invalid ones
+    uploads:Mapping[str, bytes]|None=None, # Files to upload; `awkward_images()` if none
+    headers:Mapping[str, str]|None=None, # Headers of every request, such as a key
+    skip:Sequence[str]=('positive_data_acceptance',), # Checks to leave out: no schema says which bytes are an image
+    secret:str|None=None,                # A pattern that no answer may contain, such as that of a path
+) -> pd.DataFrame: # operation, broke, status, sent, times, curl: one row for each broken promise
+    "Find answers of `app` that break the contract that it publishes."
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis.errors import Unsatisfiable
     from schemathesis.checks import CHECKS, load_all_checks
-    logging.getLogger('python_multipart').setLevel(logging.CRITICAL) # it would report every broken form
-    async def answering(scope, receive, send): # as a server does: the guest has got a status 500 by now, and the next one is served
+    logging.getLogger('python_multipart').setLevel(logging.CRITICAL) # it would log every malformed form
+    async def answering(scope, receive, send): # as in a server, an exception does not end the process
         with suppress(Exception) if scope['type'] == 'http' else nullcontext(): await app(scope, receive, send)
     load_all_checks()
     excluded,more = CHECKS.get_by_names(list(skip)),dict(headers or {})
@@ -86,12 +90,17 @@ def contract_failures(
         broke = ['Tells what it must not'] if secret and re.search(secret, answer.text) else []
         try: case.validate_response(answer, excluded_checks=excluded, headers=more)
         except schemathesis.errors.FailureGroup as e: broke += [o.title for o in e.exceptions]
-        for o in broke: found.setdefault((case.operation.label, o, answer.status_code), []).append((sent, case.as_curl_command(more)))
+        for title in broke:
+            seen = found.setdefault((case.operation.label, title, answer.status_code), [])
+            seen.append((sent, case.as_curl_command(more)))
+    calm = settings(max_examples=examples, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck))
     def hunt(operation, mode, sent):
         def each(case): judge(case, sent)
-        with suppress(Unsatisfiable): calm(given(operation.as_strategy(generation_mode=mode))(each))() # where nothing is asked for, nothing can break it
-    calm = settings(max_examples=examples, derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    contract:Any = schemathesis.openapi.from_url(f'{app}/openapi.json') if isinstance(app, str) else schemathesis.openapi.from_asgi('/openapi.json', answering)
+        with suppress(Unsatisfiable): # an operation without input has no invalid requests
+            calm(given(operation.as_strategy(generation_mode=mode))(each))()
+    if isinstance(app, str): contract:Any = schemathesis.openapi.from_url(f'{app}/openapi.json')
+    else: contract = schemathesis.openapi.from_asgi('/openapi.json', answering)
     for operation in (o.ok() for o in contract.get_all_operations()):
         hunt(operation, schemathesis.GenerationMode.POSITIVE, 'as agreed')
         hunt(operation, schemathesis.GenerationMode.NEGATIVE, 'against the contract')
@@ -100,5 +109,5 @@ def contract_failures(
             for sent,data in (awkward_images() if uploads is None else uploads).items():
                 body = {name: [data] if several else data}
                 judge(operation.Case(body=body, media_type='multipart/form-data', headers=more), sent)
-    rows = [[*key, seen[0][0], len(seen), seen[0][1]] for key,seen in sorted(found.items())]
+    rows = [[*key, answers[0][0], len(answers), answers[0][1]] for key,answers in sorted(found.items())]
     return pd.DataFrame(rows, columns=['operation', 'broke', 'status', 'sent', 'times', 'curl'])

@@ -25,29 +25,31 @@ import pandas as pd
 from .testing import pytest_environment
 
 # %% ../nbs/library/mutation.ipynb #f46ce83b
-OPERATOR_PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot), (ast.Add, ast.Sub), (ast.Mult, ast.Div),
-         (ast.And, ast.Or))
+OPERATOR_PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot),
+                  (ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.And, ast.Or))
 OPERATOR_SWAPS:dict[type, Any] = {a: b for pair in OPERATOR_PAIRS for a,b in (pair, pair[::-1])}
 
 # %% ../nbs/library/mutation.ipynb #5423dc25
 def mutate_node(
     node:ast.AST,
 ) -> Iterator[ast.AST]:
-    "What could stand in the place of `node` by mistake."
+    "The mutations of `node`."
     match node:
         case ast.Compare(left, ops, others):
             for i,o in enumerate(ops):
-                if type(o) in OPERATOR_SWAPS: yield ast.Compare(left, [*ops[:i], OPERATOR_SWAPS[type(o)](), *ops[i + 1:]], others)
-        case ast.BinOp(left, op, right) if type(op) in OPERATOR_SWAPS: yield ast.BinOp(left, OPERATOR_SWAPS[type(op)](), right)
+                if type(o) not in OPERATOR_SWAPS: continue
+                yield ast.Compare(left, [*ops[:i], OPERATOR_SWAPS[type(o)](), *ops[i + 1:]], others)
+        case ast.BinOp(left, op, right) if type(op) in OPERATOR_SWAPS:
+            yield ast.BinOp(left, OPERATOR_SWAPS[type(op)](), right)
         case ast.BoolOp(op, values): yield ast.BoolOp(OPERATOR_SWAPS[type(op)](), values)
         case ast.UnaryOp(ast.Not(), operand): yield operand
         case ast.Constant(bool() as value): yield ast.Constant(not value)
         case ast.Constant(int() | float() as value): yield ast.Constant(value + 1)
-        case ast.Call(ast.Name(), [*_, last], []): yield last # as though nobody had called the function
+        case ast.Call(ast.Name(), [*_, last], []): yield last # replace the call by its last argument
 
 # %% ../nbs/library/mutation.ipynb #e7cf2fb9
 class ReplaceNode(ast.NodeTransformer):
-    "Puts one node in the place of another."
+    "Replace one node of a syntax tree by another."
     def __init__(self, old:ast.AST, new:ast.AST): self.old,self.new = old,new
     def visit(self, node): return self.new if node is self.old else self.generic_visit(node)
 
@@ -56,26 +58,29 @@ class Mutant(NamedTuple):
     "A function with one small change."
     module: str
     function: str
-    source: str # Of the whole function
-    diff: str   # The lines that differ
+    source: str # The whole function
+    diff: str   # The changed lines
 
 # %% ../nbs/library/mutation.ipynb #e66d5e8f
 def make_mutants(
-    function:Callable[..., Any], # Written in Python, at the top of a module
+    function:Callable[..., Any], # A function at the top level of a module
 ) -> list[Mutant]:
-    "Every variant of `function`. Names, words and error messages stay."
+    "All mutants of `function`. Strings, names and error messages are not changed."
     if not inspect.isfunction(function) or function.__closure__ or hasattr(function, '__wrapped__'):
-        raise ValueError(f"{function} is no plain function of a module, and one was expected. Name the function inside it")
+        raise ValueError(f"{function} is no plain function of a module, and one was expected. "
+                         "Name the function inside it")
     tree = ast.parse(dedent(inspect.getsource(function)))
-    was,found = ast.unparse(tree),[]
-    quiet = {id(o) for part in ast.walk(tree) if isinstance(part, ast.Raise | ast.JoinedStr | ast.arguments) for o in ast.walk(part)}
-    for old in [o for o in ast.walk(tree) if id(o) not in quiet]:
+    original,mutants = ast.unparse(tree),[]
+    skipped = {id(node) for part in ast.walk(tree) if isinstance(part, ast.Raise | ast.JoinedStr | ast.arguments)
+               for node in ast.walk(part)}
+    for old in [node for node in ast.walk(tree) if id(node) not in skipped]:
         for new in mutate_node(old):
-            now = ast.unparse(ReplaceNode(old, new).visit(tree))
-            ReplaceNode(new, old).visit(tree) # and back
-            diff = '\n'.join(o.rstrip() for o in ndiff(was.splitlines(), now.splitlines()) if o[0] in '+-')
-            found.append(Mutant(function.__module__, function.__name__, now, diff))
-    return found
+            mutated = ast.unparse(ReplaceNode(old, new).visit(tree))
+            ReplaceNode(new, old).visit(tree) # undo
+            lines = ndiff(original.splitlines(), mutated.splitlines())
+            diff = '\n'.join(line.rstrip() for line in lines if line[0] in '+-')
+            mutants.append(Mutant(function.__module__, function.__name__, mutated, diff))
+    return mutants
 
 # %% ../nbs/library/mutation.ipynb #39c72f34
 MUTANT_WORKER = '''"Runs tests against mutants, one a line on stdin."
@@ -84,7 +89,8 @@ import pytest
 
 class Watch:
     "Remembers the first test that failed."
-    def pytest_runtest_logreport(self, report): self.by = self.by or (report.failed and report.nodeid.rpartition('::')[2])
+    def pytest_runtest_logreport(self, report):
+        self.by = self.by or (report.failed and report.nodeid.rpartition('::')[2])
 
 tests, report, limit = sys.argv[1:]
 for line in sys.stdin:
@@ -111,20 +117,27 @@ def run_mutants(
 ) -> pd.DataFrame: # function, diff, killed_by: the first test that failed; empty for a survivor
     "Run `tests` against every mutant."
     with TemporaryDirectory() as tmp:
-        path,report,worker = tests if isinstance(tests, Path) else Path(tmp)/'test_it.py',Path(tmp)/'report',Path(tmp)/'worker.py'
+        report,worker = Path(tmp)/'report',Path(tmp)/'worker.py'
+        path = tests if isinstance(tests, Path) else Path(tmp)/'test_it.py'
         if isinstance(tests, str): path.write_text(tests, encoding='utf-8')
         worker.write_text(MUTANT_WORKER, encoding='utf-8')
         report.touch()
-        jobs = [json.dumps(['', '', '']), *(json.dumps(o[:3]) for o in found)] # first the code as it is
+        jobs = [json.dumps(['', '', '']), *(json.dumps(mutant[:3]) for mutant in found)] # the first is unchanged code
+        command = [sys.executable, '-X', 'utf8', worker, path, report, str(limit_s)]
+        environment = os.environ | pytest_environment(tmp)
         killed:list[str] = []
         while len(killed) < len(jobs):
-            done = subprocess.run([sys.executable, '-X', 'utf8', worker, path, report, str(limit_s)], input='\n'.join(jobs[len(killed):]), cwd=tmp,
-                                  env=os.environ | pytest_environment(tmp), capture_output=True, encoding='utf-8', check=False)
-            killed = [json.loads(o) for o in report.read_text(encoding='utf-8').splitlines()]
+            done = subprocess.run(command, input='\n'.join(jobs[len(killed):]), cwd=tmp, env=environment,
+                                  capture_output=True, encoding='utf-8', check=False)
+            killed = [json.loads(line) for line in report.read_text(encoding='utf-8').splitlines()]
             if not killed or killed[0]:
-                raise ValueError(f"The tests fail without any mutant: {(killed or [done.stderr[-300:]])[0]}. They prove nothing, so mend them first")
-            if len(killed) < len(jobs):
-                if done.returncode != 3: raise ValueError(f"The process broke on {found[len(killed) - 1].diff}: {done.stderr[-300:]}. Leave that function out")
-                with report.open('a', encoding='utf-8') as f: f.write(json.dumps('the time limit') + '\n')
+                raise ValueError(f"The tests fail without any mutant: {(killed or [done.stderr[-300:]])[0]}. "
+                                 "They prove nothing, so mend them first")
+            if len(killed) < len(jobs): # the worker ended early
+                if done.returncode != 3:
+                    raise ValueError(f"The process broke on {found[len(killed) - 1].diff}: {done.stderr[-300:]}. "
+                                     "Leave that function out")
+                with report.open('a', encoding='utf-8') as file: file.write(json.dumps('the time limit') + '\n')
                 killed.append('the time limit')
-    return pd.DataFrame([[o.function, o.diff, by] for o,by in zip(found, killed[1:])], columns=['function', 'diff', 'killed_by'])
+    rows = [[mutant.function, mutant.diff, by] for mutant,by in zip(found, killed[1:])]
+    return pd.DataFrame(rows, columns=['function', 'diff', 'killed_by'])

@@ -19,7 +19,7 @@ from .tuning import Search, Tuning, search_space, trial_table
 def plot_history(
     tuning:Tuning,
 ) -> Any: # A matplotlib figure
-    "Each trial's metric over the steps spent by then, and the best so far."
+    "The metric of each trial over the training steps spent so far, with the best value so far."
     from matplotlib import pyplot
     rows = trial_table(tuning).query("state in ('complete', 'pruned')").dropna(subset=[tuning.metric])
     paid = trial_table(tuning)['steps'].cumsum()[rows.index]
@@ -38,35 +38,42 @@ def plot_history(
 # %% ../nbs/library/tuning_results.ipynb #d8816703
 def best_trial(
     tuning:Tuning,
-) -> Any: # A trial of Optuna's
+) -> Any: # An Optuna trial
     "The complete trial with the lowest metric."
     trials = tuning.study.get_trials(deepcopy=False)
-    done = [o for o in trials if o.state.name == 'COMPLETE']
-    if not done: raise ValueError(f"None of {len(trials)} trials was trained to its end, so none has won. Go on with the search, with more steps")
-    return min(done, key=lambda o: o.value)
+    complete = [trial for trial in trials if trial.state.name == 'COMPLETE']
+    if not complete:
+        raise ValueError(f"None of {len(trials)} trials was trained to its end, so none has won. "
+                         "Go on with the search, with more steps")
+    return min(complete, key=lambda trial: trial.value)
 
 # %% ../nbs/library/tuning_results.ipynb #7571b151
 def compare_paired(
-    first:Sequence[float],  # Metric of one way, for each seed
-    second:Sequence[float], # Of another, for the same seeds
-    seed:int=0,             # For the draws
-) -> Comparison:            # By how much the first is higher, and whom that speaks for
-    "The mean difference of two ways to search, with its interval over the seeds."
-    if len(first) != len(second): raise ValueError(f"{len(first)} numbers against {len(second)}: give one of each for every seed")
+    first:Sequence[float],  # Metric of the first method, one value for each seed
+    second:Sequence[float], # Metric of the second method, for the same seeds
+    seed:int=0,             # For the bootstrap
+) -> Comparison:            # Mean difference, first minus second, its interval and the better method
+    "Compare two methods by the mean of their paired differences, with a bootstrap interval over the seeds."
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} numbers against {len(second)}: give one of each for every seed")
     found = percentile_bootstrap([np.asarray(first, float) - np.asarray(second, float)], np.mean, seed=seed)
-    enough = len(first) >= 6 # five coins fall alike once in 16 times: so few seeds cannot reach 1 in 20, however they agree
-    return Comparison(*found, 'second' if enough and found.low > 0 else 'first' if enough and found.high < 0 else 'undecided')
+    better = 'undecided'
+    if len(first) >= 6: # with five, even equal signs have p = 2/32 > .05
+        if found.low > 0: better = 'second'
+        if found.high < 0: better = 'first'
+    return Comparison(*found, better)
 
 # %% ../nbs/library/tuning_results.ipynb #077945d6
 def best_so_far(
     trials:Iterable[Mapping[str, Any]], # Each with `state` and `reports`, a dict from step to metric
-    at:Sequence[int],                   # Steps spent
+    at:Sequence[int],                   # Numbers of steps spent
 ) -> list[float]:                       # nan before the first complete trial
-    "The lowest metric of a complete trial by the time that so many steps were spent."
+    "The lowest metric of a complete trial after each number of steps in `at`."
     spent,best,found = 0,nan,[]
     for trial in trials:
         spent += max(map(int, trial['reports']), default=0)
-        if trial['state'] == 'COMPLETE': best = float(np.fmin(best, trial['reports'][max(trial['reports'], key=int)]))
+        if trial['state'] == 'COMPLETE':
+            best = float(np.fmin(best, trial['reports'][max(trial['reports'], key=int)]))
         found.append((spent, best))
     return [next((value for step,value in reversed(found) if step <= o), nan) for o in at]
 
@@ -74,32 +81,35 @@ def best_so_far(
 def study_from_log(
     trials:Iterable[Mapping[str, Any]], # Each with `state`, `params` and `reports`
     search:Search,
-) -> Any:                               # A study of Optuna's, in memory
-    "The complete ones of logged `trials`, as a study."
+) -> Any:                               # An Optuna study in memory
+    "An Optuna study of the complete ones of logged `trials`."
     import optuna
     study = optuna.create_study()
-    for o in trials:
-        if o['state'] != 'COMPLETE': continue
-        value = o['reports'][max(o['reports'], key=int)]
-        study.add_trial(optuna.trial.create_trial(params=o['params'], distributions=search_space(search), value=value))
+    for trial in trials:
+        if trial['state'] != 'COMPLETE': continue
+        value = trial['reports'][max(trial['reports'], key=int)]
+        done = optuna.trial.create_trial(params=trial['params'], distributions=search_space(search), value=value)
+        study.add_trial(done)
     return study
 
 # %% ../nbs/library/tuning_results.ipynb #3bcaab04
 def importance(
-    study:Any,       # Of Optuna's
+    study:Any,       # An Optuna study
 ) -> dict[str, float]: # Knob -> its share; the shares add up to 1
-    "How much each knob decided."
+    "How much each knob contributes to a good result, by PED-ANOVA."
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    done = [o for o in study.get_trials(deepcopy=False) if o.state.name == 'COMPLETE']
-    if len(done) < 4: raise ValueError(f"{len(done)} complete trials cannot say which knob matters: have at least 4, better 30")
-    return dict(sorted(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()).items()))
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == 'COMPLETE']
+    if len(complete) < 4:
+        raise ValueError(f"{len(complete)} complete trials cannot say which knob matters: have at least 4, better 30")
+    shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return dict(sorted(shares.items()))
 
 # %% ../nbs/library/tuning_results.ipynb #d2dde08e
 def plot_importance(
     shares:Mapping[str, float],               # From `importance`
-    each:Sequence[Mapping[str, float]]=(),    # Of single searches, shown as dots
+    each:Sequence[Mapping[str, float]]=(),    # Importances of single searches, shown as dots
 ) -> Any:                                     # A matplotlib figure
-    "A bar for each knob, the longest on top."
+    "A bar chart of the importances, the highest on top."
     from matplotlib import pyplot
     names = sorted(shares, key=lambda o: shares[o])
     fig,ax = pyplot.subplots(figsize=(5.6, .45*len(names) + .9), dpi=80)

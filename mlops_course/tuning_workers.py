@@ -24,8 +24,9 @@ from .tuning import Objective, SearchLimits, Tuning, open_tuning, run_trials, tr
 
 # %% ../nbs/library/tuning_workers.ipynb #6e397bf5
 def require_limit(*given:float|None) -> None:
-    "A search must end at some point."
-    if all(o is None for o in given): raise ValueError("A search needs an end: pass steps, trials or seconds")
+    "Raise an error if a search has no limit."
+    if all(limit is None for limit in given):
+        raise ValueError("A search needs an end: pass steps, trials or seconds")
 
 # %% ../nbs/library/tuning_workers.ipynb #5e4e16ec
 @contextmanager
@@ -33,15 +34,16 @@ def track_search(
     tuning:Tuning,
     store:Store|None,
     name:str,
-) -> Iterator[str]: # Its id; empty without a store
-    "The search's own run, gone on with if there is one."
+) -> Iterator[str]: # The id of the run; empty without a store
+    "The run of the search itself. If there is one already, it is resumed."
     if store is None:
         yield ''
         return
-    search = tuning.search
-    with track(store, name, resume=tuning.study.user_attrs.get('run', ''), seed=search.seed, data=search.recipe.get('data', '')) as run:
+    search,known = tuning.search,tuning.study.user_attrs.get('run', '')
+    with track(store, name, resume=known, seed=search.seed, data=search.recipe.get('data', '')) as run:
         tuning.study.set_user_attr('run', run.id)
-        run.params({'knobs': json.dumps(search.model_dump(mode='json')['knobs']), **search.model_dump(exclude={'knobs', 'recipe'})})
+        knobs = json.dumps(search.model_dump(mode='json')['knobs'])
+        run.params({'knobs': knobs, **search.model_dump(exclude={'knobs', 'recipe'})})
         try: yield run.id
         finally:
             rows = trial_table(tuning)
@@ -50,59 +52,64 @@ def track_search(
 
 # %% ../nbs/library/tuning_workers.ipynb #8f5a036b
 def run_worker() -> None:
-    "What a helper does: work as standard input says, until that is done or the pipe is closed."
+    "The entry point of a worker process: run trials until the job on standard input is done or the pipe is closed."
     job = json.loads(sys.stdin.buffer.readline())
     def end():
         os.read(0, 1)
         os._exit(1)
     Thread(target=end, daemon=True).start()
     store = open_store(**job['store']) if job['store'] else None
-    run_trials(open_tuning(job['path'], metric=job['metric']), resolve_name(job['objective']), SearchLimits(**job['limits']), store, job['parent'])
+    tuning = open_tuning(job['path'], metric=job['metric'])
+    run_trials(tuning, resolve_name(job['objective']), SearchLimits(**job['limits']), store, job['parent'])
 
 # %% ../nbs/library/tuning_workers.ipynb #827ec9ba
 def start_worker(
     tuning:Tuning,
-    objective:Objective, # A function of a module, which the helper imports
+    objective:Objective, # A function of a module, which the worker imports
     limits:SearchLimits,
     store:Store|None=None,
     parent:str='',
 ) -> subprocess.Popen:
-    "Another process that works on the same search. What it says lies beside the search, in a file .log."
+    "Start a worker process of the search. Its output is appended to a file .log beside the search."
     place = store and {'uri': store.uri, 'experiment': store.experiment, 'folder': str(store.outbox.parent.parent)}
-    job = {'path': str(tuning.path), 'metric': tuning.metric, 'objective': f'{objective.__module__}:{objective.__qualname__}',
+    job = {'path': str(tuning.path), 'metric': tuning.metric,
+           'objective': f'{objective.__module__}:{objective.__qualname__}',
            'limits': limits.model_dump(), 'store': place, 'parent': parent}
+    code = 'from mlops_course.tuning_workers import run_worker; run_worker()'
     with open(f'{tuning.path}.log', 'ab') as log:
-        helper = subprocess.Popen([sys.executable, '-c', 'from mlops_course.tuning_workers import run_worker; run_worker()'],
+        worker = subprocess.Popen([sys.executable, '-c', code],
                                   stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, bufsize=0)
-    if helper.stdin: helper.stdin.write(json.dumps(job).encode() + b'\n') # not an argument: the address may hold a password
-    return helper
+    if worker.stdin: # not an argument: the address of the store can hold a password
+        worker.stdin.write(json.dumps(job).encode() + b'\n')
+    return worker
 
 # %% ../nbs/library/tuning_workers.ipynb #7529f68c
 def tune(
     tuning:Tuning,
     objective:Objective,
-    store:Store|None=None,    # For a run of each trial; no record if none
-    steps:int|None=None,      # Of all trials together, those before counted
-    trials:int|None=None,     # In all, those before counted
-    seconds:float|None=None,  # From now on; a trial that is running then goes on
+    store:Store|None=None,    # Gets a run for each trial; nothing is recorded if none
+    steps:int|None=None,      # Limit for all trials together, including earlier ones
+    trials:int|None=None,     # Limit for the number of trials, including earlier ones
+    seconds:float|None=None,  # No trial starts after this time
     jobs:int=1,               # Processes
-    name:str='search',        # Of its run
+    name:str='search',        # Name of the search's run
 ) -> Tuning:
-    "Search, or go on searching, until the first limit is reached."
+    "Start or continue a search, until the first limit is reached."
     require_limit(steps, trials, seconds)
     limits = SearchLimits(steps=steps, trials=trials, until=None if seconds is None else time.time() + seconds)
     with track_search(tuning, store, name) as parent:
-        helpers = [start_worker(tuning, objective, limits, store, parent) for _ in range(jobs - 1)]
+        workers = [start_worker(tuning, objective, limits, store, parent) for _ in range(jobs - 1)]
         try:
             run_trials(tuning, objective, limits, store, parent)
-            ended = [o.wait() for o in helpers]
-            if any(ended): warnings.warn(f"{sum(map(bool, ended))} of {jobs - 1} helpers did not end well: {tuning.path}.log says more. "
-                                         "What they left is done here", stacklevel=2)
-            run_trials(tuning, objective, limits, store, parent) # what a helper left undone
+            failed = sum(worker.wait() != 0 for worker in workers)
+            if failed:
+                warnings.warn(f"{failed} of {jobs - 1} workers failed: see {tuning.path}.log. "
+                              "Their trials are done here", stacklevel=2)
+            run_trials(tuning, objective, limits, store, parent) # trials that a worker did not finish
         finally:
-            for o in helpers:
-                o.kill() # does nothing to one that has ended
-                o.wait()
-                if o.stdin: o.stdin.close()
+            for worker in workers:
+                worker.kill() # does nothing to one that has ended
+                worker.wait()
+                if worker.stdin: worker.stdin.close()
         if store: send_pending(store) # ends the runs of trials that died
     return tuning

@@ -285,7 +285,7 @@ def test_a_helper_ends_when_its_pipe_is_closed(plain):
 def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', os.fspath(plain.path.parent))
     (plain.path.parent/'sitecustomize.py').write_text("import os; os._exit(3)")
-    with pytest.warns(UserWarning, match='1 of 1 helpers did not end well'): tune(plain, train_trial, trials=2, jobs=2)
+    with pytest.warns(UserWarning, match='1 of 1 workers failed'): tune(plain, train_trial, trials=2, jobs=2)
     assert states(plain) == ['complete', 'complete']
 
 

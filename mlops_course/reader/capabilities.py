@@ -6,7 +6,7 @@
 __all__ = ['line', 'CAPABILITIES', 'draw_clear_line', 'random_time', 'random_stop', 'random_stop_and_time', 'random_letters',
            'background_grey', 'add_shading', 'shrink', 'add_margin', 'tilt_slightly', 'add_grain', 'blur_slightly',
            'compress_as_jpeg', 'blur_strongly', 'crop_left_half', 'cover_patch', 'is_less_confident',
-           'reads_differently', 'reads_beginning', 'plot_failures', 'model_gates']
+           'reads_differently', 'reads_beginning', 'blank_paper', 'plot_failures', 'model_gates']
 
 # %% ../../nbs/library/capabilities.ipynb #25ccdc0d
 from functools import partial
@@ -30,7 +30,7 @@ def draw_clear_line(
     text:str,
     rng:np.random.Generator,
 ) -> np.ndarray: # Height × width, grey
-    "`text` in a font of the test split, as clear as print can be."
+    "Draw `text` clearly, in a font of the test split."
     fonts = split_source('test', None, FONTS).fonts
     size,margin,ink,paper = (int(o) for o in rng.integers((24, 3, 0, 225), (39, 7, 60, 256)))
     return render_line(text, fonts[rng.integers(len(fonts))], size, margin, ink, paper)
@@ -41,7 +41,7 @@ def random_time(rng): return f'{rng.integers(24):02}:{rng.integers(60):02}'
 # %% ../../nbs/library/capabilities.ipynb #e4d3f563
 def random_stop(rng):
     trips = split_source('test', None, FONTS).trips
-    return trips[rng.integers(len(trips))].calls[0][0][:20].strip() # nobody prints a space at the end
+    return trips[rng.integers(len(trips))].calls[0][0][:20].strip() # spaces at the end are invisible
 
 # %% ../../nbs/library/capabilities.ipynb #f2fcd7ef
 def random_stop_and_time(rng): return f'{random_stop(rng)} {random_time(rng)}'
@@ -50,7 +50,7 @@ def random_stop_and_time(rng): return f'{random_stop(rng)} {random_time(rng)}'
 def random_letters(letters, n): return lambda rng: ''.join(rng.choice(list(letters), n).tolist())
 
 # %% ../../nbs/library/capabilities.ipynb #71945059
-def background_grey(image): return int(np.median(image)) # there is more paper than ink
+def background_grey(image): return int(np.median(image)) # most of the image is paper
 
 # %% ../../nbs/library/capabilities.ipynb #eecf58f6
 def add_shading(image, rng): return to_uint8(image*np.linspace(1, .45, image.shape[1], dtype=np.float32))
@@ -71,7 +71,8 @@ def add_grain(image, rng): return to_uint8(image + rng.normal(0, 12, image.shape
 def blur_slightly(image, rng): return cv2.GaussianBlur(image, (0, 0), 1.2)
 
 # %% ../../nbs/library/capabilities.ipynb #9d377540
-def compress_as_jpeg(image, rng): return cv2.imdecode(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 25])[1], cv2.IMREAD_GRAYSCALE)
+def compress_as_jpeg(image, rng):
+    return cv2.imdecode(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 25])[1], cv2.IMREAD_GRAYSCALE)
 
 # %% ../../nbs/library/capabilities.ipynb #089e3459
 def blur_strongly(image, rng): return cv2.GaussianBlur(image, (0, 0), image.shape[0]/10)
@@ -83,7 +84,8 @@ def crop_left_half(image, rng): return image[:, :image.shape[1]//2]
 def cover_patch(image, rng):
     width = image.shape[0]
     left = int(rng.integers(image.shape[1] - width))
-    return np.hstack([image[:, :left], np.full((len(image), width), background_grey(image)//2, np.uint8), image[:, left + width:]])
+    patch = np.full((len(image), width), background_grey(image)//2, np.uint8)
+    return np.hstack([image[:, :left], patch, image[:, left + width:]])
 
 # %% ../../nbs/library/capabilities.ipynb #434843da
 def is_less_confident(readings): return readings[1][1] < readings[0][1]
@@ -92,9 +94,14 @@ def is_less_confident(readings): return readings[1][1] < readings[0][1]
 def reads_differently(readings): return readings[1][0] != readings[0][0]
 
 # %% ../../nbs/library/capabilities.ipynb #248474bd
-def reads_beginning(readings): return len(readings[1][0]) < len(readings[0][0]) and readings[0][0].startswith(readings[1][0][:-1]) # the cut may halve a letter
+def reads_beginning(readings):
+    before,after = readings[0][0],readings[1][0]
+    return len(after) < len(before) and before.startswith(after[:-1]) # the cut may halve a letter
 
 # %% ../../nbs/library/capabilities.ipynb #900ef7d0
+def blank_paper(_, rng): return np.full((40, rng.integers(40, 400)), rng.integers(200, 256), np.uint8)
+
+# %% ../../nbs/library/capabilities.ipynb #260b8a44
 line = partial(Capability, draw=draw_clear_line)
 CAPABILITIES = (
     line('times', 'minimum', random_time),
@@ -103,7 +110,7 @@ CAPABILITIES = (
     line('runs of one digit', 'minimum', lambda rng: f'{rng.integers(10)}'*int(rng.integers(3, 8))),
     line('zero or O', 'minimum', random_letters('O0', 4)),
     line('nine times in a row', 'minimum', lambda rng: ' '.join(random_time(rng) for _ in range(9))),
-    Capability('blank paper', 'minimum', lambda rng: '', draw=lambda _, rng: np.full((40, rng.integers(40, 400)), rng.integers(200, 256), np.uint8)),
+    Capability('blank paper', 'minimum', lambda rng: '', draw=blank_paper),
     line('light on dark', 'invariance', random_stop_and_time, lambda image, rng: 255 - image),
     line('small print', 'invariance', random_stop_and_time, shrink),
     line('wide margin', 'invariance', random_stop_and_time, add_margin),
@@ -118,11 +125,11 @@ CAPABILITIES = (
 
 # %% ../../nbs/library/capabilities.ipynb #03191f14
 def plot_failures(
-    rows:pd.DataFrame, # From `try_capabilities`
-    each:int=2,        # Cases of a capability
-    most:int=4,        # Capabilities, the worst first
+    rows:pd.DataFrame, # From `run_capabilities`
+    each:int=2,        # Cases for each capability
+    most:int=4,        # Number of capabilities, the worst first
 ) -> Any:              # A matplotlib figure
-    "Cases that failed, as they were drawn, with what stands there and what was read."
+    "Pictures of failed cases, with the right text and the text that was read."
     import matplotlib.pyplot as plt
     failed = rows[rows['failed']]
     worst = failed['capability'].value_counts(sort=True).index[:most].tolist()
@@ -138,14 +145,16 @@ def plot_failures(
 
 # %% ../../nbs/library/capabilities.ipynb #dfb5b8b3
 def model_gates(
-    rows:pd.DataFrame,         # From `evaluate` of lesson 11
-    tried:pd.DataFrame,        # From `try_capabilities`
+    rows:pd.DataFrame,         # From `evaluate_model`
+    tried:pd.DataFrame,        # From `run_capabilities`
     size_mb:float,             # On disk
     limits:ModelLimits|None=None,   # Those in params.yaml if none
-    gates:Gates|None=None,     # Of lesson 11; those in params.yaml if none
+    gates:Gates|None=None,     # Those in params.yaml if none
 ) -> list[Gate]:
-    "Everything that a model must hold without a champion to compare with."
+    "All gates of a model that need no champion to compare with."
     limits = limits or load_settings().params.testing
-    errors = [budget_gate(f'CER of {name}', interval(o).high, limits.cer, 'at the upper end') for name,o in rows.groupby('dataset', sort=False)]
-    able = [budget_gate(str(name), high, limits.failing, 'of the cases, at the upper end') for name,high in failure_rates(tried)['high'].items()]
+    errors = [budget_gate(f'CER of {name}', interval(part).high, limits.cer, 'at the upper end')
+              for name,part in rows.groupby('dataset', sort=False)]
+    able = [budget_gate(str(name), high, limits.failing, 'of the cases, at the upper end')
+            for name,high in failure_rates(tried)['high'].items()]
     return [*check_gates(rows, None, size_mb, gates), *errors, *able]

@@ -49,21 +49,24 @@ set_model(Reader())
 
 # %% ../../nbs/library/package.ipynb #c40c88ad
 def write_package(
-    folder:Path,        # Made
-    recogniser:Path,    # Folder that `save_recogniser` wrote
+    folder:Path,        # Created
+    recogniser:Path,    # Folder from `save_recogniser`
     card:str,           # Markdown
     example:np.ndarray, # A line
 ) -> None:
-    "What is registered: the recogniser, how to load it, its signature, an example and its card."
+    "Write an MLflow model: the recogniser, its loader script, signature, example and card."
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model
     from mlflow.types import ColSpec, Schema, TensorSpec
-    logging.getLogger('mlflow.pyfunc').setLevel(logging.WARNING) # it says that it validates the example
-    signature = ModelSignature(Schema([TensorSpec(np.dtype('uint8'), (-1, 32, -1))]), Schema([ColSpec('string', 'text'), ColSpec('double', 'confidence')]))
-    needs = [f'{o}=={version_of(o)}' for o in ('mlops-course', 'mlflow', 'torch', 'safetensors', 'numpy', 'pandas')] # told: MLflow's guess takes half a minute
+    logging.getLogger('mlflow.pyfunc').setLevel(logging.WARNING) # it logs that it validates the example
+    signature = ModelSignature(Schema([TensorSpec(np.dtype('uint8'), (-1, 32, -1))]),
+                               Schema([ColSpec('string', 'text'), ColSpec('double', 'confidence')]))
+    packages = ('mlops-course', 'mlflow', 'torch', 'safetensors', 'numpy', 'pandas')
+    needs = [f'{name}=={version_of(name)}' for name in packages] # without a list, MLflow searches for half a minute
     with TemporaryDirectory() as tmp:
         (Path(tmp)/'reader.py').write_text(LOADER_SCRIPT, encoding='utf-8')
-        save_model(folder, python_model=str(Path(tmp)/'reader.py'), artifacts={'recogniser': str(recogniser)}, signature=signature,
+        save_model(folder, python_model=str(Path(tmp)/'reader.py'), artifacts={'recogniser': str(recogniser)},
+                   signature=signature,
                    input_example=example[None], pip_requirements=needs)
     (folder/'card.md').write_text(card, encoding='utf-8')
 
@@ -72,13 +75,14 @@ def run_lineage(
     store:Store,
     run_id:str, # A finished run of `train_tracked`
 ) -> dict[str, str]: # run, git, data, data_dvc, started_from, recipe
-    "Where a model came from, in the words of its run."
+    "Where a model came from, read from its run."
     with explain_store_errors(store.uri): run = store.client.get_run(run_id)
-    tags,found = run.data.tags,{o.path for o in store.client.list_artifacts(run_id, 'model')}
+    tags,found = run.data.tags,{file.path for file in store.client.list_artifacts(run_id, 'model')}
     if run.info.status != 'FINISHED' or 'model/weights.safetensors' not in found:
         why = f"it is {run.info.status}" if run.info.status != 'FINISHED' else "it kept no model"
         raise ValueError(f"Run {run_id} cannot be registered: {why}. Choose a finished run of train_tracked")
-    git = tags.get('mlflow.source.git.commit', 'unknown')[:12] + (', and files differed from it' if tags.get('git_dirty') == 'True' else '')
+    git = tags.get('mlflow.source.git.commit', 'unknown')[:12]
+    if tags.get('git_dirty') == 'True': git += ', and files differed from it'
     return {'run': run_id, 'git': git, 'data': tags.get('data', 'unknown'), 'data_dvc': tags.get('data_dvc', 'unknown'),
             'started_from': tags.get('started_from', 'nothing'), 'beyond_recipe': tags.get('beyond_recipe', 'nothing'),
             'recipe': ', '.join(f'{k}={v}' for k,v in sorted(run.data.params.items()))}
@@ -90,62 +94,71 @@ def model_card(
     rows:pd.DataFrame,        # From `evaluate_model`
     size_mb:float,
 ) -> str:                     # Markdown
-    "What somebody must know before they use the model."
-    scores = [f"| {dataset} | {len(part)} | {interval(part)} | {rate(part, 'exact'):.3f} | {MODEL_METRICS['f1'](part):.3f} |"
+    "The model card of a version, as Markdown."
+    scores = [f"| {dataset} | {len(part)} | {interval(part)} | {rate(part, 'exact'):.3f} "
+              f"| {MODEL_METRICS['f1'](part):.3f} |"
               for dataset,part in [('whole', rows), *rows.groupby('dataset', sort=False)]]
-    return '\n'.join([f"# {name}", "", "Reads one line of printed English text: grey, 32 pixels high. For timetables and signs.",
-        "Not for handwriting, other scripts, or whole pages without a detector. Tried on synthetic lines only: expect more errors on real ones.",
+    return '\n'.join([
+        f"# {name}", "", "Reads one line of printed English text: grey, 32 pixels high. For timetables and signs.",
+        "Not for handwriting, other scripts, or whole pages without a detector. "
+        "Tried on synthetic lines only: expect more errors on real ones.",
         "", "| dataset | lines | CER with interval | accuracy | F1 |", "|---|---|---|---|---|", *scores, "",
-        f"{MODEL_METRICS['p95_ms'](rows):.1f} ms a line (95th percentile) where it was registered, {size_mb:.2f} MB.", "", "| | |", "|---|---|",
-        *(f"| {k} | {v} |" for k,v in origin.items()), ""])
+        f"{MODEL_METRICS['p95_ms'](rows):.1f} ms a line (95th percentile) where it was registered, {size_mb:.2f} MB.",
+        "",
+        "| | |", "|---|---|", *(f"| {k} | {v} |" for k,v in origin.items()), ""])
 
 # %% ../../nbs/library/package.ipynb #1ddd6a52
 def register_reader(
     store:Store,
     run_id:str, # A finished run of `train_tracked`
     datasets:Mapping[str, Sequence[tuple[np.ndarray, str]]], # For the scores in the card
-    who:str,    # Registers it
+    who:str,    # Who registers it
     why:str,
     name:str=MODEL_NAME,
 ) -> int:       # Its version
-    "The recogniser of a run as a new version of `name`, and as its challenger."
+    "Register the recogniser of a run as a new version of `name`, and make it the challenger."
     def package(folder):
         origin = run_lineage(store, run_id)
         with TemporaryDirectory() as tmp:
             recogniser = Path(tmp)/'recogniser'
             recogniser.mkdir()
-            for o in ('weights.safetensors', 'recogniser.json'): (recogniser/o).write_bytes(read_artifact(store, run_id, f'model/{o}'))
+            for file in ('weights.safetensors', 'recogniser.json'):
+                (recogniser/file).write_bytes(read_artifact(store, run_id, f'model/{file}'))
             size_mb = sum(o.stat().st_size for o in recogniser.iterdir())/2**20
             rows = evaluate_model(load_recogniser(recogniser), datasets)
-            write_package(folder, recogniser, model_card(name, origin, rows, size_mb), next(iter(datasets.values()))[0][0])
-        return {'size_mb': f'{size_mb:.4f}', 'cer': f'{rate(rows):.4f}', **{k: v for k,v in origin.items() if k != 'run'}}
+            card,example = model_card(name, origin, rows, size_mb),next(iter(datasets.values()))[0][0]
+            write_package(folder, recogniser, card, example)
+        noted = {k: v for k,v in origin.items() if k != 'run'}
+        return {'size_mb': f'{size_mb:.4f}', 'cer': f'{rate(rows):.4f}', **noted}
     return register(store, run_id, package, who, why, name)
 
 # %% ../../nbs/library/package.ipynb #57576685
 def load_packaged(
-    package:Path, # Folder that `write_package` wrote
+    package:Path, # Folder from `write_package`
 ) -> Recogniser:
-    "The recogniser in `package`."
+    "Load the recogniser in `package`."
     return load_recogniser(package/'artifacts'/'recogniser')
 
 # %% ../../nbs/library/package.ipynb #2f982177
 def load_version(
     store:Store,
-    which:str|int='champion', # An alias, or a number
+    which:str|int='champion', # An alias, or a version number
     name:str=MODEL_NAME,
 ) -> Recogniser:
-    "The model that `which` means, checked and ready to read."
-    with TemporaryDirectory() as tmp: return load_packaged(download_version(store, find_version(store, which, name), Path(tmp)))
+    "Load the model of a version, after checking its files."
+    with TemporaryDirectory() as tmp:
+        return load_packaged(download_version(store, find_version(store, which, name), Path(tmp)))
 
 # %% ../../nbs/library/package.ipynb #08aae9b1
 def promote_reader(
     store:Store,
-    datasets:Mapping[str, Sequence[tuple[np.ndarray, str]]], # Lines that no candidate was chosen by
+    datasets:Mapping[str, Sequence[tuple[np.ndarray, str]]], # Lines that were not used to choose candidates
     who:str,
     why:str,
-    which:str|int='challenger', # An alias, or a number
+    which:str|int='challenger', # An alias, or a version number
     name:str=MODEL_NAME,
     gates:Gates|None=None,      # Those in params.yaml if none
 ) -> Decision:
-    "Let a version become champion if it passes every gate on `datasets`."
-    return promote(store, lambda package: evaluate_model(load_packaged(package), datasets), who, why, which, name, partial(check_gates, gates=gates))
+    "Promote a version to champion if it passes every gate on `datasets`."
+    def evaluate(package): return evaluate_model(load_packaged(package), datasets)
+    return promote(store, evaluate, who, why, which, name, partial(check_gates, gates=gates))

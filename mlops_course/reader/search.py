@@ -23,7 +23,7 @@ from ..tracking import find_runs
 from ..tuning import Range, Search, Tuning, search_space
 
 # %% ../../nbs/library/search.ipynb #35eb295b
-RECIPE = Recipe(steps=192, batch=4, longest=6, width=32, depth=1) # what no knob decides
+RECIPE = Recipe(steps=192, batch=4, longest=6, width=32, depth=1) # settings that no knob changes
 KNOBS:dict[str, Range|list] = {'rate': Range(low=1e-3, high=.1, log=True), 'warm_up': Range(low=0., high=.3),
                                'width': [16, 32, 48], 'depth': Range(low=1, high=3), 'batch': [2, 4, 8]}
 
@@ -31,9 +31,9 @@ KNOBS:dict[str, Range|list] = {'rate': Range(low=1e-3, high=.1, log=True), 'warm
 def reader_search(
     recipe:Recipe=RECIPE,
     knobs:Mapping[str, Range|list]=KNOBS,
-    **terms:Any,  # sampler, pruner, reports and seed, as `Search` has them
+    **terms:Any,  # sampler, pruner, reports and seed, as in `Search`
 ) -> Search:
-    "A search among the settings of a training, checked."
+    "Define a search among the settings of a training, and check its values."
     search = Search(recipe=recipe.model_dump(mode='json'), knobs=dict(knobs), **terms)
     search_space(search)
     for name,knob in search.knobs.items():
@@ -43,10 +43,11 @@ def reader_search(
 # %% ../../nbs/library/search.ipynb #59472215
 def train_trial(
     settings:Mapping[str, Any],           # A recipe
-    report:Callable[[int, float], None],  # Told about the step and the CER; what it raises ends the training
+    report:Callable[[int, float], None],  # Called with the step and the CER; an exception from it ends the training
     every:int,                            # Steps between reports
-    **record:Any,                         # As `track` takes it; no record if none
+    **record:Any,                         # As in `track`; nothing is recorded if none
 ) -> None:
+    "The objective of a search: train with `settings` and report the CER, which is to be minimized."
     "The objective of a search: a training by `settings`, whose CER is to be low."
     def on_step(step, metrics, net): report(step, metrics['cer'] if isfinite(metrics['loss']) else nan)
     recipe = Recipe(**settings)
@@ -57,21 +58,25 @@ def train_trial(
 def load_trial_net(
     tuning:Tuning,
     store:Store,
-    trial:Any, # A complete one
+    trial:Any, # A complete trial
 ) -> Recogniser:
-    "What `trial` trained, from its run."
-    found = [o for o in find_runs(store, f"tags.`mlflow.parentRunId` = '{tuning.study.user_attrs.get('run', '')}'") if o['name'] == f'trial {trial.number}']
-    if not found: raise ValueError(f"{store} has no run of trial {trial.number} of {tuning}: it was searched without this store. Train its setting again")
-    with TemporaryDirectory() as tmp, explain_store_errors(store.uri): return load_recogniser(store.client.download_artifacts(found[0]['id'], 'model', tmp))
+    "Load the recogniser that `trial` trained, from its run."
+    children = find_runs(store, f"tags.`mlflow.parentRunId` = '{tuning.study.user_attrs.get('run', '')}'")
+    found = [run for run in children if run['name'] == f'trial {trial.number}']
+    if not found:
+        raise ValueError(f"{store} has no run of trial {trial.number} of {tuning}: it was searched without this store. "
+                         "Train its setting again")
+    with TemporaryDirectory() as tmp, explain_store_errors(store.uri):
+        return load_recogniser(store.client.download_artifacts(found[0]['id'], 'model', tmp))
 
 # %% ../../nbs/library/search.ipynb #643d2dc4
 def score_on_test(
-    net:Any,           # As `read_lines` takes it
-    recipe:Recipe,     # Says which lines
-    n:int=600,         # Lines
+    net:Any,           # A `Recogniser`, or an `OnnxRecogniser`
+    recipe:Recipe,     # Data and length of the lines
+    n:int=600,         # Number of lines
     seed:int=12345,    # For the lines
 ) -> Interval:
-    "CER on lines that no training and no trial has seen."
+    "CER on lines of the test split, which no training and no trial has seen."
     lines = draw_lines(n, seed, recipe.data, 'test', recipe.longest)
     preds = {str(i): text for i,(text,_) in enumerate(read_lines(net, [o for o,_ in lines]))}
     return interval(score(preds, {str(i): text for i,(_,text) in enumerate(lines)}))
