@@ -31,7 +31,7 @@ def run_provenance(
     seed:int|None=None,
     root:Path|None=None, # The project's top folder; found from the working folder if none
 ) -> dict:               # Plain values, ready for JSON
-    "What a run stands on: the `environment`, and what DVC says the data is."
+    "The provenance of a run: the `environment` and the DVC hashes of the data."
     root = Path(root or find_root())
     return {**environment(seed, root), 'data': recorded_hashes(root)}
 
@@ -39,36 +39,39 @@ def run_provenance(
 def start_run(
     store:Store,
     name:str='',   # MLflow invents one if empty
-    parent:str='', # Id of the run that this one is a part of
+    parent:str='', # Id of the parent run
 ) -> str:          # Its id
-    "A new run in `store`."
+    "Create a run in `store`."
     with explain_store_errors(store.uri):
         tags = {'mlflow.parentRunId': parent} if parent else {}
         return store.client.create_run(store.experiment_id, run_name=name or None, tags=tags).info.run_id
 
+# %% ../nbs/08_tracking.ipynb #8c863233
 def provenance_changes(
     was:dict, # `run_provenance` of a run
     now:dict,
 ) -> list[str]:
-    "What is not as it was, in words."
+    "Each difference between two environments, as text."
     def flat(o, before=''):
-        if isinstance(o, dict): return {k: v for name,part in o.items() for k,v in flat(part, f'{before}.{name}').items()}
+        if isinstance(o, dict):
+            return {k: v for name,part in o.items() for k,v in flat(part, f'{before}.{name}').items()}
         return {before[1:]: o}
     a,b = flat(was),flat(now)
-    counts = sorted(o for o in a | b if not o.startswith('threads')) # a training takes one thread, whatever the libraries hold
-    return [f"{o}: {a.get(o)} then, {b.get(o)} now" for o in counts if a.get(o) != b.get(o)]
+    names = sorted(o for o in a | b if not o.startswith('threads')) # a training always uses one thread
+    return [f"{o}: {a.get(o)} then, {b.get(o)} now" for o in names if a.get(o) != b.get(o)]
 
+# %% ../nbs/08_tracking.ipynb #269c586b
 @contextmanager
 def track(
     store:Store,
     name:str='',
-    parent:str='',              # Id of the run that this one is a part of
-    resume:str='',              # Id of a run to go on with
+    parent:str='',              # Id of the parent run
+    resume:str='',              # Id of a run to resume
     seed:int|None=None,
     data:str='',                # Version of the data
-    stops:tuple[type[BaseException], ...]=(KeyboardInterrupt,), # Ways to end early on purpose: the run counts as KILLED, not as FAILED
+    stops:tuple[type[BaseException], ...]=(KeyboardInterrupt,), # These end a run on purpose: KILLED, not FAILED
 ) -> Iterator[Run]:
-    "A run on record for as long as the block lasts; a crash is recorded, then raised."
+    "Record a run for as long as the block lasts. An exception is recorded, then raised."
     stands_on = run_provenance(seed)
     run = Run(store, resume or start_run(store, name, parent))
     before = resume_run(run, stands_on) if resume else {}
@@ -85,30 +88,33 @@ def track(
             raise
         finally:
             peak.look()
-            run.metrics({'run_seconds': time.perf_counter() - start, 'peak_mb': max(peak.mb, before.get('peak_mb', 0))})
+            took = time.perf_counter() - start
+            run.metrics({'run_seconds': took, 'peak_mb': max(peak.mb, before.get('peak_mb', 0))})
             run.end(ended)
 
 # %% ../nbs/08_tracking.ipynb #b4073780
 def record_provenance(
     run:Run,
-    stands_on:dict, # Its circumstances
+    stands_on:dict, # From `run_provenance`
     data:str,       # Version of the data, if it has one
 ) -> None:
-    "Record what `run` stands on."
+    "Record the provenance of `run`."
     git = stands_on['git']
     run.artifact('environment.json', json.dumps(stands_on, indent=1))
-    run.tags({'mlflow.source.git.commit': git['commit'] or 'not under git', 'git_dirty': git['dirty'], 'seed': stands_on['seed']})
+    run.tags({'mlflow.source.git.commit': git['commit'] or 'not under git', 'git_dirty': git['dirty'],
+              'seed': stands_on['seed']})
     if data: run.tags({'data': data, 'data_dvc': stands_on['data'].get(f'data/{data}', 'not under DVC')})
 
+# %% ../nbs/08_tracking.ipynb #0690a72e
 def resume_run(
-    run:Run,        # One that has ended, or whose process was killed
-    stands_on:dict, # Its circumstances from now on
+    run:Run,        # A run that has ended, or whose process was killed
+    stands_on:dict, # From `run_provenance`, now
 ) -> dict[str, float]: # Its metrics so far
-    "Let `run` go on, and note what has changed since it began."
+    "Resume `run` and record what has changed since it started."
     client = run.store.client
     try:
         with explain_store_errors(run.store.uri):
-            send_entries(client, run.id, run.outbox) # what the last process could not send comes first
+            send_entries(client, run.id, run.outbox) # unsent entries of the last process come first
             found = client.get_run(run.id).data
             was = json.loads(read_artifact(run.store, run.id, 'environment.json'))
             client.update_run(run.id, 'RUNNING')
@@ -125,27 +131,31 @@ def find_runs(
     store:Store,
     where:str='', # MLflow's filter, such as "metrics.cer < 0.5 and params.width = '64'"
 ) -> list[dict]:  # Oldest first: id, name, status, parent, params, metrics, tags, start
-    "The runs in `store` that fit."
-    def honest(v): return copysign(inf, v) if abs(v) == sys.float_info.max else v # MLflow stores infinity as that
+    "The runs in `store` that match a filter."
+    def honest(v): return copysign(inf, v) if abs(v) == sys.float_info.max else v # MLflow stores infinity this way
     found,token = [],None
     with explain_store_errors(store.uri):
         while True:
-            page = store.client.search_runs([store.experiment_id], where, order_by=['attributes.start_time ASC'], page_token=token)
+            page = store.client.search_runs([store.experiment_id], where, page_token=token,
+                                            order_by=['attributes.start_time ASC'])
             found += page
             if not (token := page.token): break
-    return [{'id': o.info.run_id, 'name': o.info.run_name, 'status': o.info.status, 'parent': o.data.tags.get('mlflow.parentRunId', ''),
-             'params': o.data.params, 'metrics': {k: honest(v) for k,v in o.data.metrics.items()},
-             'tags': {k: v for k,v in o.data.tags.items() if not k.startswith('mlflow.')}, 'start': pd.Timestamp(o.info.start_time, unit='ms')} for o in found]
+    return [{'id': o.info.run_id, 'name': o.info.run_name, 'status': o.info.status,
+             'parent': o.data.tags.get('mlflow.parentRunId', ''), 'params': o.data.params,
+             'metrics': {k: honest(v) for k,v in o.data.metrics.items()},
+             'tags': {k: v for k,v in o.data.tags.items() if not k.startswith('mlflow.')},
+             'start': pd.Timestamp(o.info.start_time, unit='ms')} for o in found]
 
+# %% ../nbs/08_tracking.ipynb #2ab50180
 def compare_runs(
     found:Sequence[dict],                       # From `find_runs`
     metrics:Sequence[str]=('cer', 'run_seconds', 'peak_mb'),
 ) -> pd.DataFrame:                              # One row for each run
-    "The runs in a table: the parameters in which they differ, and `metrics`."
+    "A table of runs: the parameters that differ, and `metrics`."
     names = sorted({o for run in found for o in run['params']})
     differ = [o for o in names if len({run['params'].get(o) for run in found}) > 1]
-    rows = [{'run': o['name'], 'status': o['status'], **{k: o['params'].get(k, '') for k in differ}, **{k: o['metrics'].get(k, nan) for k in metrics}}
-            for o in found]
+    rows = [{'run': run['name'], 'status': run['status'], **{k: run['params'].get(k, '') for k in differ},
+             **{k: run['metrics'].get(k, nan) for k in metrics}} for run in found]
     return pd.DataFrame(rows).set_index('run') if rows else pd.DataFrame()
 
 # %% ../nbs/08_tracking.ipynb #b0d0f3ec
@@ -158,7 +168,8 @@ def best_run(
     scored = [r for r in found if isfinite(r['metrics'].get(metric, nan))] # a diverged run logs NaN and must not win
     if not scored:
         known = sorted({m for r in found for m in r['metrics']})
-        raise ValueError(f"No run has a finite `{metric}`. Logged metrics: {', '.join(known) or 'none'}. Pick one, or log `{metric}` and train again")
+        raise ValueError(f"No run has a finite `{metric}`. Logged metrics: {', '.join(known) or 'none'}. "
+                         f"Pick one, or log `{metric}` and train again")
     return (min if lower else max)(scored, key=lambda r: r['metrics'][metric])
 
 # %% ../nbs/08_tracking.ipynb #b4f5e779
@@ -173,7 +184,8 @@ def plot_curves(
     styles = ['-', '--', ':', '-.']
     for ax,metric in zip(axes[0], metrics):
         for i,run in enumerate(found):
-            points = sorted((o.step, o.value) for o in store.client.get_metric_history(run['id'], metric) if isfinite(o.value))
+            points = store.client.get_metric_history(run['id'], metric)
+            points = sorted((o.step, o.value) for o in points if isfinite(o.value))
             ax.plot(*zip(*points or [(nan, nan)]), styles[i % 4], marker='.', color=f'C{i % 10}', label=run['name'])
         ax.set(xlabel='step', title=metric)
         ax.spines[['top', 'right']].set_visible(False)

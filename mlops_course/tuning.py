@@ -28,125 +28,145 @@ from .store import Store
 
 # %% ../nbs/09_tuning.ipynb #a8a9245a
 class Range(SettingsSection):
-    "From where to where a number is searched; whole numbers stay whole."
+    "The range of a number in a search. A whole number stays a whole number."
     low: int|float
     high: int|float
-    log: bool = False # by factors?
+    log: bool = False # logarithmic scale?
 
+# %% ../nbs/09_tuning.ipynb #49c5d84c
 class Search(SettingsSection):
-    "What is searched, and how. It stands in the storage, and does not change."
-    recipe: dict[str, Any] # all settings of a training, for what no knob decides; `steps` is the price of a full trial
+    "The terms of a search. They are kept in the storage and do not change."
+    recipe: dict[str, Any] # settings that no knob changes; `steps` are the steps of a full trial
     knobs: dict[str, Range|list[Any]]
     sampler: str = 'tpe'   # tpe or random
     pruner: str = 'median' # median, halving or none
-    reports: WholeNumber = 4     # of a full trial; after each but the last it may be pruned
-    seed: WholeNumber = 0        # of what is proposed; the trainings have that of the recipe
+    reports: WholeNumber = 4     # of a full trial; it may be pruned after each but the last
+    seed: WholeNumber = 0        # of the sampler; the trainings use the recipe's seed
 
 # %% ../nbs/09_tuning.ipynb #9fe8e412
 def search_space(
     search:Search,
-) -> dict[str, Any]: # Knob -> Optuna's word for what it may be
-    "What may be proposed, checked."
+) -> dict[str, Any]: # Knob -> Optuna distribution
+    "Optuna's distributions for the knobs, after checking them."
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     valid = [o for o in search.recipe if o not in ('data', 'steps', 'seed')]
-    found:dict[str, Any] = {}
+    space:dict[str, Any] = {}
     for name,knob in search.knobs.items():
         if name not in valid:
             near = get_close_matches(name, valid, n=1)
-            raise ValueError(f"{name!r} is no knob" + (f", did you mean {near[0]!r}" if near else "") + f": choose from {', '.join(valid)}")
-        if isinstance(knob, list): found[name] = CategoricalDistribution(knob)
-        elif knob.low >= knob.high: raise ValueError(f"The knob {name} goes from {knob.low} to {knob.high}: the first must be the smaller one")
-        elif isinstance(search.recipe[name], float): found[name] = FloatDistribution(knob.low, knob.high, log=knob.log)
-        else: found[name] = IntDistribution(int(knob.low), int(knob.high), log=knob.log)
-    if not found: raise ValueError(f"No knob to turn: choose from {', '.join(valid)}")
-    return found
+            hint = f", did you mean {near[0]!r}" if near else ""
+            raise ValueError(f"{name!r} is no knob{hint}: choose from {', '.join(valid)}")
+        if isinstance(knob, list): space[name] = CategoricalDistribution(knob)
+        elif knob.low >= knob.high:
+            raise ValueError(f"The knob {name} goes from {knob.low} to {knob.high}: the first must be the smaller one")
+        elif isinstance(search.recipe[name], float): space[name] = FloatDistribution(knob.low, knob.high, log=knob.log)
+        else: space[name] = IntDistribution(int(knob.low), int(knob.high), log=knob.log)
+    if not space: raise ValueError(f"No hyperparameter to search was given. Choose from {', '.join(valid)}")
+    return space
 
 # %% ../nbs/09_tuning.ipynb #92fb2f0a
 SAMPLERS,PRUNERS = ('tpe', 'random'),('median', 'halving', 'none')
 
+# %% ../nbs/09_tuning.ipynb #0e7b9264
 def make_sampler(
     search:Search,
-    number:int, # Of the trial
+    number:int, # Number of the trial
 ) -> Any:
-    "Who proposes trial `number`."
+    "The sampler of trial `number`."
     from optuna.samplers import RandomSampler, TPESampler
     own = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
-    return TPESampler(seed=own, n_startup_trials=5) if search.sampler == 'tpe' else RandomSampler(own) # TPE draws five at random first
+    if search.sampler == 'random': return RandomSampler(own)
+    return TPESampler(seed=own, n_startup_trials=5) # the first five trials are random
 
+# %% ../nbs/09_tuning.ipynb #a98f98e8
 def make_pruner(
     search:Search,
 ) -> Any:
-    "Who stops a trial early."
+    "The pruner of a search, after checking its terms."
     from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
     for given,valid,what in ((search.sampler, SAMPLERS, 'sampler'), (search.pruner, PRUNERS, 'pruner')):
         if given not in valid: raise ValueError(f"No {what} {given!r}: choose {' or '.join(valid)}")
-    if search.pruner == 'halving': return SuccessiveHalvingPruner(min_resource=-(-search.recipe['steps']//search.reports), reduction_factor=2)
-    return MedianPruner(n_startup_trials=3) if search.pruner == 'median' else NopPruner()
+    if search.pruner == 'none': return NopPruner()
+    if search.pruner == 'median': return MedianPruner(n_startup_trials=3)
+    return SuccessiveHalvingPruner(min_resource=-(-search.recipe['steps']//search.reports), reduction_factor=2)
 
 # %% ../nbs/09_tuning.ipynb #df400499
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    "A search on disk."
-    study:Any # Optuna's
+    "A search in a file: an Optuna study and its terms."
+    study:Any # An Optuna study
     search:Search
     path:Path
-    metric:str='cer' # Name of what the trials report
+    metric:str='cer' # Name of the value that trials report
     @property
-    def spent(self) -> int: return sum(trial_steps(o, self.search) for o in self.study.get_trials(deepcopy=False))
+    def spent(self) -> int:
+        return sum(trial_steps(trial, self.search) for trial in self.study.get_trials(deepcopy=False))
     def lock(self) -> FileLock: return FileLock(f'{self.path}.lock')
-    def __repr__(self): return f"Tuning({self.path.name}, {len(self.study.get_trials(deepcopy=False))} trials, {self.spent} steps)"
+    def __repr__(self):
+        return f"Tuning({self.path.name}, {len(self.study.get_trials(deepcopy=False))} trials, {self.spent} steps)"
 
+# %% ../nbs/09_tuning.ipynb #d381e78c
 def trial_steps(
-    trial:Any, # Of a study
+    trial:Any, # An Optuna trial
     search:Search,
 ) -> int:
-    "What `trial` has cost; one that is running, what it may cost."
+    "The training steps that `trial` used, or the maximum it may use while it is running."
     return search.recipe['steps'] if trial.state.name == 'RUNNING' else max(trial.intermediate_values, default=0)
 
+# %% ../nbs/09_tuning.ipynb #25e5b700
 def open_tuning(
     path:str|Path,           # An SQLite file
-    search:Search|None=None, # Its terms; those that it was begun with if none
-    metric:str='cer',        # Name of what the trials report; the lowest wins
+    search:Search|None=None, # Its terms; needed for a new search
+    metric:str='cer',        # Name of the value that trials report; the lowest wins
 ) -> Tuning:
-    "The search in the file `path`, made if it is not there."
+    "Open the search in the file `path`, or create it."
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = Path(path).resolve()
-    if search is None and not path.is_file(): raise FileNotFoundError(f"No search at {path}, so there is none to go on with. Begin one, or correct the name")
+    if search is None and not path.is_file():
+        raise FileNotFoundError(f"No search at {path}, so it cannot be resumed. "
+                                "Start a new search, or correct the path")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f'{path}.lock'): # or two processes would make the same tables
-            with closing(sqlite3.connect(path)) as file: tables = {o for o, in file.execute('SELECT name FROM sqlite_master')}
-            if tables and 'studies' not in tables: raise RuntimeError('a database with other tables') # which we leave as it is
-            storage = optuna.storages.RDBStorage(f'sqlite:///{path.as_posix()}', engine_kwargs={'connect_args': {'timeout': 60}})
+        with FileLock(f'{path}.lock'): # only one process may create the tables
+            with closing(sqlite3.connect(path)) as file:
+                tables = {name for name, in file.execute('SELECT name FROM sqlite_master')}
+            if tables and 'studies' not in tables: raise RuntimeError('a database with other tables')
+            storage = optuna.storages.RDBStorage(f'sqlite:///{path.as_posix()}',
+                                                 engine_kwargs={'connect_args': {'timeout': 60}})
             study = optuna.create_study(storage=storage, study_name='search', load_if_exists=True)
             terms = study.user_attrs.get('search')
             if terms is None and search is not None:
                 search_space(search),make_pruner(search)
                 study.set_user_attr('search', terms := search.model_dump(mode='json'))
     except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.OptunaError, RuntimeError) as e:
-        raise ValueError(f"{path} cannot be read as a search: damaged, or another file ({str(e).partition(chr(10))[0]:.120}). "
+        reason = f'{str(e).partition(chr(10))[0]:.120}'
+        raise ValueError(f"{path} cannot be read as a search: damaged, or another file ({reason}). "
                          "Bring a copy back, or name a new file") from e
-    if terms is None: raise ValueError(f"{path} holds no search that was begun with `open_tuning`. Name another file")
+    if terms is None: raise ValueError(f"{path} holds no search that `open_tuning` created. Name another file")
     was = Search(**terms)
     before,now = (o.model_dump(mode='json') for o in (was, search or was))
     changed = [f"{k} {v} instead of {before[k]}" for k,v in now.items() if v != before[k]]
-    if changed: raise ValueError(f"{path} was begun with other terms: {', '.join(changed)}. Go on with its own, or name a new file")
+    if changed:
+        raise ValueError(f"{path} was begun with other terms: {', '.join(changed)}. "
+                         "Go on with its own, or name a new file")
     study.pruner = make_pruner(was)
     return Tuning(study, was, path, metric)
 
 # %% ../nbs/09_tuning.ipynb #8d24c4cf
-Objective = Callable[..., Any] # called with the settings, report(step, value), steps between reports, and what `track` takes if there is a store
+Objective = Callable[..., Any] # called with settings, report(step, value), steps between reports; with a store also
+                               # with the arguments of `track`
 
+# %% ../nbs/09_tuning.ipynb #e0ad7775
 def run_trial(
     trial:Any,              # From `claim_trial`
     tuning:Tuning,
     objective:Objective,
-    store:Store|None=None,  # For its run; no record if none
+    store:Store|None=None,  # For its run; nothing is recorded if none
     parent:str='',          # Id of the search's run
 ) -> str:                   # complete or pruned
-    "Train by what `trial` proposes, and tell the study how it ended."
+    "Train with the parameters of `trial` and report the result to the study."
     from optuna import TrialPruned
     search,last = tuning.search,nan
     steps = search.recipe['steps']
@@ -155,8 +175,12 @@ def run_trial(
         last = value if isfinite(value) else nan
         trial.report(last, step)
         if not isfinite(value): raise TrialPruned(f"diverged by step {step}: {tuning.metric.upper()} {value}")
-        if step < steps and trial.should_prune(): raise TrialPruned(f"{tuning.metric.upper()} {value:.3f} at step {step}")
-    record = {'store': store, 'name': f'trial {trial.number}', 'parent': parent, 'stops': (KeyboardInterrupt, TrialPruned)} if store else {}
+        if step < steps and trial.should_prune():
+            raise TrialPruned(f"{tuning.metric.upper()} {value:.3f} at step {step}")
+    record:dict[str, Any] = {}
+    if store:
+        record = {'store': store, 'name': f'trial {trial.number}', 'parent': parent,
+                  'stops': (KeyboardInterrupt, TrialPruned)}
     try:
         objective({**search.recipe, **trial.params}, report, -(-steps//search.reports), **record)
         tuning.study.tell(trial, last)
@@ -164,43 +188,46 @@ def run_trial(
     except TrialPruned:
         tuning.study.tell(trial, state=trial_states().PRUNED)
         return 'pruned'
-    except BaseException as e: # whoever stops us, the study must not wait for this trial
+    except BaseException as e: # whatever stops the process, the study must not wait for this trial
         trial.set_user_attr('error', f'{type(e).__name__}: {e}'[:500])
         tuning.study.tell(trial, state=trial_states().FAIL)
         raise
 
+# %% ../nbs/09_tuning.ipynb #4a1bca0b
 def trial_states() -> Any:
-    "Optuna's names for how a trial may stand."
+    "Optuna's states of a trial."
     from optuna.trial import TrialState
     return TrialState
 
 # %% ../nbs/09_tuning.ipynb #d5f54214
 def mark_failed(
     tuning:Tuning, # Locked by the caller
-) -> list[int]:    # Their numbers
-    "Mark trials whose process is no more as failed."
-    found = []
+) -> list[int]:    # Numbers of the trials
+    "Mark trials whose process has died as failed."
+    failed = []
     for trial in tuning.study.get_trials(deepcopy=False, states=(trial_states().RUNNING,)):
         lock = FileLock(f"{tuning.path}.workers/{trial.user_attrs.get('worker', 'nobody')}")
         try: lock.acquire(timeout=0)
-        except Timeout: continue # its worker lives
+        except Timeout: continue # its worker is alive
         lock.release()
         tuning.study.tell(trial.number, state=trial_states().FAIL)
-        found.append(trial.number)
-    return found
+        failed.append(trial.number)
+    return failed
 
+# %% ../nbs/09_tuning.ipynb #7f280d70
 class SearchLimits(SettingsSection):
-    "When a search ends; what is not said does not count."
+    "When a search ends. A limit that is None is not used."
     steps: WholeNumber|None = None  # of all trials together
     trials: WholeNumber|None = None # in the storage
-    until: float|None = None  # seconds since 1970; a trial that is running then goes on
+    until: float|None = None  # seconds since 1970; no trial starts later
 
+# %% ../nbs/09_tuning.ipynb #8a94ae78
 def claim_trial(
     tuning:Tuning,
     limits:SearchLimits,
     worker:str,   # Name of the caller's lock
 ) -> Any:         # None if a limit is reached
-    "The next trial, for this worker alone."
+    "Ask the study for the next trial, for this worker alone."
     study,search = tuning.study,tuning.search
     with tuning.lock():
         mark_failed(tuning)
@@ -221,7 +248,7 @@ def run_trials(
     store:Store|None=None,
     parent:str='',
 ) -> None:
-    "Trial after trial, until a limit is reached."
+    "Run trials until a limit is reached."
     worker = uuid4().hex
     place = Path(f'{tuning.path}.workers')
     place.mkdir(exist_ok=True)
@@ -232,8 +259,11 @@ def run_trials(
 def trial_table(
     tuning:Tuning,
 ) -> pd.DataFrame: # state, steps, last reported metric and the knobs of each trial
-    "The trials so far."
+    "A table of the trials so far."
     names = {'COMPLETE': 'complete', 'PRUNED': 'pruned', 'FAIL': 'failed', 'RUNNING': 'running', 'WAITING': 'waiting'}
-    rows = [{'trial': o.number, 'state': names[o.state.name], 'steps': trial_steps(o, tuning.search),
-             tuning.metric: o.intermediate_values[max(o.intermediate_values)] if o.intermediate_values else nan, **o.params} for o in tuning.study.trials]
-    return pd.DataFrame(rows, columns=['trial', 'state', 'steps', tuning.metric, *tuning.search.knobs]).set_index('trial')
+    def last_report(trial):
+        return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else nan
+    rows = [{'trial': trial.number, 'state': names[trial.state.name], 'steps': trial_steps(trial, tuning.search),
+             tuning.metric: last_report(trial), **trial.params} for trial in tuning.study.trials]
+    columns = ['trial', 'state', 'steps', tuning.metric, *tuning.search.knobs]
+    return pd.DataFrame(rows, columns=columns).set_index('trial')

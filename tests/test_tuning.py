@@ -60,7 +60,7 @@ def children(tuning, store): return {o['name']: o for o in find_runs(store) if o
     ({'seed': [0, 1]}, "'seed' is no knob"),
     ({'steps': [10, 20]}, "'steps' is no knob"),
     ({'rate': Range(low=.1, high=.01)}, 'the first must be the smaller one'),
-    ({}, 'No knob to turn')])
+    ({}, 'No hyperparameter to search')])
 def test_a_wrong_knob_is_refused_by_name(knobs, said):
     with pytest.raises(ValueError, match=said): search_space(reader_search(knobs=knobs))
 
@@ -87,7 +87,7 @@ def test_a_search_without_an_end_is_refused(plain):
 # The storage
 
 def test_a_search_without_terms_must_be_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match='none to go on with'): open_tuning(tmp_path/'no.db')
+    with pytest.raises(FileNotFoundError, match='cannot be resumed'): open_tuning(tmp_path/'no.db')
     assert not (tmp_path/'no.db').exists()
 
 
@@ -382,7 +382,7 @@ def test_the_command_searches_and_goes_on(store, tmp_path, monkeypatch):
     (['--knob', 'rates', '--trials', '1'], "did you mean 'rate'"),
     (['--trials', '1', '-p', 'colour', '3'], 'colour'),
     ([], 'pass steps, trials or seconds'),
-    (['--resume', '--trials', '1'], 'none to go on with'),
+    (['--resume', '--trials', '1'], 'cannot be resumed'),
     (['--resume', '--trials', '1', '--sampler', 'random'], 'stand in the storage')])
 def test_the_command_refuses_in_one_line(tmp_path, words, said):
     code,output = say(tmp_path/'cli.db', *words)

@@ -29,7 +29,7 @@ from .sources import random_stream
 from ..scoring import cer
 
 # %% ../../nbs/07_training.ipynb #7e9fce16
-Recipe = Training # all that decides what a training gives; the shipped recogniser's stands in params.yaml
+Recipe = Training # all settings of a training; those of the shipped recogniser stand in params.yaml
 
 # %% ../../nbs/07_training.ipynb #8c89038a
 def draw_lines(
@@ -38,78 +38,89 @@ def draw_lines(
     data:str='v1',      # v1, v2 or broad
     split:str='train',  # train, valid or test
     longest:int=28,     # Characters in a line
-) -> list[tuple[np.ndarray, str]]: # Images 32 pixels high, and what stands on each
-    "`n` lines of the kind that `data` names; a third of broad ones are from v2."
+) -> list[tuple[np.ndarray, str]]: # Images 32 pixels high, with their texts
+    "Draw `n` lines of the kind `data`. A third of the broad ones are from v2."
     if data != 'broad': return line_batch(n, seed, data, split, longest=longest)
     rng = random_stream(seed, 'broad', split)
-    return [draw_broad_line(rng, longest) for _ in range(n - n//3)] + line_batch(n//3, seed, 'v2', split, longest=longest)
+    broad = [draw_broad_line(rng, longest) for _ in range(n - n//3)]
+    return broad + line_batch(n//3, seed, 'v2', split, longest=longest)
 
 # %% ../../nbs/07_training.ipynb #3e75c566
-BATCHES_PER_CHUNK = 64 # batches that are drawn together, so that lines of like width can share one
+BATCHES_PER_CHUNK = 64 # batches that are drawn together, so that lines of similar width can share one
 
+# %% ../../nbs/07_training.ipynb #73d6101a
 def batches(
     recipe:Recipe,
-    first:int=0,                        # The step to begin with
-    draw:Callable[..., Any]=draw_lines, # Where lines come from
+    first:int=0,                        # The first step
+    draw:Callable[..., Any]=draw_lines, # Draws the lines
 ) -> Iterator[Batch]:
-    "The batches of a training from step `first` on: which one a step gets depends on nothing but the recipe."
+    "The batches of a training from step `first` on. The batch of a step depends on the recipe alone."
     for chunk in range(first//BATCHES_PER_CHUNK, -(-recipe.steps//BATCHES_PER_CHUNK)):
-        longest = min(10, recipe.longest) if chunk*BATCHES_PER_CHUNK < recipe.steps/5 else recipe.longest # short lines teach faster at first
-        lines = sorted(draw(BATCHES_PER_CHUNK*recipe.batch, recipe.seed*100_003 + chunk, recipe.data, 'train', longest), key=lambda o: o[0].shape[1])
+        early = chunk*BATCHES_PER_CHUNK < recipe.steps/5
+        longest = min(10, recipe.longest) if early else recipe.longest # short lines teach faster at first
+        lines = draw(BATCHES_PER_CHUNK*recipe.batch, recipe.seed*100_003 + chunk, recipe.data, 'train', longest)
+        lines = sorted(lines, key=lambda line: line[0].shape[1])
         order = np.random.default_rng([recipe.seed, chunk]).permutation(BATCHES_PER_CHUNK)
-        for i in order[max(0, first - chunk*BATCHES_PER_CHUNK):recipe.steps - chunk*BATCHES_PER_CHUNK].tolist():
+        start,end = max(0, first - chunk*BATCHES_PER_CHUNK),recipe.steps - chunk*BATCHES_PER_CHUNK
+        for i in order[start:end].tolist():
             part = lines[i*recipe.batch:(i + 1)*recipe.batch]
             yield Batch(torch.from_numpy(stack_lines([o for o,_ in part])), [o for _,o in part])
 
 # %% ../../nbs/07_training.ipynb #2ac0f06b
 def learning_rate_at(step:int, recipe:Recipe) -> float:
-    "The learning rate: it rises over the warm-up, then falls along a cosine."
+    "The learning rate: it rises during the warm-up, then falls along a cosine."
     warm,done = recipe.warm_up*recipe.steps,step/recipe.steps
     if step < warm: return recipe.rate*(step + 1)/(warm + 1)
     return recipe.rate*(.5 + .5*math.cos(math.pi*(done - recipe.warm_up)/(1 - recipe.warm_up))) + 1e-5
 
 # %% ../../nbs/07_training.ipynb #a6dd21fb
 def choose_device(name:str='auto') -> torch.device:
-    "A GPU where there is one, if `name` leaves it open."
+    "The device `name`; with `auto`, a GPU if there is one."
     return torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if name == 'auto' else name)
 
+# %% ../../nbs/07_training.ipynb #8241df45
 def model_cer(
     net:Any,                                # A `Recogniser`, or an `OnnxRecogniser`
-    lines:Sequence[tuple[np.ndarray, str]], # Images and what stands on each
+    lines:Sequence[tuple[np.ndarray, str]], # Images with their texts
 ) -> float:
     "Character error rate of `net` on `lines`."
-    return sum(cer(pred, text)*len(text) for (pred,_),(_,text) in zip(read_lines(net, [o for o,_ in lines]), lines))/sum(len(o) for _,o in lines)
+    preds = read_lines(net, [image for image,_ in lines])
+    edits = sum(cer(pred, text)*len(text) for (pred,_),(_,text) in zip(preds, lines))
+    return edits/sum(len(text) for _,text in lines)
 
 # %% ../../nbs/07_training.ipynb #a89773c7
 def load_checkpoint(
     path:Path,
-    recipe:Recipe, # It must be of this one
+    recipe:Recipe, # The checkpoint must have the same one
 ) -> dict[str, Any]:
-    "What a training had reached, or an error if it was another training."
-    state = torch.load(path, weights_only=True) # never runs code that hides in a file
-    if wrong := [f"{k} {v} instead of {recipe.model_dump()[k]}" for k,v in state['recipe'].items() if recipe.model_dump()[k] != v]:
-        raise ValueError(f"{path} is of another training: {', '.join(wrong)}. Go on with its own recipe, or name a new file")
+    "Load a checkpoint of the training by `recipe`."
+    state = torch.load(path, weights_only=True) # weights_only: code in the file is not executed
+    asked = recipe.model_dump()
+    if wrong := [f"{k} {v} instead of {asked[k]}" for k,v in state['recipe'].items() if asked[k] != v]:
+        raise ValueError(f"The checkpoint {path} was written with another recipe: {', '.join(wrong)}. "
+                         "Pass that recipe, or choose a new checkpoint file")
     return state
 
 # %% ../../nbs/07_training.ipynb #54110e22
 def train(
     recipe:Recipe,
-    on_step:Callable[[int, dict, Recogniser], Any]|None=None, # Told about the step, its metrics and the net; what it raises ends the training
+    on_step:Callable[[int, dict, Recogniser], Any]|None=None, # Called with step, metrics and net at each report
     every:int=50,                                             # Steps between reports and checkpoints
-    checkpoint:str|Path|None=None,                            # A file to go on from, kept up to date
-    net:Any=None,                                             # Begin with this one, which is changed; a fresh one if none
-    draw:Callable[..., Any]=draw_lines,                       # Where lines come from: called with n, seed, data, split and longest
+    checkpoint:str|Path|None=None,                            # File to resume from; it is kept up to date
+    net:Any=None,                                             # Net to train on, which is changed; a new one if none
+    draw:Callable[..., Any]=draw_lines,                       # Called with n, seed, data, split and longest
     loss:Callable[[torch.Tensor, Batch], torch.Tensor]=ctc_loss,
-    valid:Sequence[tuple[np.ndarray, str]]|None=None,         # Lines for the CER of the reports; 64 of the data's own if none
+    valid:Sequence[tuple[np.ndarray, str]]|None=None,         # Lines for the CER of the reports; 64 are drawn if none
     device:str='auto',                                        # auto, cpu or cuda
-) -> tuple[Recogniser, pd.DataFrame]:                         # The net; step, loss, cer, rate and seconds of each report
-    "Train by `recipe`. With the same arguments on the same machine: the same weights, even after an interruption."
+) -> tuple[Recogniser, pd.DataFrame]: # The net; step, loss, cer, rate and seconds of each report
+    "Train a recogniser. The same arguments on the same machine give the same weights, also after an interruption."
     torch.set_num_threads(1)
     place = choose_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = (net or Recogniser(Design(width=recipe.width, depth=recipe.depth))).to(place).train()
-    learn = torch.optim.AdamW([o for o in net.parameters() if o.requires_grad], recipe.rate, betas=(.9, .98), weight_decay=.01)
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    learn = torch.optim.AdamW(weights, recipe.rate, betas=(.9, .98), weight_decay=.01)
     valid = draw(64, 0, recipe.data, 'valid', recipe.longest) if valid is None else valid
     history:list[dict[str, float]] = []
     first,before = 0,0.
@@ -130,20 +141,23 @@ def train(
         losses.append(value.item())
         if (done := step + 1) % every and done < recipe.steps: continue
         seconds = perf_counter() - start
-        history.append({'step': done, 'loss': float(np.mean(losses)), 'cer': model_cer(net, valid), 'rate': learning_rate_at(step, recipe), 'seconds': seconds})
+        history.append({'step': done, 'loss': float(np.mean(losses)), 'cer': model_cer(net, valid),
+                        'rate': learning_rate_at(step, recipe), 'seconds': seconds})
         losses = []
         if checkpoint:
-            state = {'recipe': recipe.model_dump(), 'step': done, 'net': net.state_dict(), 'learn': learn.state_dict(), 'history': history}
+            state = {'recipe': recipe.model_dump(), 'step': done, 'net': net.state_dict(),
+                     'learn': learn.state_dict(), 'history': history}
             save_atomically(Path(checkpoint), partial(torch.save, state))
         if on_step: on_step(done, history[-1], net)
     return net.eval(), pd.DataFrame(history)
 
+# %% ../../nbs/07_training.ipynb #b3e865d4
 def steps_for_time(
     seconds:float,
     recipe:Recipe,
-    draw:Callable[..., Any]=draw_lines, # As for `train`
+    draw:Callable[..., Any]=draw_lines, # As in `train`
 ) -> int:
-    "About how many steps of `recipe` this machine takes in `seconds`, tried on a net that is thrown away."
+    "Estimate how many training steps this machine completes in `seconds`, by timing a short trial run."
     trial = recipe.model_copy(update={'steps': BATCHES_PER_CHUNK})
     start = perf_counter()
     train(trial, every=BATCHES_PER_CHUNK, draw=draw, valid=draw(8, 0, recipe.data, 'valid', recipe.longest))
