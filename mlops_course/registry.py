@@ -25,35 +25,39 @@ from .gates import Decision, Gate, check_gates
 from .store import Store, explain_store_errors
 
 # %% ../nbs/11_registry.ipynb #13a69c32
-MODEL_NAME = 'reader'              # of the registered model, unless another is said
+MODEL_NAME = 'reader'              # the registered model, if no other name is given
 ALIASES = ('champion', 'challenger')
 
+# %% ../nbs/11_registry.ipynb #5dc66814
 def parse_history(
     tags:Mapping[str, str], # Of a registered model
-) -> tuple[list[dict], list[str]]: # Entries, oldest first, and what is wrong with them
-    "The entries among `tags`. Each carries the `hash` of its text."
+) -> tuple[list[dict], list[str]]: # Entries, oldest first, and the problems found
+    "The entries of the history in `tags`. Each has the `hash` of its text."
     keys = sorted(o for o in tags if o.startswith('history.')) # history.000001.its hash
     entries = [{**json.loads(tags[o]), 'hash': o.split('.')[2]} for o in keys]
-    return entries,broken_links((f"entry {int(key.split('.')[1])}", o, fingerprint(tags[key])) for key,o in zip(keys, entries))
+    checked = ((f"entry {int(key.split('.')[1])}", entry, fingerprint(tags[key])) for key,entry in zip(keys, entries))
+    return entries,broken_links(checked)
 
+# %% ../nbs/11_registry.ipynb #37ca63c7
 def champions(
     entries:Sequence[dict], # From `parse_history`
 ) -> list[int]:             # Versions
-    "Champions, the present one last. One that was rolled back is no longer among them."
-    found:list[int] = []
-    for o in entries:
-        if o['what'] == 'promoted': found.append(o['version'])
-        if o['what'] == 'rolled back': found.pop()
-    return found
+    "The versions that have been champion, the current one last. Versions that were rolled back are left out."
+    versions:list[int] = []
+    for entry in entries:
+        if entry['what'] == 'promoted': versions.append(entry['version'])
+        if entry['what'] == 'rolled back': versions.pop()
+    return versions
 
+# %% ../nbs/11_registry.ipynb #d5c69c6e
 def expected_aliases(
     entries:Sequence[dict], # From `parse_history`
 ) -> dict[str, int]:        # Alias -> version
-    "Where the aliases must point after `entries`."
+    "The aliases that follow from `entries`."
     challenger = 0
-    for o in entries:
-        if o['what'] == 'registered': challenger = o['version']
-        if o['what'] == 'promoted' and o['version'] == challenger: challenger = 0
+    for entry in entries:
+        if entry['what'] == 'registered': challenger = entry['version']
+        if entry['what'] == 'promoted' and entry['version'] == challenger: challenger = 0
     champion = (champions(entries) or [0])[-1]
     return {alias: version for alias,version in zip(ALIASES, (champion, challenger)) if version}
 
@@ -62,28 +66,34 @@ def registered_model(
     store:Store,
     name:str=MODEL_NAME,
 ) -> Any: # MLflow's RegisteredModel
-    "The entry of `name` in the registry, with its tags and aliases."
+    "The registered model `name`, with its tags and aliases."
     with explain_store_errors(store.uri): return store.client.get_registered_model(name)
 
+# %% ../nbs/11_registry.ipynb #803fe97e
 def model_history(
     store:Store,
     name:str=MODEL_NAME,
 ) -> list[dict]: # Oldest first: n, when, who, what, version, why, gates, before, hash
-    "What has been done to `name`, if the record is whole and the aliases stand where it puts them."
+    "The history of `name`, after checking that it is complete and that the aliases agree with it."
     model = registered_model(store, name)
     entries,wrong = parse_history(model.tags)
-    if wrong: raise ValueError(f"The history of {name} is damaged: {'; '.join(wrong)}. Bring the store back from a backup, and ask who did it")
+    if wrong:
+        raise ValueError(f"The history of {name} is damaged: {'; '.join(wrong)}. "
+                         "Bring the store back from a backup, and ask who did it")
     wanted,found = expected_aliases(entries),{k: int(v) for k,v in model.aliases.items()}
-    astray = [f"{o} points to {found.get(o, 'nothing')}, and the history says {wanted.get(o, 'nothing')}" for o in ALIASES if found.get(o) != wanted.get(o)]
+    astray = [f"{alias} points to {found.get(alias, 'nothing')}, and the history says {wanted.get(alias, 'nothing')}"
+              for alias in ALIASES if found.get(alias) != wanted.get(alias)]
     if astray:
-        raise ValueError(f"An alias of {name} was moved by hand, or a step was cut off: {'; '.join(astray)}. Put them back with settle(store)")
+        raise ValueError(f"An alias of {name} was moved by hand, or a step was cut off: {'; '.join(astray)}. "
+                         "Put them back with restore_aliases(store)")
     return entries
 
+# %% ../nbs/11_registry.ipynb #a89b8ce5
 def restore_aliases(
     store:Store,
     name:str=MODEL_NAME,
 ) -> dict[str, int]: # Alias -> version
-    "Let the aliases follow the history."
+    "Restore the aliases to the state that the history records."
     model = registered_model(store, name)
     wanted = expected_aliases(parse_history(model.tags)[0])
     with explain_store_errors(store.uri):
@@ -92,19 +102,23 @@ def restore_aliases(
             elif alias in model.aliases: store.client.delete_registered_model_alias(name, alias)
     return wanted
 
+# %% ../nbs/11_registry.ipynb #1cbb7bf2
 @contextmanager
 def registry_lock(
     store:Store,
     name:str=MODEL_NAME,
 ) -> Iterator[None]:
-    "Nobody else on this machine changes `name` meanwhile."
+    "A lock on `name`: no other process on this machine can change it."
     store.outbox.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.outbox.parent/f'registry-{fingerprint(store.uri, name)}.lock')
     try: lock.acquire(timeout=60)
-    except Timeout: raise BlockingIOError(f"Another process has been changing {name} for a minute. Wait until it ends, or end it, then try again") from None
+    except Timeout:
+        raise BlockingIOError(f"Another process has been changing {name} for a minute. "
+                              "Wait until it ends, or end it, then try again") from None
     try: yield
     finally: lock.release()
 
+# %% ../nbs/11_registry.ipynb #731acc39
 def append_history(
     store:Store,
     name:str,
@@ -112,46 +126,53 @@ def append_history(
     version:int,
     who:str,
     why:str,
-    gates:Sequence[str]=(), # What refused it
+    gates:Sequence[str]=(), # Gates that refused it
 ) -> None:
-    "Add an entry to the history, and let the aliases follow. Call it `registry_lock`."
+    "Append an entry to the history and update the aliases. Call it inside `registry_lock`."
     entries = model_history(store, name)
-    entry = {'n': len(entries) + 1, 'when': datetime.now(UTC).isoformat(timespec='seconds'), 'who': who, 'what': what, 'version': version, 'why': why,
-             'gates': list(gates), 'before': entries[-1]['hash'] if entries else ''}
+    entry = {'n': len(entries) + 1, 'when': datetime.now(UTC).isoformat(timespec='seconds'), 'who': who, 'what': what,
+             'version': version, 'why': why, 'gates': list(gates), 'before': entries[-1]['hash'] if entries else ''}
     text = json.dumps(entry, ensure_ascii=False)
-    with explain_store_errors(store.uri): store.client.set_registered_model_tag(name, f"history.{entry['n']:06}.{fingerprint(text)}", text)
+    key = f"history.{entry['n']:06}.{fingerprint(text)}"
+    with explain_store_errors(store.uri): store.client.set_registered_model_tag(name, key, text)
     restore_aliases(store, name)
 
+# %% ../nbs/11_registry.ipynb #5ec52bf4
 def check_who_and_why(
     who:str, # A person or a program
     why:str,
 ) -> None:
-    "Refuse a step that nobody answers for."
+    "Raise an error unless both `who` and `why` are given."
     if not who.strip() or not why.strip():
-        raise ValueError(f"Found who={who!r} and why={why!r}, expected words in both. Say who does this, and why: somebody will ask")
+        raise ValueError(f"Found who={who!r} and why={why!r}, expected words in both. "
+                         "Say who does this, and why: somebody will ask")
 
 # %% ../nbs/11_registry.ipynb #6176ac9d
-PACKAGE_FOLDER = 'package' # where it lies among the files of its run
+PACKAGE_FOLDER = 'package' # artifact folder of the model in its run
 
+# %% ../nbs/11_registry.ipynb #034c4845
 def list_versions(
     store:Store,
     name:str=MODEL_NAME,
-) -> list[dict]: # Oldest first: version, aliases, and what was noted when it was registered
-    "What is registered under `name`."
+) -> list[dict]: # Oldest first: version, aliases, source, run, and the tags from its registration
+    "The registered versions of `name`."
     aliases = registered_model(store, name).aliases
     with explain_store_errors(store.uri): found = store.client.search_model_versions(f"name = '{name}'")
-    return sorted(({'version': int(o.version), 'aliases': sorted(k for k,v in aliases.items() if str(v) == str(o.version)), 'source': o.source, 'run': o.run_id,
-                    **o.tags} for o in found), key=lambda o: o['version'])
+    def aliases_of(version): return sorted(alias for alias,number in aliases.items() if str(number) == str(version))
+    versions = [{'version': int(o.version), 'aliases': aliases_of(o.version), 'source': o.source, 'run': o.run_id,
+                 **o.tags} for o in found]
+    return sorted(versions, key=lambda version: version['version'])
 
+# %% ../nbs/11_registry.ipynb #b37bc7ee
 def register(
     store:Store,
     run_id:str, # A run that holds a model
-    package:Callable[[Path], Mapping[str, Any]], # Writes the folder to register, and returns what to note: `size_mb`, and more
-    who:str,    # Registers it
+    package:Callable[[Path], Mapping[str, Any]], # Writes the model's folder, and returns its tags: `size_mb`, and more
+    who:str,    # Who registers it
     why:str,
     name:str=MODEL_NAME,
 ) -> int:       # Its version
-    "The model of a run as a new version of `name`, and as its challenger."
+    "Register the model of a run as a new version of `name`, and make it the challenger."
     from mlflow.exceptions import MlflowException
     check_who_and_why(who, why)
     with TemporaryDirectory() as tmp:
@@ -167,62 +188,69 @@ def register(
             if known := [o['version'] for o in list_versions(store, name) if o['run'] == run_id]:
                 raise ValueError(f"Run {run_id} is version {known[0]} of {name} already. Use that one")
             store.client.log_artifacts(run_id, str(folder), PACKAGE_FOLDER)
-            place = store.client.get_run(run_id).info.artifact_uri
-            made = int(store.client.create_model_version(name, f'{place}/{PACKAGE_FOLDER}', run_id, noted, description=card[:5000]).version)
-            append_history(store, name, 'registered', made, who, why)
-    return made
+            source = f'{store.client.get_run(run_id).info.artifact_uri}/{PACKAGE_FOLDER}'
+            made = store.client.create_model_version(name, source, run_id, noted, description=card[:5000])
+            append_history(store, name, 'registered', int(made.version), who, why)
+    return int(made.version)
 
 # %% ../nbs/11_registry.ipynb #0649d7bf
 def find_version(
     store:Store,
-    which:str|int='champion', # An alias, or a number
+    which:str|int='champion', # An alias, or a version number
     name:str=MODEL_NAME,
 ) -> dict:                    # One of `list_versions`
-    "The version that `which` means."
+    "Find the version `which`."
     known = list_versions(store, name)
-    for o in known:
-        if str(which) in (str(o['version']), *o['aliases']): return o
-    said = ', '.join(f"{o['version']}{' (' + ', '.join(o['aliases']) + ')' if o['aliases'] else ''}" for o in known) or 'none yet'
+    for version in known:
+        if str(which) in (str(version['version']), *version['aliases']): return version
+    def label(version): return ', '.join(version['aliases'])
+    said = ', '.join(f"{o['version']} ({label(o)})" if o['aliases'] else f"{o['version']}" for o in known) or 'none yet'
     raise ValueError(f"{name} has no {which!r}. Its versions: {said}. Name one of them, or register and promote first")
 
+# %% ../nbs/11_registry.ipynb #ba51ee86
 def download_version(
     store:Store,
     version:Mapping[str, Any], # One of `list_versions`
-    folder:Path,               # Gets a copy
-) -> Path:                     # Where the package lies
-    "The files of `version`, if they are those that were registered."
+    folder:Path,               # Destination
+) -> Path:                     # Folder of the package
+    "Download the files of `version`, and check that they are those that were registered."
     from mlflow.artifacts import download_artifacts
-    with explain_store_errors(store.uri): package = Path(download_artifacts(artifact_uri=version['source'], dst_path=str(folder), tracking_uri=store.uri))
+    with explain_store_errors(store.uri):
+        package = Path(download_artifacts(artifact_uri=version['source'], dst_path=str(folder), tracking_uri=store.uri))
     if (found := fingerprint(package)) != version['fingerprint']:
-        raise ValueError(f"The files of version {version['version']} have the fingerprint {found}, and {version['fingerprint']} was registered: "
+        raise ValueError(f"The files of version {version['version']} have the fingerprint {found}, "
+                         f"and {version['fingerprint']} was registered: "
                          "damaged or exchanged, so not loaded. Bring them back from a backup, or train the run again")
     return package
 
 # %% ../nbs/11_registry.ipynb #0158d85a
 def promote(
     store:Store,
-    evaluate:Callable[[Path], pd.DataFrame], # Rows of the model in a folder, on items that no candidate was chosen by
+    evaluate:Callable[[Path], pd.DataFrame], # Scores the model in a folder, on items not used to choose candidates
     who:str,
     why:str,
-    which:str|int='challenger', # An alias, or a number
+    which:str|int='challenger', # An alias, or a version number
     name:str=MODEL_NAME,
-    check:Callable[[pd.DataFrame, pd.DataFrame|None, float], list[Gate]]=check_gates, # Called with the new rows, the old ones and megabytes
+    check:Callable[[pd.DataFrame, pd.DataFrame|None, float], list[Gate]]=check_gates, # Called with new, old rows and MB
 ) -> Decision:
-    "Let a version become champion if it passes every gate. A refusal moves nothing, and is written down."
+    "Promote a version to champion if it passes every gate. A refusal changes no alias and is recorded."
     check_who_and_why(who, why)
     champion = expected_aliases(model_history(store, name)).get('champion', 0)
     version = find_version(store, which, name)
     number = int(version['version'])
     if number == champion: raise ValueError(f"Version {number} of {name} is the champion already. Name another one")
     def rows_of(which):
-        with TemporaryDirectory() as tmp: return evaluate(download_version(store, find_version(store, which, name), Path(tmp)))
+        with TemporaryDirectory() as tmp:
+            return evaluate(download_version(store, find_version(store, which, name), Path(tmp)))
     new,old = rows_of(number),rows_of(champion) if champion else None
     decision = Decision(number, champion, check(new, old, float(version['size_mb'])))
     with registry_lock(store, name):
         now = expected_aliases(model_history(store, name)).get('champion', 0)
         if now != champion:
-            raise ValueError(f"While version {number} was tried against champion {champion}, version {now} became champion. Promote again, against that one")
-        append_history(store, name, 'promoted' if decision.passed else 'refused', number, who, why, decision.refusals)
+            raise ValueError(f"While version {number} was tried against champion {champion}, "
+                             f"version {now} became champion. Promote again, against that one")
+        what = 'promoted' if decision.passed else 'refused'
+        append_history(store, name, what, number, who, why, decision.refusals)
     return decision
 
 # %% ../nbs/11_registry.ipynb #c2d2e41b
@@ -232,11 +260,14 @@ def roll_back(
     why:str,
     name:str=MODEL_NAME,
 ) -> int:   # The version that is champion now
-    "Bring back the champion before this one."
+    "Make the previous champion the champion again."
     check_who_and_why(who, why)
     with registry_lock(store, name):
         before = champions(model_history(store, name))[:-1]
-        if not before: raise ValueError(f"{name} has no earlier champion, so there is nothing to roll back to. Promote another version")
-        with TemporaryDirectory() as tmp: download_version(store, find_version(store, before[-1], name), Path(tmp)) # whole, or nobody may depend on it
+        if not before:
+            raise ValueError(f"{name} has no earlier champion, so there is nothing to roll back to. "
+                             "Promote another version")
+        with TemporaryDirectory() as tmp: # fails if its files are damaged
+            download_version(store, find_version(store, before[-1], name), Path(tmp))
         append_history(store, name, 'rolled back', before[-1], who, why)
     return before[-1]

@@ -26,25 +26,29 @@ import pandas as pd
 def read_junit_report(
     report:Path, # JUnit XML, as pytest writes it
 ) -> pd.DataFrame: # test, outcome (passed, failed, skipped), why, said, seconds
-    "What happened to each test."
+    "The outcome of each test in a report."
     rows = []
-    for case in ET.parse(report).iter('testcase'): # noqa: S314 (written by pytest a moment ago)
+    for case in ET.parse(report).iter('testcase'): # noqa: S314 (written by pytest just now)
         bad = next((o for o in case if o.tag in ('failure', 'error', 'skipped')), None)
-        outcome = 'passed' if bad is None else 'skipped' if bad.tag == 'skipped' else 'failed'
+        outcome = 'passed'
+        if bad is not None: outcome = 'skipped' if bad.tag == 'skipped' else 'failed'
         why = '' if bad is None else bad.get('message', '')
-        rows.append([case.get('name'), outcome, why.partition('\n')[0], '' if bad is None else bad.text or why, float(case.get('time', 0))])
+        said = '' if bad is None else bad.text or why
+        rows.append([case.get('name'), outcome, why.partition('\n')[0], said, float(case.get('time', 0))])
     return pd.DataFrame(rows, columns=['test', 'outcome', 'why', 'said', 'seconds'])
 
+# %% ../nbs/12_testing.ipynb #5461fcc8
 def pytest_environment(folder:str) -> dict[str, str]: # Environment variables
-    "pytest without the machine's plugins, its temporary folders in `folder`: elsewhere it would clear away those of other runs."
+    "Variables for pytest: no plugins, and temporary folders in `folder`, so that it deletes none of other runs."
     return {'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1', 'PYTEST_DEBUG_TEMPROOT': folder}
 
+# %% ../nbs/12_testing.ipynb #928defd4
 def run_tests(
-    tests:str|Path,                         # The text of a test file, or a file or folder that is there
-    *words:str,                             # More for pytest, such as '-k', 'unit'
-    inside:bool=False,                      # In this process? Spares heavy imports, but a crash takes us along
-    program:Sequence[str]=('-m', 'pytest'), # What Python is told to run otherwise
-    env:Mapping[str, str]|None=None,        # More environment variables
+    tests:str|Path,                         # The text of a test file, or the path of a file or folder
+    *words:str,                             # Other arguments of pytest, such as '-k', 'unit'
+    inside:bool=False,                      # Run in this process? Saves imports, but a crash ends this process too
+    program:Sequence[str]=('-m', 'pytest'), # Arguments of Python, if run in another process
+    env:Mapping[str, str]|None=None,        # Other environment variables
     timeout_s:float=120,
 ) -> pd.DataFrame:                          # From `read_junit_report`
     "Run `tests` with pytest."
@@ -60,36 +64,47 @@ def run_tests(
             with patch.dict(os.environ, more), redirect_stdout(printed), redirect_stderr(printed):
                 ended,said = pytest.main([*told, '--capture=sys', '--import-mode=importlib']),printed.getvalue()
         else:
-            done = subprocess.run([sys.executable, *program, *told], env=os.environ | more, cwd=path if path.is_dir() else path.parent,
-                                  timeout=timeout_s, capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
+            done = subprocess.run([sys.executable, *program, *told], env=os.environ | more, timeout=timeout_s,
+                                  cwd=path if path.is_dir() else path.parent, capture_output=True, text=True,
+                                  encoding='utf-8', errors='replace', check=False)
             ended,said = done.returncode,done.stdout + done.stderr
-        if ended not in (0, 1): raise ValueError(f"pytest ended with {int(ended)}, and 0 or 1 was expected: {said[-600:]}. Mend the file, then run it again")
+        if ended not in (0, 1):
+            raise ValueError(f"pytest ended with {int(ended)}, and 0 or 1 was expected: {said[-600:]}. "
+                             "Mend the file, then run it again")
         return read_junit_report(report)
 
 # %% ../nbs/12_testing.ipynb #68aa273d
 class Coverage(NamedTuple):
-    "What tests ran of a module."
+    "The coverage of a module by its tests."
     tests: pd.DataFrame # From `read_junit_report`
     percent: float      # Of lines and branches
     missing: list[int]  # Lines that never ran
 
+# %% ../nbs/12_testing.ipynb #516f268f
 def measure_coverage(
-    module:str,               # Source text; its tests import it as `subject`
+    module:str,               # Source text, which the tests import as `subject`
     tests:str,                # Text of a test file
 ) -> Coverage:
-    "Run `tests` and count which lines and branches of `module` they reach."
+    "Run `tests` and measure which lines and branches of `module` they execute."
     with TemporaryDirectory() as tmp:
         folder = Path(tmp)
-        for name,text in (('subject.py', module), ('test_subject.py', tests)): (folder/name).write_text(text, encoding='utf-8')
+        (folder/'subject.py').write_text(module, encoding='utf-8')
+        (folder/'test_subject.py').write_text(tests, encoding='utf-8')
         measured = {'COVERAGE_FILE': str(folder/'.coverage')}
-        found = run_tests(folder, env=measured, program=('-m', 'coverage', 'run', '--branch', f"--include={folder/'subject.py'}", '-m', 'pytest'))
-        told = subprocess.check_output([sys.executable, '-m', 'coverage', 'json', '-q', '-o', '-'], cwd=folder, env=os.environ | measured)
+        program = ('-m', 'coverage', 'run', '--branch', f"--include={folder/'subject.py'}", '-m', 'pytest')
+        found = run_tests(folder, env=measured, program=program)
+        told = subprocess.check_output([sys.executable, '-m', 'coverage', 'json', '-q', '-o', '-'], cwd=folder,
+                                       env=os.environ | measured)
         file, = json.loads(told)['files'].values()
     return Coverage(found, file['summary']['percent_covered'], file['missing_lines'])
 
 # %% ../nbs/12_testing.ipynb #450d4166
-FLAKY_CAUSES = {'nothing': 'leaves something behind, or depends on the clock', 'order': 'needs what another test left', 'numbers': 'draws numbers without a seed',
-        'hashes': 'depends on the order of a set', 'zone': 'depends on the local time zone'}
+FLAKY_CAUSES = {
+    'nothing': 'leaves something behind, or depends on the clock',
+    'order': 'needs what another test left',
+    'numbers': 'draws numbers without a seed',
+    'hashes': 'depends on the order of a set',
+    'zone': 'depends on the local time zone'}
 TIME_ZONES = ('UTC', 'XXX+11', 'YYY-13')
 VARY_PLUGIN = '''"Changes one thing about a run."
 import os, random, sys
@@ -106,22 +121,28 @@ def pytest_runtest_setup(item):
     if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(seed)
 '''
 
+# %% ../nbs/12_testing.ipynb #43d7097f
 def find_flaky(
     tests:str,           # The text of a test file
-    runs:int=2,          # With each thing changed; the order is reversed first, then shuffled
-) -> pd.DataFrame:       # test, changing, why: one row for each thing that makes a test change
-    "Tests whose outcome changes although the code does not, and what makes it change."
+    runs:int=2,          # Number of runs for each cause; the order is reversed first, then shuffled
+) -> pd.DataFrame:       # test, changing, why: one row for each cause that changes a test's outcome
+    "Find tests whose outcome changes although the code does not, and the cause."
     def outcome(folder, way, run):
         (folder/'test_it.py').write_text(tests, encoding='utf-8')
         (folder/'vary.py').write_text(VARY_PLUGIN, encoding='utf-8')
-        env = {'VARY': f'{way} {run}', 'PYTHONHASHSEED': str(run if way == 'hashes' else 0), 'TZ': TIME_ZONES[run % len(TIME_ZONES) if way == 'zone' else 0],
+        env = {'VARY': f'{way} {run}', 'PYTHONHASHSEED': str(run if way == 'hashes' else 0),
+               'TZ': TIME_ZONES[run % len(TIME_ZONES) if way == 'zone' else 0],
                'PYTHONPATH': os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])}
         return run_tests(folder, '-p', 'vary', env=env).set_index('test')['outcome']
     def fresh(way, run):
         with TemporaryDirectory() as tmp: return outcome(Path(tmp), way, run)
-    with TemporaryDirectory() as tmp: first,*again = [outcome(Path(tmp), 'nothing', o) for o in range(runs + 1)] # all in one folder
-    changing = {way: {test for o in others for test in o.index[o != first[o.index]]}
-                for way,others in {'nothing': again, **{way: [fresh(way, o + 1) for o in range(runs)] for way in list(FLAKY_CAUSES)[1:]}}.items()}
-    calm = set(first.index) - changing['nothing'] # the others change whatever we do
-    rows = [(test, way, why) for way,why in FLAKY_CAUSES.items() for test in first.index if test in changing[way] and (way == 'nothing' or test in calm)]
+    with TemporaryDirectory() as tmp: # one folder for these runs, to see what tests leave behind
+        first,*again = [outcome(Path(tmp), 'nothing', run) for run in range(runs + 1)]
+    outcomes = {way: [fresh(way, run + 1) for run in range(runs)] for way in FLAKY_CAUSES if way != 'nothing'}
+    outcomes = {'nothing': again, **outcomes}
+    changing = {way: {test for other in others for test in other.index[other != first[other.index]]}
+                for way,others in outcomes.items()}
+    calm = set(first.index) - changing['nothing'] # the others change in any case
+    rows = [(test, way, why) for way,why in FLAKY_CAUSES.items() for test in first.index
+            if test in changing[way] and (way == 'nothing' or test in calm)]
     return pd.DataFrame(rows, columns=['test', 'changing', 'why'])

@@ -40,7 +40,7 @@ def find_teacher(
     steps:int=250,      # Of that training
     seed:int=0,
 ) -> tuple[Recogniser, str]: # The net, and which one it is
-    "A trained recogniser to begin with."
+    "A trained recogniser, and a description of it."
     if folder: return load_recogniser(folder), f"the recogniser in {Path(folder).name}"
     return train(Recipe(steps=steps, seed=seed), every=steps)[0], f"a recogniser trained here on v1, in {steps} steps"
 
@@ -48,17 +48,18 @@ def find_teacher(
 def weights_mb(
     path:str|Path, # A file, or a folder of weights
 ) -> float:
-    "Megabytes that the weights take on disk."
+    "Size of the weights on disk, in MB."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"No {path}, and weights were expected there. Check the name")
     return sum(map(disk_size_mb, [path] if path.is_file() else [*path.glob('*.safetensors'), *path.glob('*.onnx')]))
 
+# %% ../../nbs/10_compression.ipynb #63ecfc60
 def measure_model(
     net:Any,                                # A `Recogniser`, an adapted one, or an `OnnxRecogniser`
-    lines:Sequence[tuple[np.ndarray, str]], # Images and what stands on each
-    timed:int=40,                           # So many of them are timed, one by one, and the best of three rounds counts
-) -> dict[str, float]:                      # cer, and ms of processor time a line
-    "How often `net` errs, and how long it takes."
+    lines:Sequence[tuple[np.ndarray, str]], # Images with their texts
+    timed:int=40,                           # Number of lines that are timed one by one, in the best of three rounds
+) -> dict[str, float]:                      # cer, and ms of processor time for each line
+    "Measure the error rate and the speed of `net`."
     torch.set_num_threads(1)
     def round_ms() -> float:
         start = process_time()
@@ -68,9 +69,9 @@ def measure_model(
 
 # %% ../../nbs/10_compression.ipynb #30e42bbc
 def draw_from(
-    lines:Sequence[tuple[np.ndarray, str]], # Images and what stands on each
-) -> Callable[..., Any]:                    # For the `draw` of `train`
-    "Lines for a training that has these and no others, taken by chance, again and again."
+    lines:Sequence[tuple[np.ndarray, str]], # Images with their texts
+) -> Callable[..., Any]:                    # For the argument `draw` of `train`
+    "A `draw` that samples from these lines, with replacement."
     def draw(n, seed, data='', split='train', longest=28):
         short = [o for o in lines if len(o[1]) <= longest] or lines
         return [short[i] for i in np.random.default_rng(seed).integers(len(short), size=n)]
@@ -79,34 +80,38 @@ def draw_from(
 # %% ../../nbs/10_compression.ipynb #bf344edc
 def apply_temperature(
     log_probs:torch.Tensor, # [..., characters]
-    temperature:float,      # 1 leaves them as they are; higher ones bring the small ones up
+    temperature:float,      # 1 changes nothing; higher values make small probabilities larger
 ) -> torch.Tensor:
-    "The same opinions, less sure of themselves."
-    if temperature <= 0: raise ValueError(f"Found the temperature {temperature}, expected a number above 0. 1 changes nothing, and 2 to 5 are usual")
+    "Apply a softmax temperature: higher values flatten the distribution."
+    if temperature <= 0:
+        raise ValueError(f"Found the temperature {temperature}, expected a number above 0. "
+                         "1 changes nothing, and 2 to 5 are usual")
     return (log_probs/temperature).log_softmax(-1)
 
 # %% ../../nbs/10_compression.ipynb #dc2ea267
 def weights_fingerprint(
     net:nn.Module, # With an adapter or without
 ) -> str:
-    "A fingerprint of the weights of `net`, adapters left out."
+    "A fingerprint of the weights of `net`, without those of adapters."
     found = sha256()
     for name,value in net.state_dict().items():
         if 'lora_' not in name: found.update(value.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 
+# %% ../../nbs/10_compression.ipynb #f77a05ad
 class TeacherCache:
-    "What a teacher says about images, kept in a folder, so that it is asked once about each."
+    "A cache on disk of the teacher's outputs, so that each image is evaluated once."
     def __init__(self, teacher:Recogniser, folder:str|Path):
         self.teacher,self.folder,self.id,self.asked = teacher,Path(folder),weights_fingerprint(teacher),0
     def __repr__(self): return f"TeacherCache({self.folder.name}, {self.asked} asked)"
 
     def __call__(self, images:torch.Tensor) -> torch.Tensor: # [lines, 1, 32, width] -> log-probabilities
-        "The teacher's answer, new or stored."
-        path = self.folder/f'{sha256(f"{self.id} {images.shape}".encode() + images.numpy().tobytes()).hexdigest()[:32]}.npy'
+        "The teacher's output, computed or loaded."
+        key = sha256(f"{self.id} {images.shape}".encode() + images.numpy().tobytes()).hexdigest()[:32]
+        path = self.folder/f'{key}.npy'
         if not path.exists():
             self.asked += 1
-            answer = self.teacher.log_probs(images.numpy()).astype(np.float16) # half the space; the student will not notice
+            answer = self.teacher.log_probs(images.numpy()).astype(np.float16) # half the space, precise enough
             save_atomically(path, lambda to: np.save(to, answer))
         return torch.from_numpy(np.load(path).astype(np.float32))
 
@@ -116,18 +121,21 @@ def soft_target_loss(
     answer:torch.Tensor,    # The teacher's, of the same shape
     temperature:float=2.,
 ) -> torch.Tensor:
-    "How far the student is from the teacher, for each character that the teacher sees."
+    "The distillation loss: KL divergence of student and teacher, per character that the teacher reads."
     p,q = apply_temperature(log_probs, temperature),apply_temperature(answer, temperature)
     characters = (answer.argmax(-1) != 0).sum().clamp(min=1)
     return (q.exp()*(q - p)).sum()/characters*temperature**2
 
+# %% ../../nbs/10_compression.ipynb #9558ddc3
 def make_distillation_loss(
-    answers:Callable[[torch.Tensor], torch.Tensor], # What the teacher says about images
+    answers:Callable[[torch.Tensor], torch.Tensor], # The teacher's log-probabilities for images
     temperature:float=2.,
-    alpha:float=.5,                                 # Share of the teacher; the rest is for the labels
-) -> Callable[[torch.Tensor, Batch], torch.Tensor]: # For the `loss` of `train`
-    "A loss that listens to a teacher and to labels."
-    if not 0 <= alpha <= 1: raise ValueError(f"Found alpha {alpha}, expected a share from 0 (labels only) to 1 (teacher only). Choose one between")
+    alpha:float=.5,                                 # Weight of the teacher; the labels have the rest
+) -> Callable[[torch.Tensor, Batch], torch.Tensor]: # For the argument `loss` of `train`
+    "A weighted sum of the distillation loss and the CTC loss."
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"Found alpha {alpha}, expected a share from 0 (labels only) to 1 (teacher only). "
+                         "Choose one between")
     def loss(log_probs, batch):
         soft = soft_target_loss(log_probs, answers(batch.images).to(log_probs.device), temperature)
         return soft if alpha == 1 else alpha*soft + (1 - alpha)*ctc_loss(log_probs, batch)
@@ -137,33 +145,36 @@ def make_distillation_loss(
 def repeat_lines(
     draw:Callable[..., Any]=draw_lines,
     seed:int=0,
-) -> Callable[..., Any]: # For the `draw` of `train`
-    "Lines for a training that gets the same ones in every round."
+) -> Callable[..., Any]: # For the argument `draw` of `train`
+    "A `draw` that returns the same lines in every round."
     return lambda n, _seed, *rest: draw(n, seed, *rest)
 
+# %% ../../nbs/10_compression.ipynb #bd037702
 def distill(
     teacher:Recogniser,
-    recipe:Recipe,                      # The student's width and depth, and its training
-    answers:str|Path,                   # A folder for the teacher's answers
+    recipe:Recipe,                      # The student's architecture and training
+    answers:str|Path,                   # Folder of the teacher's cache
     temperature:float=2.,
-    alpha:float=.5,                     # Share of the teacher; at 1 the texts of the lines are not used
+    alpha:float=.5,                     # Weight of the teacher; at 1 the labels are not used
     draw:Callable[..., Any]=draw_lines,
-    **training:Any,                     # More for `train`, such as `on_step` or `checkpoint`
-) -> tuple[Recogniser, pd.DataFrame]:   # The student, and how its training went
-    "A student that learnt from `teacher`."
+    **training:Any,                     # Other arguments of `train`, such as `on_step` or `checkpoint`
+) -> tuple[Recogniser, pd.DataFrame]:   # The student, and the history of its training
+    "Train a student on the outputs of `teacher`."
     wanted = training['net'].design.alphabet if training.get('net') else ALPHABET
     if teacher.design.alphabet != wanted:
-        raise ValueError(f"The teacher knows {len(teacher.design.alphabet)} characters and the student {len(wanted)}, or in another order: "
-                         "their opinions cannot be compared. Give both the same alphabet")
-    return train(recipe, draw=draw, loss=make_distillation_loss(TeacherCache(teacher, answers), temperature, alpha), **training)
+        raise ValueError(f"The teacher knows {len(teacher.design.alphabet)} characters and the student {len(wanted)}, "
+                         "or in another order: their opinions cannot be compared. Give both the same alphabet")
+    loss = make_distillation_loss(TeacherCache(teacher, answers), temperature, alpha)
+    return train(recipe, draw=draw, loss=loss, **training)
 
 # %% ../../nbs/10_compression.ipynb #ccedc0e8
 def draw_kinds(
     **mix:float,         # Kinds of lines with their shares, such as display=1
-) -> Callable[..., Any]: # For the `draw` of `train`
-    "Lines of the kinds in `mix`, made afresh."
+) -> Callable[..., Any]: # For the argument `draw` of `train`
+    "A `draw` that makes new lines of the kinds in `mix`."
     if not mix or set(mix) - set(KIND_RATIOS):
-        raise ValueError(f"Found the kinds {', '.join(mix) or 'none'}, expected some of {', '.join(KIND_RATIOS)}. For example: draw_kinds(display=1)")
+        raise ValueError(f"Found the kinds {', '.join(mix) or 'none'}, expected some of {', '.join(KIND_RATIOS)}. "
+                         "For example: draw_kinds(display=1)")
     def draw(n, seed, data='', split='train', longest=28):
         source,rng = split_source(split, None, FONTS),random_stream(seed, 'kinds', split)
         chosen = rng.choice(list(mix), n, p=np.array(list(mix.values()))/sum(mix.values())).tolist()
@@ -173,47 +184,53 @@ def draw_kinds(
 # %% ../../nbs/10_compression.ipynb #885c45e4
 NET_PARTS = ('eye', 'mix', 'along', 'say')
 
+# %% ../../nbs/10_compression.ipynb #32c2aeed
 def adapter_layers(
     net:nn.Module,
     targets:Sequence[str]=NET_PARTS, # Parts of a recogniser
 ) -> list[str]:
-    "The names of the layers in these parts that an adapter can stand beside."
+    "The names of the layers in these parts that can have an adapter."
     if not targets or set(targets) - set(NET_PARTS):
-        raise ValueError(f"Found the target modules {', '.join(targets) or 'none'}, expected some of {', '.join(NET_PARTS)}. Choose among these")
-    return [name for name,o in net.named_modules() if name.split('.')[0] in targets and isinstance(o, nn.Conv1d | nn.Conv2d | nn.Linear)]
+        raise ValueError(f"Found the target modules {', '.join(targets) or 'none'}, "
+                         f"expected some of {', '.join(NET_PARTS)}. Choose among these")
+    return [name for name,layer in net.named_modules()
+            if name.split('.')[0] in targets and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)]
 
+# %% ../../nbs/10_compression.ipynb #c440805f
 def add_adapter(
-    net:Recogniser,              # Stays as it is
+    net:Recogniser,              # Not changed
     rank:int=4,
-    alpha:int=8,                 # The detours are multiplied by alpha/rank
-    targets:Sequence[str]=NET_PARTS, # Which parts get one
+    alpha:int=8,                 # Scale of the adapter: its output is multiplied by alpha/rank
+    targets:Sequence[str]=NET_PARTS, # Parts that get an adapter
     seed:int=0,
-) -> Any:                        # A peft model, read with like a recogniser
-    "A copy of `net` with an adapter that changes nothing yet."
+) -> Any:                        # A peft model, used like a recogniser
+    "A copy of `net` with a new adapter, which does not change the output yet."
     if rank < 1: raise ValueError(f"Found the rank {rank}, expected 1 or more. 4 is a good beginning")
-    import_torchvision() # peft brings transformers, which looks for it
+    import_torchvision() # imported by transformers, which peft imports
     from peft import LoraConfig, get_peft_model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(deepcopy(net), LoraConfig(r=rank, lora_alpha=alpha, target_modules=adapter_layers(net, targets)))
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=adapter_layers(net, targets))
+        return get_peft_model(deepcopy(net), config)
 
 # %% ../../nbs/10_compression.ipynb #1e1bddd9
 def freeze_batchnorm(net:nn.Module) -> None:
-    "Let the `BatchNorm` layers of `net` keep their running means, in training too."
+    "Freeze the running statistics of all `BatchNorm` layers, also in training mode."
     def rest(module, _): module.eval()
     for o in net.modules():
         if isinstance(o, nn.BatchNorm1d | nn.BatchNorm2d): o.register_forward_pre_hook(rest)
 
+# %% ../../nbs/10_compression.ipynb #ae8639c8
 def adapt(
-    net:Recogniser,                # Stays as it is
+    net:Recogniser,                # Not changed
     recipe:Recipe,
-    draw:Callable[..., Any],       # Lines of the new kind
+    draw:Callable[..., Any],       # Draws lines of the new kind
     rank:int=4,
-    alpha:int=8,                   # The detours are multiplied by alpha/rank
-    targets:Sequence[str]=NET_PARTS,   # Which parts get one
-    **training:Any,                # More for `train`
-) -> tuple[Any, pd.DataFrame]:     # A peft model, and how its training went
-    "A copy of `net` with an adapter that was trained on the lines of `draw`."
+    alpha:int=8,                   # Scale of the adapter: its output is multiplied by alpha/rank
+    targets:Sequence[str]=NET_PARTS,   # Parts that get an adapter
+    **training:Any,                # Other arguments of `train`
+) -> tuple[Any, pd.DataFrame]:     # A peft model, and the history of its training
+    "Train an adapter for `net` on the lines of `draw`."
     adapted = add_adapter(net, rank, alpha, targets, recipe.seed)
     freeze_batchnorm(adapted)
     return train(recipe, net=adapted, draw=draw, **training)
@@ -223,36 +240,42 @@ def save_adapter(
     adapted:Any,      # From `adapt`
     folder:str|Path,
 ) -> Path:
-    "Write the adapter alone, with the fingerprint of the net that it belongs to."
+    "Save the adapter alone, with the fingerprint of the net that it belongs to."
     folder = Path(folder)
     adapted.save_pretrained(folder)
-    write_json(folder/'base.json', {'base': weights_fingerprint(adapted), 'sha256': sha256((folder/'adapter_model.safetensors').read_bytes()).hexdigest()})
+    checksum = sha256((folder/'adapter_model.safetensors').read_bytes()).hexdigest()
+    write_json(folder/'base.json', {'base': weights_fingerprint(adapted), 'sha256': checksum})
     return folder
 
+# %% ../../nbs/10_compression.ipynb #9387513e
 def load_adapter(
-    net:Recogniser,  # The one it was trained on; stays as it is
+    net:Recogniser,  # The one it was trained on; not changed
     folder:str|Path, # From `save_adapter`
 ) -> Any:
-    "A copy of `net` with the adapter in `folder` on."
+    "A copy of `net` with the adapter in `folder`."
     folder = Path(folder)
-    for o in ('base.json', 'adapter_config.json', 'adapter_model.safetensors'):
-        if not (folder/o).is_file(): raise FileNotFoundError(f"No {folder/o}, and an adapter was expected in {folder}. Name a folder that `save_adapter` wrote")
+    for name in ('base.json', 'adapter_config.json', 'adapter_model.safetensors'):
+        if not (folder/name).is_file():
+            raise FileNotFoundError(f"No {folder/name}, and an adapter was expected in {folder}. "
+                                    "Name a folder that `save_adapter` wrote")
     said = json.loads((folder/'base.json').read_text(encoding='utf-8'))
     if sha256((folder/'adapter_model.safetensors').read_bytes()).hexdigest() != said['sha256']:
-        raise ValueError(f"The adapter in {folder} is damaged: its checksum is not that of base.json. Bring the files back")
+        raise ValueError(f"The adapter in {folder} is damaged: its checksum is not that of base.json. "
+                         "Bring the files back")
     if (found := weights_fingerprint(net)) != said['base']:
-        raise ValueError(f"The adapter in {folder} belongs to the net {said['base'][:12]}…, and this one is {found[:12]}…. Load the net that it was trained on")
+        raise ValueError(f"The adapter in {folder} belongs to the net {said['base'][:12]}…, "
+                         f"and this one is {found[:12]}…. Load the net that it was trained on")
     import_torchvision()
     from peft import PeftModel
     return PeftModel.from_pretrained(deepcopy(net), folder).eval()
 
 # %% ../../nbs/10_compression.ipynb #4b71da71
 def merge_adapter(
-    adapted:Any,      # From `adapt`; stays as it is
+    adapted:Any,      # From `adapt`; not changed
 ) -> Recogniser:
-    "An ordinary recogniser that reads as `adapted` does."
+    "Merge the adapter into the weights and return a plain `Recogniser` with the same output."
     whole = deepcopy(adapted).merge_and_unload()
-    plain = Recogniser(whole.design) # one whose BatchNorm layers are free again
+    plain = Recogniser(whole.design) # its BatchNorm layers are not frozen
     plain.load_state_dict(whole.state_dict())
     return plain.eval()
 
@@ -260,24 +283,30 @@ def merge_adapter(
 def quantise(
     path:str|Path,                  # From `export_onnx`
     to:str|Path,                    # Where the smaller .onnx file goes
-    images:Sequence[np.ndarray]=(), # Lines that show what is usual, 32 pixels high
-    dynamic:bool=False,             # Without lines, each step found anew at run time?
+    images:Sequence[np.ndarray]=(), # Typical lines for the calibration, 32 pixels high
+    dynamic:bool=False,             # Compute the ranges of activations at run time, without calibration?
 ) -> Path:
-    "Write the net in `path` with weights of eight bits."
-    if not Path(path).is_file(): raise FileNotFoundError(f"No file {path}, and an ONNX recogniser was expected. Make it with export_onnx(net, path)")
+    "Quantise the net in `path` to weights of eight bits."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No file {path}, and an ONNX recogniser was expected. "
+                                "Make it with export_onnx(net, path)")
     if not dynamic and not len(images):
-        raise ValueError("Found no lines, and static quantisation needs some to see what is usual. Pass 32 or more, or choose dynamic=True")
+        raise ValueError("Found no lines, and static quantisation needs some to see what is usual. "
+                         "Pass 32 or more, or choose dynamic=True")
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
     batches = iter([{'images': stack_lines([o], 32).astype(np.float32)} for o in images])
-    what:dict[str, Any] = {'op_types_to_quantize': ['Conv', 'MatMul'], 'per_channel': True, 'weight_type': QuantType.QInt8}
+    options:dict[str, Any] = {'op_types_to_quantize': ['Conv', 'MatMul'], 'per_channel': True,
+                              'weight_type': QuantType.QInt8}
     def write(made:Path) -> None:
         ready = made.with_suffix('.ready')
-        quant_pre_process(path, ready, skip_symbolic_shape=True) # shared biases become one each, as the quantiser wants them
-        if dynamic: quantize_dynamic(ready, made, **what)
-        else: quantize_static(ready, made, SimpleNamespace(get_next=lambda: next(batches, None)), activation_type=QuantType.QUInt8, **what)
+        quant_pre_process(path, ready, skip_symbolic_shape=True) # gives each layer a bias of its own, as is required
+        if dynamic: quantize_dynamic(ready, made, **options)
+        else:
+            reader = SimpleNamespace(get_next=lambda: next(batches, None))
+            quantize_static(ready, made, reader, activation_type=QuantType.QUInt8, **options)
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING) # it recommends what has been done
+    logging.disable(logging.WARNING) # it recommends the step that was just done
     try: save_atomically(Path(to), write)
     finally: logging.disable(level)
     return Path(to)
