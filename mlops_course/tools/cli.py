@@ -49,7 +49,8 @@ def progress_command() -> None:
     from mlops_course.tools.progress import question_progress
     table = Table('exercise', 'solved', 'questions')
     for name,questions in question_progress().items():
-        words = ', '.join(f"[green]{q} solved[/]" if o['solved'] else f"{q} (tries: {o['attempts']})" if o['attempts'] else f"[dim]{q}[/]"
+        words = ', '.join(f"[green]{q} solved[/]" if o['solved'] else f"{q} (tries: {o['attempts']})" if o['attempts']
+                          else f"[dim]{q}[/]"
                           for q,o in questions.items())
         table.add_row(name, f"{sum(bool(o['solved']) for o in questions.values())}/{len(questions)}", words)
     Console().print(table)
@@ -57,9 +58,11 @@ def progress_command() -> None:
 # %% ../../nbs/tools/cli.ipynb #b92f0d59
 @main.command(epilog=example_epilog("mlops-course run ocr 03 -p seed 7 --jobs 2"))
 @lessons_argument
-@click.option('-p', 'parameters', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a lesson's parameter; may be repeated.")
+@click.option('-p', 'parameters', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a lesson's parameter; may "
+              "be repeated.")
 @jobs_option
-@click.option('--out', type=click.Path(file_okay=False), help="Folder for notebooks and report.  [default: _course/run]")
+@click.option('--out', type=click.Path(file_okay=False), help="Folder for notebooks and report.  [default: "
+              "_course/run]")
 @limit_option
 def run_command(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit:float) -> None:
     """Run LESSONS through papermill, and leave a report. Without LESSONS, all lessons and all pages of the library are run.
@@ -74,7 +77,8 @@ def run_command(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|Non
     folder = Path(out).resolve() if out else runs_folder()/'run'
     results = run_lessons(select_lessons(lessons), {k:parse_value(v) for k,v in parameters}, jobs, folder, limit)
     for r in results:
-        if r.status != 'passed': click.echo(f"\n{r.lesson} {r.status} in cell {r.cell}:\n{r.source}\n{r.traceback}", err=True)
+        if r.status != 'passed':
+            click.echo(f"\n{r.lesson} {r.status} in cell {r.cell}:\n{r.source}\n{r.traceback}", err=True)
     click.echo(f"{ran(results)}. Report: {folder/'report.html'}")
     sys.exit(any(r.status != 'passed' for r in results))
 
@@ -131,5 +135,7 @@ def bench_command(only:str|None) -> None:
     from mlops_course.base.files import find_root
     from mlops_course.tools.cli_group import UserError
     if not (root := find_root()).joinpath('bench', '__main__.py').is_file():
-        raise UserError(f"No bench/ in {root}: the figures are measured in a checkout of the project. Clone it, and call this there")
-    sys.exit(subprocess.run([sys.executable, '-m', 'bench', *(['--only', only] if only else [])], cwd=root, check=False).returncode)
+        raise UserError(f"No bench/ in {root}: the figures are measured in a checkout of the project. Clone it, and "
+                        f"call this there")
+    sys.exit(subprocess.run([sys.executable, '-m', 'bench', *(['--only', only] if only else [])], cwd=root,
+                            check=False).returncode)

@@ -30,7 +30,8 @@ def data_command(version:str, folder:str, lines:int|None, pages:int|None, seed:i
     click.echo(f"{folder}: {len(labels)} lines")
 
 # %% ../../nbs/tools/cli_data.ipynb #ca979607
-def read_whole_folder(folder:str, lines:bool, record:str|None, jobs:int, scheduler:str|None) -> bool: # Were all of them read?
+# Were all of them read?
+def read_whole_folder(folder:str, lines:bool, record:str|None, jobs:int, scheduler:str|None) -> bool:
     "Read the images in `folder` that are not on record yet."
     import json
     from collections import Counter
@@ -45,7 +46,8 @@ def read_whole_folder(folder:str, lines:bool, record:str|None, jobs:int, schedul
     home = runs_folder()/'readings'
     path,counts = Path(record or home/f'{Path(folder).resolve().name}.jsonl'),Counter[bool]()
     try:
-        for found in read_folder(folder, path, scheduler, jobs, lines, cache=ReadingCache(home/'cache.db'), **dict(load_settings().params.ocr)):
+        for found in read_folder(folder, path, scheduler, jobs, lines, cache=ReadingCache(home/'cache.db'),
+                                 **dict(load_settings().params.ocr)):
             if 'error' in found: click.echo(json.dumps(found, ensure_ascii=False))
             counts['error' in found] += 1
     except (BlockingIOError, ConnectionError) as e: raise UserError(str(e)) from e
@@ -59,10 +61,12 @@ def read_whole_folder(folder:str, lines:bool, record:str|None, jobs:int, schedul
 @click.argument('images', nargs=-1, required=True)
 @click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr, tesseract or vision.")
 @click.option('--lines', is_flag=True, help="Every image is one cropped line.")
-@click.option('--record', type=click.Path(dir_okay=False), help="Of a folder: where its readings go.  [default: readings/FOLDER.jsonl in _course]")
+@click.option('--record', type=click.Path(dir_okay=False), help="Of a folder: where its readings go.  [default: "
+              "readings/FOLDER.jsonl in _course]")
 @click.option('--jobs', type=click.IntRange(1), help="Of a folder: processes that read.  [default: one for each core]")
 @click.option('--scheduler', help="Of a folder: the address of a Dask scheduler, whose workers read instead.")
-def read_command(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:int|None, scheduler:str|None) -> None:
+def read_command(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:int|None,
+                 scheduler:str|None) -> None:
     """Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same.
 
     One folder instead of images is read with custom on all cores, into a record. Interrupted, the same command goes on where it was.
@@ -73,10 +77,15 @@ def read_command(images:tuple[str, ...], engine:str, lines:bool, record:str|None
     from mlops_course.reader.line_engines import LINE_ENGINES, check_engine_name, read_files
     check_engine_name(engine, [*LINE_ENGINES, 'vision'])
     if len(images) == 1 and os.path.isdir(images[0]):
-        if engine != 'custom': raise UserError(f"A folder is read with custom, not with {engine}. Leave out --engine, or name the images one by one")
-        if jobs and scheduler: raise UserError("--jobs starts workers here, and those of --scheduler are started already. Leave one of them out")
+        if engine != 'custom':
+            raise UserError(f"A folder is read with custom, not with {engine}. Leave out --engine, or name the images "
+                            f"one by one")
+        if jobs and scheduler:
+            raise UserError("--jobs starts workers here, and those of --scheduler are started already. Leave one "
+                            "of them out")
         sys.exit(not read_whole_folder(images[0], lines, record, jobs or os.cpu_count() or 1, scheduler))
-    if record or jobs or scheduler: raise UserError("--record, --jobs and --scheduler are for one folder. Name a folder, or leave them out")
+    if record or jobs or scheduler:
+        raise UserError("--record, --jobs and --scheduler are for one folder. Name a folder, or leave them out")
     loaded:Any = engine
     if engine == 'vision':
         from mlops_course.reader.vision import open_vision

@@ -21,9 +21,11 @@ class CourseGroup(click.Group):
     "Commands whose foreseen errors are one line."
     def invoke(self, ctx):
         try: return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError) as e: raise UserError(str(e)) from e
+        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError) as e:
+            raise UserError(str(e)) from e
 
-@click.group(cls=CourseGroup, context_settings=dict(help_option_names=['-h', '--help']), epilog="Each command explains itself: mlops-course run --help")
+@click.group(cls=CourseGroup, context_settings=dict(help_option_names=['-h', '--help']), epilog="Each command explains "
+             "itself: mlops-course run --help")
 @click.version_option(__version__)
 def main() -> None:
     "Work through the MLOps course, run it, check it. Works from any folder inside the project."

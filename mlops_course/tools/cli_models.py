@@ -29,27 +29,33 @@ def shipped_folder() -> Any:
 
 def model_option(name:str) -> Any:
     "The option that names the net to begin with."
-    return click.option(name, 'model', type=click.Path(file_okay=False), help="Folder of a recogniser.  [default: the project's own]")
+    return click.option(name, 'model', type=click.Path(file_okay=False), help="Folder of a recogniser.  [default: the "
+                        "project's own]")
 
-steps_option = click.option('--steps', default=600, show_default=True, type=click.IntRange(1), help="Steps of the training.")
+steps_option = click.option('--steps', default=600, show_default=True, type=click.IntRange(1),
+                            help="Steps of the training.")
 batch_option = click.option('--batch', default=16, show_default=True, type=click.IntRange(1), help="Lines in a step.")
-rate_option = click.option('--rate', default=4e-3, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate, at its highest.")
+rate_option = click.option('--rate', default=4e-3, show_default=True, type=click.FloatRange(0, min_open=True),
+                           help="Learning rate, at its highest.")
 seed_option = click.option('--seed', default=0, show_default=True, type=click.IntRange(0))
 
-@compress_group.command(epilog=example_epilog("mlops-course compress distill --out runs/student --temperature 2 --alpha 0.5"))
+@compress_group.command(epilog=example_epilog("mlops-course compress distill --out runs/student --temperature 2 "
+                                              "--alpha 0.5"))
 @model_option('--teacher')
 @click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for the student.")
 @click.option('--student-width', type=click.IntRange(4), help="Channels along the line.  [default: half the teacher's]")
 @click.option('--student-depth', type=click.IntRange(1), help="Blocks along the line.  [default: the teacher's]")
 @click.option('--temperature', default=2., show_default=True, help="Above 1: let small shares be heard.")
 @click.option('--alpha', default=.5, show_default=True, help="Share of the teacher in the loss; at 1 no text is used.")
-@click.option('--answers', type=click.Path(file_okay=False), help="Folder that keeps the teacher's answers for the next training.  [default: thrown away]")
+@click.option('--answers', type=click.Path(file_okay=False), help="Folder that keeps the teacher's answers for the "
+              "next training.  [default: thrown away]")
 @click.option('--data', default='v1', show_default=True, help="Which lines to train on.")
 @steps_option
 @batch_option
 @rate_option
 @seed_option
-def distill_command(model:str|None, out:str, student_width:int|None, student_depth:int|None, temperature:float, alpha:float, answers:str|None, **recipe:Any) -> None:
+def distill_command(model:str|None, out:str, student_width:int|None, student_depth:int|None, temperature:float,
+                    alpha:float, answers:str|None, **recipe:Any) -> None:
     "Let a teacher train a smaller student."
     from tempfile import TemporaryDirectory
 
@@ -58,36 +64,48 @@ def distill_command(model:str|None, out:str, student_width:int|None, student_dep
     from mlops_course.reader.weights import load_recogniser, save_recogniser
     teacher = load_recogniser(model or shipped_folder())
     plan = Recipe(width=student_width or teacher.design.width//2, depth=student_depth or teacher.design.depth, **recipe)
-    with TemporaryDirectory() as tmp: student,_ = c.distill(teacher, plan, answers or tmp, temperature, alpha, every=plan.steps)
-    save_recogniser(student, out, recipe=plan.model_dump(), teacher=c.weights_fingerprint(teacher), temperature=temperature, alpha=alpha)
+    with TemporaryDirectory() as tmp:
+        student,_ = c.distill(teacher, plan, answers or tmp, temperature, alpha, every=plan.steps)
+    save_recogniser(student, out, recipe=plan.model_dump(), teacher=c.weights_fingerprint(teacher),
+                    temperature=temperature, alpha=alpha)
     lines = draw_lines(200, plan.seed, plan.data, 'test')
-    print_json(out=out, weights=sum(o.numel() for o in student.parameters()), mb=c.weights_mb(out), cer=model_cer(student, lines), teacher_cer=model_cer(teacher, lines))
+    print_json(out=out, weights=sum(o.numel() for o in student.parameters()), mb=c.weights_mb(out),
+               cer=model_cer(student, lines), teacher_cer=model_cer(teacher, lines))
 
-@compress_group.command(epilog=example_epilog("mlops-course compress adapt --out runs/display --rank 4 --alpha 8 --target-modules eye --target-modules along"))
+@compress_group.command(epilog=example_epilog("mlops-course compress adapt --out runs/display --rank 4 --alpha 8 "
+                                              "--target-modules eye --target-modules along"))
 @model_option('--model')
-@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for the adapter, or for the merged net.")
+@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for the adapter, or for the "
+              "merged net.")
 @click.option('--rank', default=4, show_default=True, help="Numbers between the two halves of the adapter.")
 @click.option('--alpha', default=8, show_default=True, help="The adapter's say is alpha/rank.")
-@click.option('--target-modules', multiple=True, help="A part of the net: eye, mix, along or say; may be repeated.  [default: all]")
-@click.option('--kind', default='display', show_default=True, help="The lines to learn: display, photo_simulated or render.")
+@click.option('--target-modules', multiple=True, help="A part of the net: eye, mix, along or say; may be repeated.  "
+              "[default: all]")
+@click.option('--kind', default='display', show_default=True, help="The lines to learn: display, "
+              "photo_simulated or render.")
 @click.option('--merge', is_flag=True, help="Write an ordinary recogniser instead of an adapter.")
 @steps_option
 @batch_option
 @rate_option
 @seed_option
-def adapt_command(model:str|None, out:str, rank:int, alpha:int, target_modules:tuple[str, ...], kind:str, merge:bool, **recipe:Any) -> None:
+def adapt_command(model:str|None, out:str, rank:int, alpha:int, target_modules:tuple[str, ...], kind:str, merge:bool,
+                  **recipe:Any) -> None:
     "Teach a net a new kind of line with a LoRA adapter."
     from mlops_course.reader import compression as c
     from mlops_course.reader.training import Recipe, draw_lines, model_cer
     from mlops_course.reader.weights import load_recogniser, save_recogniser
     net,draw,plan = load_recogniser(model or shipped_folder()),c.draw_kinds(**{kind: 1.}),Recipe(**recipe)
     adapted,_ = c.adapt(net, plan, draw, rank, alpha, target_modules or c.NET_PARTS, every=plan.steps)
-    if merge: save_recogniser(c.merge_adapter(adapted), out, recipe=plan.model_dump(), base=c.weights_fingerprint(net), rank=rank, alpha=alpha)
+    if merge:
+        save_recogniser(c.merge_adapter(adapted), out, recipe=plan.model_dump(), base=c.weights_fingerprint(net),
+                        rank=rank, alpha=alpha)
     else: c.save_adapter(adapted, out)
     new,old = draw(200, plan.seed, '', 'test'),draw_lines(200, plan.seed, 'v1', 'test')
-    print_json(out=out, mb=c.weights_mb(out), **{kind: model_cer(adapted, new), f'{kind}_before': model_cer(net, new)}, v1=model_cer(adapted, old), v1_before=model_cer(net, old))
+    print_json(out=out, mb=c.weights_mb(out), **{kind: model_cer(adapted, new), f'{kind}_before': model_cer(net, new)},
+               v1=model_cer(adapted, old), v1_before=model_cer(net, old))
 
-@compress_group.command(epilog=example_epilog("mlops-course compress quantise --model runs/student --out runs/student.onnx"))
+@compress_group.command(epilog=example_epilog("mlops-course compress quantise --model runs/student --out "
+                                              "runs/student.onnx"))
 @model_option('--model')
 @click.option('--out', required=True, type=click.Path(dir_okay=False), help="The .onnx file to write.")
 @click.option('--lines', default=64, show_default=True, type=click.IntRange(1), help="Lines that show what is usual.")
@@ -108,7 +126,8 @@ def quantise_command(model:str|None, out:str, lines:int, data:str, dynamic:bool,
         whole = export_onnx(net, Path(tmp)/'whole.onnx')
         c.quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
         test = draw_lines(200, seed, data, 'test')
-        print_json(out=out, mb=c.weights_mb(out), mb_before=c.weights_mb(whole), cer=model_cer(OnnxRecogniser(out), test), cer_before=model_cer(net, test))
+        print_json(out=out, mb=c.weights_mb(out), mb_before=c.weights_mb(whole),
+                   cer=model_cer(OnnxRecogniser(out), test), cer_before=model_cer(net, test))
 
 # %% ../../nbs/tools/cli_models.ipynb #3e0ee89d
 @main.group(epilog=example_epilog("mlops-course models list"))
@@ -140,11 +159,14 @@ def show_command(which:str, name:str) -> None:
     from mlops_course.registry import download_version, find_version
     from mlops_course.store import open_store
     store = open_store()
-    with TemporaryDirectory() as tmp: click.echo((download_version(store, find_version(store, which, name), Path(tmp))/'card.md').read_text(encoding='utf-8'))
+    with TemporaryDirectory() as tmp:
+        click.echo((download_version(store, find_version(store, which, name),
+                                     Path(tmp))/'card.md').read_text(encoding='utf-8'))
 
 @models_group.command('export', epilog=example_epilog("mlops-course models export champion --out data/recogniser"))
 @click.argument('which', default='champion')
-@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for model.onnx and recogniser.json.")
+@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for model.onnx and "
+              "recogniser.json.")
 @name_option
 def export_version_command(which:str, out:str, name:str) -> None:
     "Write WHICH, an alias or a number, for onnxruntime: what the image of the service is built with."
@@ -178,7 +200,8 @@ def history_command(name:str) -> None:
 @who_option
 @why_option
 @name_option
-@click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on.  [default: gates.lines in params.yaml]")
+@click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on.  [default: gates.lines in "
+              "params.yaml]")
 def promote_command(which:str, who:str, why:str, name:str, lines:int|None) -> None:
     "Let WHICH, an alias or a number, become champion if it passes every gate. Exit code 1 if it does not."
     from mlops_course.base.settings import load_settings
@@ -187,7 +210,8 @@ def promote_command(which:str, who:str, why:str, name:str, lines:int|None) -> No
     from mlops_course.registry import model_history
     from mlops_course.store import open_store
     store,gates = open_store(),load_settings().params.gates
-    decision = promote_reader(store, draw_trial_lines(lines or gates.lines, len(model_history(store, name)), gates.slices), who, why, which, name, gates)
+    decision = promote_reader(store, draw_trial_lines(lines or gates.lines, len(model_history(store, name)),
+                                                      gates.slices), who, why, which, name, gates)
     click.echo(decision)
     sys.exit(not decision.passed)
 

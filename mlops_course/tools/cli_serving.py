@@ -16,7 +16,8 @@ import click
 from .cli_group import UserError, example_epilog, main, print_json, treat_sigterm_as_ctrl_c
 
 # %% ../../nbs/tools/cli_serving.ipynb #04a34e8c
-folder_option = click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  [default: serving in _course]")
+folder_option = click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  "
+                             "[default: serving in _course]")
 
 def serving_folder(folder:str|None) -> Any:
     "Where the keys and the record of the service lie."
@@ -50,9 +51,11 @@ def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> N
         add_page(app, {'Google Vision': open_vision(), 'RapidOCR': open_engine('rapidocr')})
     service = app.state.service
     if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
-    if not tls and limits.host not in ('127.0.0.1', 'localhost', '::1'): click.echo("No TLS: keys and images can be read on the way", err=True)
+    if not tls and limits.host not in ('127.0.0.1', 'localhost', '::1'):
+        click.echo("No TLS: keys and images can be read on the way", err=True)
     def told(port):
-        click.echo(f"Serving {service.model.version} ({service.model.why}) on http{'s' if tls else ''}://{limits.host}:{port}. Described at /openapi.json")
+        click.echo(f"Serving {service.model.version} ({service.model.why}) on "
+                   f"http{'s' if tls else ''}://{limits.host}:{port}. Described at /openapi.json")
         if page: click.echo("Its page for people: /page")
     serve_app(app, told)
 
@@ -91,7 +94,8 @@ def audit_command(receipts:tuple[str, ...], folder:str|None) -> None:
     "Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit). Exit code 1 if not."
     from mlops_course.base.history import verify_audit
     path = serving_folder(folder)/'audit.jsonl'
-    if not path.is_file(): raise UserError(f"There is no record in {path.parent}. A service keeps one there: mlops-course serve")
+    if not path.is_file():
+        raise UserError(f"There is no record in {path.parent}. A service keeps one there: mlops-course serve")
     wrong = verify_audit(path, receipts)
     for o in wrong or ['The record is whole']: click.echo(o)
     sys.exit(bool(wrong))
@@ -109,11 +113,16 @@ def services_command(folder:str|None) -> None:
     set_quiet_env()
     treat_sigterm_as_ctrl_c()
     click.echo("Starting, which takes half a minute")
-    if not has_prometheus(): click.echo("Prometheus or Alertmanager is missing, so the rules are evaluated here. They come with scripts/debian.sh", err=True)
-    def told(note): click.echo(f'{note.alert} {note.status} ({note.severity}): {note.summary}. {note.action if note.status == "firing" else ""}'.strip())
+    if not has_prometheus():
+        click.echo("Prometheus or Alertmanager is missing, so the rules are evaluated here. They come with "
+                   "scripts/debian.sh", err=True)
+    def told(note):
+        click.echo(f'{note.alert} {note.status} ({note.severity}): {note.summary}. '
+                   f'{note.action if note.status == "firing" else ""}'.strip())
     try:
         with start(serving_folder(folder), tell=told) as found:
-            for name,url in found.items(): click.echo(f"{name:13} {url}{'/metrics' if name in ('reader', 'probe', 'drift') else ''}")
+            for name,url in found.items():
+                click.echo(f"{name:13} {url}{'/metrics' if name in ('reader', 'probe', 'drift') else ''}")
             click.echo("A key for the reader: mlops-course keys add NAME. Ctrl+C stops all of them")
             Event().wait()
     except BlockingIOError as e: raise UserError(str(e)) from e # another service has the folder
@@ -152,15 +161,21 @@ def run_with_view(order:Any, approve:str) -> bool: # Is all done?
             click.echo(f"Stopped: {e}\nMend it, then give the same command again: what is done stays done", err=True)
             return False
         finally: signal.signal(signal.SIGINT, before)
-    if not approve: click.echo("All is ready, and nobody has approved it. Give the same command with --approve NAME: what is done stays done")
+    if not approve:
+        click.echo("All is ready, and nobody has approved it. Give the same command with --approve NAME: what is "
+                   "done stays done")
     return True
 
 @main.command(epilog=example_epilog("mlops-course pipeline -p data v2 -p steps 600 --approve ana"))
 @click.argument('steps', nargs=-1)
-@click.option('-p', 'fields', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a field of the order: data, seed, start, steps, rate, lines, ...")
-@click.option('--order', 'text', default='{}', envvar='MLOPS_COURSE_ORDER', show_envvar=True, help="The order as JSON; -p wins.")
-@click.option('--approve', default='', metavar='NAME', help="Who answers for the release. Without it, the pipeline stops before production.")
-@click.option('--wait', is_flag=True, help="Wait for the schedule and for events instead, and run the pipeline then, until Ctrl+C.")
+@click.option('-p', 'fields', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a field of the order: data, "
+              "seed, start, steps, rate, lines, ...")
+@click.option('--order', 'text', default='{}', envvar='MLOPS_COURSE_ORDER', show_envvar=True,
+              help="The order as JSON; -p wins.")
+@click.option('--approve', default='', metavar='NAME', help="Who answers for the release. Without it, the pipeline "
+              "stops before production.")
+@click.option('--wait', is_flag=True, help="Wait for the schedule and for events instead, and run the pipeline then, "
+              "until Ctrl+C.")
 def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bool) -> None:
     """Check, test, build, train, validate, register, stage and release, with a live view.
 
@@ -178,22 +193,27 @@ def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str,
     from mlops_course.tools.running import parse_value
     set_quiet_env()
     if wait and (steps or fields or approve or text != '{}'):
-        raise UserError("--wait takes no steps, order or approval: the schedule orders what is usual, and an event says what it asks for. Leave them out")
+        raise UserError("--wait takes no steps, order or approval: the schedule orders what is usual, and an event "
+                        "says what it asks for. Leave them out")
     try:
-        if not isinstance(given := json.loads(text), dict): raise UserError(f"The order is {text:.60}. One like {{\"data\": \"v2\"}} was expected")
+        if not isinstance(given := json.loads(text), dict):
+            raise UserError(f"The order is {text:.60}. One like {{\"data\": \"v2\"}} was expected")
         order = Order(**(given | {k: parse_value(v) for k,v in fields}))
-    except json.JSONDecodeError as e: raise UserError(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
+    except json.JSONDecodeError as e:
+        raise UserError(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
     except ValidationError as e:
         said = '; '.join(f"{o['loc'][0]}: {o['msg']}" for o in e.errors())
         raise UserError(f"{said}. The fields of an order are {', '.join(Order.model_fields)}") from e
     if wait:
         from mlops_course.prefect_server import PrefectServer
         with PrefectServer() as server:
-            click.echo(f"Waiting for {pipelines.RETRAINING_CRON!r} and for the event {pipelines.DATA_CHANGED_EVENT} at {server.url}. Ctrl+C ends it")
+            click.echo(f"Waiting for {pipelines.RETRAINING_CRON!r} and for the event {pipelines.DATA_CHANGED_EVENT} at "
+                       f"{server.url}. Ctrl+C ends it")
             pipelines.serve_retraining('mlops_course.reader.steps.deliver', Order())
     elif steps:
         try:
-            for name in steps: print_json(step=name, order=fingerprint(order), **pipelines.run_one_step(STEPS, name, order, approve))
+            for name in steps:
+                print_json(step=name, order=fingerprint(order), **pipelines.run_one_step(STEPS, name, order, approve))
         except pipelines.GateRefused as e:
             click.echo(f"Refused: {e}", err=True)
             sys.exit(1)

@@ -16,21 +16,26 @@ from .cli_group import UserError, example_epilog, main
 # %% ../../nbs/tools/cli_training.ipynb #bbcc66bc
 @main.command(epilog=example_epilog("mlops-course train _course/mine --data v1 --seconds 60"))
 @click.argument('folder', type=click.Path(file_okay=False))
-@click.option('--data', type=click.Choice(['v1', 'v2', 'broad']), help="What to learn from.  [default, as for all below: training in params.yaml]")
+@click.option('--data', type=click.Choice(['v1', 'v2', 'broad']), help="What to learn from.  [default, as for all "
+              "below: training in params.yaml]")
 @click.option('--steps', type=click.IntRange(1), help="How long to train.")
-@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="The same, as time: the steps that this machine takes in so many seconds.")
+@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="The same, as time: the steps that this "
+              "machine takes in so many seconds.")
 @click.option('--batch', type=click.IntRange(1), help="Lines in a step.")
 @click.option('--rate', type=click.FloatRange(0, min_open=True), help="Learning rate, at its highest.")
-@click.option('--warm-up', type=click.FloatRange(0, 1, max_open=True), help="Share of the steps in which the rate rises.")
+@click.option('--warm-up', type=click.FloatRange(0, 1, max_open=True), help="Share of the steps in which the "
+              "rate rises.")
 @click.option('--longest', type=click.IntRange(1), help="Characters in a line.")
 @click.option('--width', type=click.IntRange(8), help="Channels of the net.")
 @click.option('--depth', type=click.IntRange(0), help="Blocks of the net.")
 @click.option('--seed', type=click.IntRange(0))
 @click.option('--init', type=click.Path(exists=True, file_okay=False), help="Begin with the recogniser in this folder.")
-@click.option('--checkpoint', type=click.Path(dir_okay=False), help="Go on from this file, and keep it.  [default: one in _course, then removed]")
+@click.option('--checkpoint', type=click.Path(dir_okay=False), help="Go on from this file, and keep it.  [default: one "
+              "in _course, then removed]")
 @click.option('--every', default=250, show_default=True, type=click.IntRange(1), help="Steps between reports.")
 @click.option('--device', default='auto', show_default=True, help="auto, cpu or cuda.")
-def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|None, every:int, device:str, **given) -> None:
+def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|None, every:int, device:str,
+                  **given) -> None:
     "Train a recogniser and write it to FOLDER. Interrupted, the same command goes on."
     from pathlib import Path
 
@@ -44,9 +49,12 @@ def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|
     net = weights.load_recogniser(init) if init else None
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
     if seconds: recipe = recipe.model_copy(update={'steps': t.steps_for_time(seconds, recipe)})
-    made_by = fingerprint(recipe, Path(t.__file__), settings.paths.data/'broad', str(init)) # other code or data begins anew
+    # other code or data begins anew
+    made_by = fingerprint(recipe, Path(t.__file__), settings.paths.data/'broad', str(init))
     path = Path(checkpoint) if checkpoint else runs_folder()/'training'/f'{made_by}.pt'
-    def report(step, m, _): click.echo(f"step {step}/{recipe.steps}: loss {m['loss']:.3f}, CER {m['cer']:.4f}, {m['seconds']:.0f} s", err=True)
+    def report(step, m, _):
+        click.echo(f"step {step}/{recipe.steps}: loss {m['loss']:.3f}, CER {m['cer']:.4f}, "
+                   f"{m['seconds']:.0f} s", err=True)
     net,_ = t.train(recipe, report, every, path, net, device=device)
     weights.save_recogniser(net, folder, recipe=recipe.model_dump())
     if not checkpoint: path.unlink()
@@ -80,7 +88,8 @@ def evaluate_command(folder:str, lines:int, pages:int) -> None:
     net = load_recogniser(folder)
     def opened(name, line): return CustomEngine(net, line) if name == 'custom' else open_engine(name, line)
     scores = score_engines(opened, ['custom', *available_engines()], draw_held_out(lines, pages))
-    found = {name: {o['slice']: {k: round(o[k], 4) for k in ('items', 'cer', 'low', 'high', 'exact')} for o in rows.to_dict('records')}
+    found = {name: {o['slice']: {k: round(o[k], 4) for k in ('items', 'cer', 'low', 'high', 'exact')}
+                    for o in rows.to_dict('records')}
              for name,rows in scores.groupby('engine')}
     said = json.loads(Path(folder, 'recogniser.json').read_text(encoding='utf-8'))
     save_atomically(Path(folder)/'metrics.json', lambda to: write_json(to, found))
@@ -89,7 +98,8 @@ def evaluate_command(folder:str, lines:int, pages:int) -> None:
     click.echo(scores.round(4).to_string(index=False))
 
 # %% ../../nbs/tools/cli_training.ipynb #857b23a6
-experiment_option = click.option('--experiment', default='reader', show_default=True, help="Runs that are compared with one another.")
+experiment_option = click.option('--experiment', default='reader', show_default=True, help="Runs that are compared "
+                                 "with one another.")
 
 @main.command(epilog=example_epilog("mlops-course runs --where 'metrics.cer < 0.5'"))
 @click.option('--where', default='', help="MLflow's filter.  [default: all runs]")
@@ -101,9 +111,11 @@ def runs_command(where:str, experiment:str) -> None:
     from mlops_course.tracking import compare_runs
     from mlops_course.tracking import find_runs as find
     store = open_store(experiment=experiment)
-    for o in send_pending(store): click.echo(f"run {o['run']}: sent {o['sent']} entries, {o['left']} left {o['why']}".rstrip(), err=True)
+    for o in send_pending(store):
+        click.echo(f"run {o['run']}: sent {o['sent']} entries, {o['left']} left {o['why']}".rstrip(), err=True)
     found = find(store, where)
-    click.echo(compare_runs(found).to_string() if found else f"No runs in {store} yet. Lesson 08 shows how to record one")
+    click.echo(compare_runs(found).to_string() if found else f"No runs in {store} yet. Lesson 08 shows how to "
+               f"record one")
 
 @main.command(epilog=example_epilog("mlops-course ui"))
 @click.option('--port', default=0, type=click.IntRange(0, 65535), help="Port to serve on; any free one if 0.")
@@ -112,7 +124,8 @@ def ui_command(port:int) -> None:
     from mlops_course.mlflow_server import MlflowServer
     from mlops_course.store import mask_credentials, open_store
     store = open_store()
-    if not store.uri.startswith('sqlite:'): raise UserError(f"The runs are at {mask_credentials(store.uri)}: open that address in a browser")
+    if not store.uri.startswith('sqlite:'):
+        raise UserError(f"The runs are at {mask_credentials(store.uri)}: open that address in a browser")
     with MlflowServer(store.uri, store.outbox.parent.parent/'served', port) as server:
         click.echo(f"Open {server.uri} (Ctrl+C ends it)")
         try: server.watchman.wait()
@@ -122,17 +135,22 @@ def ui_command(port:int) -> None:
 @main.command(epilog=example_epilog("mlops-course tune --trials 20 --jobs 2 --knob rate --knob batch -p steps 300"))
 @click.argument('storage', required=False, type=click.Path(dir_okay=False))
 @click.option('--trials', type=click.IntRange(1), help="Trials in all, those before counted.")
-@click.option('--steps', type=click.IntRange(1), help="Training steps of all trials together; those of pruned ones count.")
-@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="From now on; a trial that is running then goes on.")
+@click.option('--steps', type=click.IntRange(1), help="Training steps of all trials together; those of pruned "
+              "ones count.")
+@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="From now on; a trial that is running "
+              "then goes on.")
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help="Processes that share the search.")
 @click.option('--resume', is_flag=True, help="Go on with the search in STORAGE.")
-@click.option('--knob', 'knobs', multiple=True, help="What is searched; may be repeated.  [default: rate, warm_up, width, depth, batch]")
+@click.option('--knob', 'knobs', multiple=True, help="What is searched; may be repeated.  [default: rate, warm_up, "
+              "width, depth, batch]")
 @click.option('--sampler', help="tpe or random.  [default: tpe]")
 @click.option('--pruner', help="median, halving or none.  [default: median]")
 @click.option('--seed', type=click.IntRange(0), help="Of what is proposed.  [default: 0]")
-@click.option('-p', 'recipe', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a number of the recipe; may be repeated.")
+@click.option('-p', 'recipe', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a number of the recipe; may "
+              "be repeated.")
 @click.option('--experiment', default='tuning', show_default=True, help="Where its runs go.")
-def tune_command(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, jobs:int, resume:bool, knobs:tuple[str, ...], sampler:str|None,
+def tune_command(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, jobs:int, resume:bool,
+                 knobs:tuple[str, ...], sampler:str|None,
          pruner:str|None, seed:int|None, recipe:tuple, experiment:str) -> None:
     "Search the knobs of a recipe; every trial is a run. STORAGE is an SQLite file.  [default: _course/tuning/search.db]"
     from pathlib import Path
@@ -150,11 +168,15 @@ def tune_command(storage:str|None, trials:int|None, steps:int|None, seconds:floa
     terms:dict[str, Any] = {k: v for k,v in dict(sampler=sampler, pruner=pruner, seed=seed).items() if v is not None}
     if knobs: terms['knobs'] = {o: KNOBS.get(o, []) for o in knobs}
     if recipe: terms['recipe'] = Recipe(**{**RECIPE.model_dump(), **dict(recipe)})
-    if resume and terms: raise UserError(f"The terms of a search stand in the storage, so leave out {', '.join(terms)}, or begin a new one without --resume")
-    if path.exists() and not resume: raise UserError(f"There is a search in {path}. Go on with it: --resume, or name another file")
+    if resume and terms:
+        raise UserError(f"The terms of a search stand in the storage, so leave out {', '.join(terms)}, or begin a new "
+                        f"one without --resume")
+    if path.exists() and not resume:
+        raise UserError(f"There is a search in {path}. Go on with it: --resume, or name another file")
     tuning = open_tuning(path, None if resume else reader_search(**terms))
     try: search_on(tuning, train_trial, open_store(experiment=experiment), steps, trials, seconds, jobs)
     except BlockingIOError as e: raise UserError(str(e)) from e # somebody else works on it
     click.echo(trial_table(tuning).round(4).to_string())
     best = best_trial(tuning)
-    click.echo(f"Lowest: trial {best.number}, CER {best.value:.4f} on 64 validation lines. Judge it on fresh lines before you report it")
+    click.echo(f"Lowest: trial {best.number}, CER {best.value:.4f} on 64 validation lines. Judge it on fresh lines "
+               f"before you report it")

@@ -40,7 +40,8 @@ def check_python(
     "Is this a Python that the course's packages exist for?"
     running = tuple(sys.version_info[:3]) if running is None else running
     return Diagnosis('Python', (3, 11) <= running[:2] <= (3, 13), True, '.'.join(map(str, running)),
-                   'The course needs Python 3.11, 3.12 or 3.13. Install one, remove .venv, and call in its folder: python3.11 scripts/environment.py')
+                   'The course needs Python 3.11, 3.12 or 3.13. Install one, remove .venv, and call in its folder: '
+                   'python3.11 scripts/environment.py')
 
 # %% ../../nbs/tools/doctor.ipynb #d72f97b0
 def check_packages(
@@ -53,11 +54,13 @@ def check_packages(
     if not lock.exists():
         yield Diagnosis('Packages', False, True, f'no {lock.name}', f'git checkout -- {shell_path(lock, root)}')
         return
-    pins = [Requirement(o) for o in lock.read_text(encoding='utf-8').splitlines() if o.strip() and not o.startswith('#')]
+    pins = [Requirement(o) for o in lock.read_text(encoding='utf-8').splitlines() if o.strip()
+            and not o.startswith('#')]
     pins = [o for o in pins if o.marker is None or o.marker.evaluate()]
     here = {str(o): has(o.name) for o in pins}
     absent = [o.name for o in pins if not here[str(o)]]
-    other = [f'{o.name} {v} (not {o.specifier})' for o in pins if (v := here[str(o)]) and not o.specifier.contains(v, prereleases=True)]
+    other = [f'{o.name} {v} (not {o.specifier})' for o in pins if (v := here[str(o)])
+             and not o.specifier.contains(v, prereleases=True)]
     wrong = absent + other
     found = f'{len(pins)-len(wrong)} of {len(pins)} as locked'
     if wrong: found += f"; not so: {', '.join(wrong[:6])}{' …' if len(wrong) > 6 else ''}"
@@ -65,7 +68,8 @@ def check_packages(
     remedy = f"{install} -r {shell_path(lock, root)} --overrides {shell_path(root/'scripts'/'overrides.txt', root)}"
     if not has('uv'): remedy = f'{python_command(root)} -m pip install uv'
     yield Diagnosis('Packages', not wrong, True, found, remedy)
-    twins = [o for o in ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless') if has(o)]
+    twins = [o for o in ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
+                         'opencv-contrib-python-headless') if has(o)]
     if len(twins) > 1: # each writes the folder cv2 over the other's
         pin = next((str(o) for o in pins if o.name in twins), 'opencv-python-headless')
         yield Diagnosis('OpenCV', False, True, f"installed {len(twins)} times: {', '.join(twins)}",
@@ -82,7 +86,8 @@ def check_kernel(
     ok = python is not None and python.exists() and python.parent.resolve() == Path(sys.executable).parent.resolve()
     found = 'no kernel mlops-course' if python is None else 'mlops-course' if ok else f'mlops-course starts {python}, which is not this Python'
     return Diagnosis('Jupyter kernel', ok, True, found,
-                   f'{python_command(root)} -c "from mlops_course.tools.house import install_jupyter; install_jupyter()"')
+                   f'{python_command(root)} -c "from mlops_course.tools.house import install_jupyter; '
+                   f'install_jupyter()"')
 
 # %% ../../nbs/tools/doctor.ipynb #a5e9031b
 EXPECTED_WEIGHTS = {
@@ -125,7 +130,8 @@ def check_feed_file(
     whole = path.is_file() and sha256(path.read_bytes()).hexdigest() == EXPECTED_FEED_SHA256
     found = f'{EXPECTED_FEED}: checksum agrees' if whole else f'{path} has another checksum' if path.exists() else f'{path} is not there'
     fetch = f'{python_command(root)} -c "from mlops_course.reader.feed import fetch_feed; fetch_feed()"'
-    return Diagnosis('Timetable feed', whole, True, found, f'Delete that file, then: {fetch}' if path.exists() else fetch)
+    return Diagnosis('Timetable feed', whole, True, found, f'Delete that file, then: {fetch}'
+                     if path.exists() else fetch)
 
 # %% ../../nbs/tools/doctor.ipynb #d8cd563a
 def port_in_use(
@@ -141,7 +147,9 @@ def port_owner(
 ) -> str:     # Such as ` by python (process 123)`, or nothing where the system does not tell
     "Who listens on `port`."
     import psutil
-    try: pid = next((o.pid for o in psutil.net_connections('tcp') if o.status == psutil.CONN_LISTEN and o.laddr and o.laddr.port == port), None)
+    try:
+        pid = next((o.pid for o in psutil.net_connections('tcp') if o.status == psutil.CONN_LISTEN and o.laddr
+                    and o.laddr.port == port), None)
     except psutil.AccessDenied: return ''
     try: return f' by {psutil.Process(pid).name()} (process {pid})' if pid else ''
     except psutil.Error: return f' by process {pid}'
@@ -153,7 +161,8 @@ def check_port(
     "Is `port` free?"
     busy = port_in_use(port)
     free = next(islice((o for o in range(port+1, 65536) if not port_in_use(o)), 1), 0) if busy else 0
-    return Diagnosis(f'Port {port}', not busy, False, f"taken{port_owner(port)}; config.yaml names it as {name}" if busy else f'free for {name}',
+    return Diagnosis(f'Port {port}', not busy, False, f"taken{port_owner(port)}; config.yaml names it as {name}" if busy
+                     else f'free for {name}',
                    f'Stop that program, or set {name} in config.yaml to {free}')
 
 # %% ../../nbs/tools/doctor.ipynb #7c16fdf6
@@ -166,10 +175,12 @@ def check_services(
         from mlops_course.base.settings import load_settings
         services = load_settings(root).services
     except ImportError as e:
-        yield Diagnosis('Settings', False, True, f'mlops_course.base.environment cannot be imported: {e}', 'Mend the packages first, then call the doctor again')
+        yield Diagnosis('Settings', False, True, f'mlops_course.base.environment cannot be imported: {e}',
+                        'Mend the packages first, then call the doctor again')
         return
     except (OSError, ValueError) as e:
-        yield Diagnosis('Settings', False, True, ' '.join(str(e).split()), 'Correct config.yaml, params.yaml or .env where the message says')
+        yield Diagnosis('Settings', False, True, ' '.join(str(e).split()), 'Correct config.yaml, params.yaml or .env '
+                        'where the message says')
         return
     yield Diagnosis('Settings', True, True, 'config.yaml, params.yaml')
     yield check_port('services.lab_port', services.lab_port)
@@ -206,7 +217,8 @@ def diagnose(
         remedy = f"{python_command(root)} -m pip install {' '.join(blind)}"
         return [*findings, Diagnosis('Packages', False, True, f"not installed: {', '.join(blind)}", remedy)]
     findings += check_packages(root)
-    findings += [check_programs(root), check_git(), check_clone(root), check_kernel(root), check_easyocr_weights(root), check_feed_file(root)]
+    findings += [check_programs(root), check_git(), check_clone(root), check_kernel(root), check_easyocr_weights(root),
+                 check_feed_file(root)]
     findings += [check_disk(root, least_gb), check_memory()]
     findings += check_services(root)
     return [replace(o, remedy='') if o.ok else o for o in (*findings, *map(check_tool, TOOLS), check_gpu())]
@@ -217,7 +229,8 @@ def remedy_lines(
     needed:bool, # Those that a lesson needs, or the others?
 ) -> list[str]:  # Two lines each: what is missing, and what brings it
     "What to do about each finding that is not as it should be."
-    return [line for o in findings if not o.ok and o.needed == needed for line in (f'  {o.name}: {o.found}', f'    {o.remedy}')]
+    return [line for o in findings if not o.ok and o.needed == needed
+            for line in (f'  {o.name}: {o.found}', f'    {o.remedy}')]
 
 def print_diagnoses(
     findings:list[Diagnosis],
@@ -226,16 +239,20 @@ def print_diagnoses(
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-    console, colours = Console(highlight=False, force_jupyter=False), {'ok': 'green', 'mend': 'bold red', 'optional': 'yellow'}
+    console, colours = Console(highlight=False, force_jupyter=False), {'ok': 'green', 'mend': 'bold red',
+                                                                       'optional': 'yellow'}
     table = Table(box=None, pad_edge=False, header_style='bold')
     for column in ('state', 'what', 'found'): table.add_column(column, overflow='fold')
     for o in findings: table.add_row(Text(o.state, colours[o.state]), o.name, Text(o.found))
     console.print(table)
     urgent, others = remedy_lines(findings, True), remedy_lines(findings, False)
-    for title, lines in (('To mend, because a lesson needs it', urgent), ('Good to have; no lesson stops without it', others)):
+    for title, lines in (('To mend, because a lesson needs it', urgent),
+                         ('Good to have; no lesson stops without it', others)):
         if lines: console.print(Text(f'\n{title}:', 'bold'))
         for line in lines: console.print(Text(line), soft_wrap=True) # a command broken over two lines cannot be copied
-    if urgent: console.print(Text(f'\nNot right, and needed: {len(urgent)//2}. The lines above say what mends it.', 'bold red'))
+    if urgent:
+        console.print(Text(f'\nNot right, and needed: {len(urgent)//2}. The lines above say what '
+                           f'mends it.', 'bold red'))
     else: console.print(Text('\nEverything that the lessons need is here.', 'bold green'))
     return int(bool(urgent))
 

@@ -25,10 +25,12 @@ def check_outcomes(
     cells:list[dict], # Cells of an executed exercise
 ) -> dict[str, dict]: # Question -> outcome and message
     "What the checks in `cells` found, question by question."
-    found = {q: dict(outcome='not run', message='') for c in cells if (q := question_of(c)) and 'check' in c['metadata']['tags']}
+    found = {q: dict(outcome='not run', message='') for c in cells if (q := question_of(c))
+             and 'check' in c['metadata']['tags']}
     for cell in cells:
         for output in cell.get('outputs', []):
-            if said := output.get('data', {}).get(OUTCOME_MIME): found[said['question']] = dict(outcome=said['outcome'], message=said['message'])
+            if said := output.get('data', {}).get(OUTCOME_MIME):
+                found[said['question']] = dict(outcome=said['outcome'], message=said['message'])
     return found
 
 def injected_parameters(
@@ -63,7 +65,8 @@ class CourseEngine(NBClientEngine):
         before = os.environ.get('MLOPS_COURSE_BATCH')
         os.environ['MLOPS_COURSE_BATCH'] = '1' # kernels inherit it
         nb_man.save = throttle_saves(nb_man.save, ensure_event_loop())
-        kwargs['allow_errors'] = bool(check_outcomes(nb_man.nb.cells)) # an exercise runs on to its last question; papermill fails afterwards
+        # an exercise runs on to its last question; papermill fails afterwards
+        kwargs['allow_errors'] = bool(check_outcomes(nb_man.nb.cells))
         try: return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
         finally:
             del nb_man.save # papermill's own again, for the last time
@@ -80,4 +83,5 @@ class CourseEngine(NBClientEngine):
                       passed=sum(o['outcome'] == 'passed' for o in found.values()), of=len(found))
         replace_text_file(Path(path).with_suffix('.json'), json.dumps(record, indent=1, ensure_ascii=False))
 
-papermill_engines.register(None, CourseEngine) # papermill imports this module through its entry point, after its own engines
+# papermill imports this module through its entry point, after its own engines
+papermill_engines.register(None, CourseEngine)

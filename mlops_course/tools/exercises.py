@@ -44,7 +44,8 @@ def exercise_from(
     def open_cell(cell):
         if cell['cell_type'] != 'code': return cell
         source,metadata = ''.join(cell['source']),cell['metadata']
-        if cell_role(cell) == 'answer': source,metadata = remove_solution(source),metadata | dict(tags=[*metadata['tags'], 'raises-exception'])
+        if cell_role(cell) == 'answer':
+            source,metadata = remove_solution(source),metadata | dict(tags=[*metadata['tags'], 'raises-exception'])
         return cell | dict(source=source.splitlines(True), metadata=metadata, outputs=[], execution_count=None)
     return solution | dict(cells=[open_cell(c) for c in solution['cells'] if cell_role(c) not in TEACHER_ROLES])
 
@@ -59,7 +60,9 @@ def solution_paths(folder:Path|None=None) -> list[Path]:
 # %% ../../nbs/tools/exercises.ipynb #8e1b921d
 def is_committed(path:Path) -> bool:
     "Does git hold the file at `path` just as it is?"
-    try: told = subprocess.run(['git', 'status', '--porcelain', '--', path.name], cwd=path.parent, capture_output=True, text=True, check=False)
+    try:
+        told = subprocess.run(['git', 'status', '--porcelain', '--', path.name], cwd=path.parent, capture_output=True,
+                              text=True, check=False)
     except FileNotFoundError: return False # no git here
     return told.returncode == 0 and not told.stdout
 
@@ -68,7 +71,9 @@ def has_learner_work(
     wanted:str,   # The text it would be given
 ) -> bool:        # Would writing it lose somebody's work?
     "Does the exercise at `path` hold answers or notes that `wanted` lacks?"
-    def lines(text): return {line.strip() for c in json.loads(text)['cells'] for line in ''.join(c['source']).splitlines() if line.strip()}
+    def lines(text):
+        return {line.strip() for c in json.loads(text)['cells'] for line in ''.join(c['source']).splitlines()
+                if line.strip()}
     return path.exists() and not is_committed(path) and bool(lines(path.read_text(encoding='utf-8')) - lines(wanted))
 
 def make_exercises(
@@ -95,10 +100,12 @@ def stale_exercises(
     for path in solution_paths(root/'solutions'):
         out,wanted = root/'exercises'/path.name,notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
         have = out.read_text(encoding='utf-8') if out.exists() else ''
-        diff = unified_diff(have.splitlines(), wanted.splitlines(), f'exercises/{out.name}', f'from solutions/{out.name}', n=1, lineterm='')
+        diff = unified_diff(have.splitlines(), wanted.splitlines(), f'exercises/{out.name}',
+                            f'from solutions/{out.name}', n=1, lineterm='')
         if have != wanted: said.append('\n'.join(diff))
     known = {p.name for p in solution_paths(root/'solutions')}
-    said += [f"exercises/{p.name} has no solution: remove it, or write solutions/{p.name}" for p in solution_paths(root/'exercises')
+    said += [f"exercises/{p.name} has no solution: remove it, or write solutions/{p.name}"
+             for p in solution_paths(root/'exercises')
              if p.name not in known and '.backup' not in p.name]
     return said
 
@@ -114,7 +121,8 @@ def try_answer(
     with capture_output():
         for cell in cells:
             source,role = ''.join(cell['source']),cell_role(cell)
-            if cell['cell_type'] != 'code' or (role and question_of(cell) != question) or role in TEACHER_ROLES: continue
+            if cell['cell_type'] != 'code' or (role and question_of(cell) != question) or role in TEACHER_ROLES:
+                continue
             if role == 'answer': source = answer
             exec(compile(source, f'<{question} {role}>', 'exec'), names) # noqa: S102  the project's own solved notebook
             if 'parameters' in cell['metadata'].get('tags', []): names['seed'] = seed
@@ -132,21 +140,26 @@ def exercise_faults(
         if got.outcome != outcome or message not in got.message:
             broken.append(f"{path.stem}, {who}: expected {outcome} {message!r}, got {got.outcome} {got.message!r}")
     for question in dict.fromkeys(q for c in cells if (q := question_of(c))):
-        def of(role, q=question): return [''.join(c['source']) for c in cells if question_of(c) == q and cell_role(c) == role]
+        def of(role, q=question):
+            return [''.join(c['source']) for c in cells if question_of(c) == q and cell_role(c) == role]
         missing = [role for role in ('task', 'answer', 'check', 'hints', 'wrong') if not of(role)]
         if missing or len(of('answer')) != 1:
-            broken.append(f"{path.stem}, {question}: needs a task, one answer, a check, hints and a wrong answer; missing {missing or 'one single answer'}")
+            broken.append(f"{path.stem}, {question}: needs a task, one answer, a check, hints and a wrong answer; "
+                          f"missing {missing or 'one single answer'}")
             continue
         answer = of('answer')[0]
         expect(f"{question}: the stub", try_answer(cells, question, remove_solution(answer), seeds[0]), 'open')
-        for seed in seeds: expect(f"{question}: the solution with seed {seed}", try_answer(cells, question, answer, seed), 'passed')
+        for seed in seeds:
+            expect(f"{question}: the solution with seed {seed}", try_answer(cells, question, answer, seed), 'passed')
         for i,right in enumerate(of('right'), 1):
             for seed in seeds:
-                expect(f"{question}: right answer {i} with seed {seed}", try_answer(cells, question, right, seed), 'passed')
+                expect(f"{question}: right answer {i} with seed {seed}",
+                       try_answer(cells, question, right, seed), 'passed')
         firsts = [wrong.splitlines()[0] for wrong in of('wrong')]
         bare = [i for i,first in enumerate(firsts, 1) if not re.match(r'# wrong: *\S', first)]
         if bare:
-            broken.append(f"{path.stem}, {question}: start each wrong answer with '# wrong: <part of its message>'; {bare} do not")
+            broken.append(f"{path.stem}, {question}: start each wrong answer with '# wrong: <part of its message>'; "
+                          f"{bare} do not")
             continue
         messages = [first.removeprefix('# wrong:').strip() for first in firsts]
         for seed in seeds:
@@ -154,5 +167,7 @@ def exercise_faults(
             for i,message in enumerate(messages):
                 expect(f"{question}: wrong answer {i + 1} with seed {seed}", found[i], 'failed', message)
                 shared = [j for j,got in enumerate(found, 1) if j != i + 1 and message in got.message]
-                if shared: broken.append(f"{path.stem}, {question}: {message!r} of wrong answer {i + 1} fits {shared} too with seed {seed}")
+                if shared:
+                    broken.append(f"{path.stem}, {question}: {message!r} of wrong answer {i + 1} fits {shared} too "
+                                  f"with seed {seed}")
     return broken

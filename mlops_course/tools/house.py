@@ -91,7 +91,10 @@ def install_jupyter() -> Path: # The kernel's folder
     from jupyter_client.kernelspec import KernelSpecManager
     settings = Path(sys.prefix, 'share', 'jupyter', 'lab', 'settings', 'overrides.json')
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(dumps({'@jupyterlab/apputils-extension:notification': dict(fetchNews='false', checkForUpdates=False)}), encoding='utf-8')
+    settings.write_text(dumps({'@jupyterlab/apputils-extension:notification': dict(fetchNews='false',
+                                                                                   checkForUpdates=False)}),
+                                                                                   encoding='utf-8')
     spec = write_kernel_spec(overrides=dict(display_name='MLOps course', env=QUIET_ENV),
-                             extra_arguments=['--log-level=ERROR']) # else each start warns about plain TCP on this very machine
+                             # else each start warns about plain TCP on this very machine
+                             extra_arguments=['--log-level=ERROR'])
     return Path(KernelSpecManager().install_kernel_spec(spec, 'mlops-course', prefix=sys.prefix))

@@ -26,7 +26,8 @@ class PageParser(HTMLParser):
         has = dict(attrs)
         self.ids.update(o for o in (has.get('id'), has.get('name') if tag == 'a' else '') if o)
         if tag == 'a' and (link := has.get('href')): self.links.append(link)
-        loaded = has.get('href') if tag == 'link' and has.get('rel') not in ('canonical', 'next', 'prev') else has.get('src')
+        loaded = has.get('href') if tag == 'link' and has.get('rel') not in ('canonical', 'next',
+                                                                             'prev') else has.get('src')
         if loaded: self.loads.append(loaded)
         if tag == 'img' and not (has.get('alt') or '').strip(): self.mute.append((has.get('src') or '')[:40])
 
@@ -41,13 +42,15 @@ def site_faults(
         for link in dict.fromkeys([*page.links, *page.loads]):
             url = urlsplit(link)
             if url.scheme or url.netloc:
-                if link in page.loads and url.scheme != 'data': found.append(f'{name} loads {link} from another machine')
+                if link in page.loads and url.scheme != 'data':
+                    found.append(f'{name} loads {link} from another machine')
                 continue
             target = (path.parent/unquote(url.path)).resolve() if url.path else path
             if target.is_dir(): target = target/'index.html'
             lost = not target.is_file() or (target in pages and unquote(url.fragment) not in pages[target].ids)
             if lost: found.append(f'{name} -> {link}: nothing is there')
-        found += [f'{name} shows a picture without alt text ({o}…): begin its cell with `#| fig-alt: "what it shows"`' for o in page.mute]
+        found += [f'{name} shows a picture without alt text ({o}…): begin its cell with `#| fig-alt: "what it shows"`'
+                  for o in page.mute]
     for path in sorted(site.rglob('*.css')):
         far = re.findall(r'(?:@import\s+|url\()["\']?((?:https?:)?//[^"\')]+)', path.read_text(encoding='utf-8'))
         found += [f'{path.relative_to(site).as_posix()} loads {o} from another machine' for o in far]

@@ -23,7 +23,8 @@ def imported(
     names:set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import): names |= {o.name for o in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module: names |= {node.module, *(f'{node.module}.{o.name}' for o in node.names)}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f'{node.module}.{o.name}' for o in node.names)}
     return {o.removeprefix('mlops_course.') for o in names if o.startswith('mlops_course.')}
 
 def shown_imports(
@@ -34,7 +35,9 @@ def shown_imports(
     return set().union(*(imported(o) for o in codes if not re.match(r'#\| *hide\b', o)))
 
 # %% ../../nbs/tools/modules.ipynb #e01e2623
-WINGS = {'base': 'Base', '': 'MLOps modules', 'reader': 'The product: a reader of pages', 'tools': 'Tools of the course'} # folder -> its name
+# folder -> its name
+WINGS = {'base': 'Base', '': 'MLOps modules', 'reader': 'The product: a reader of pages',
+         'tools': 'Tools of the course'}
 
 def modules(
     root:Path|None=None, # The project; found if none
@@ -57,11 +60,14 @@ def module_table(
     wings:dict[str, list[str]] = {o: [] for o in WINGS}
     for name,(writer,teachers) in modules(root).items():
         wing = name.rpartition('.')[0]
-        if wing not in WINGS: raise ValueError(f"{name} is in the folder {wing}, which has no name yet: add it to `WINGS` in nbs/tools/modules.ipynb")
+        if wing not in WINGS:
+            raise ValueError(f"{name} is in the folder {wing}, which has no name yet: add it to `WINGS` in "
+                             f"nbs/tools/modules.ipynb")
         lesson = re.match(r'\d\d_', writer.name)
         written = f'lesson {link(f"{writer.number:02}", writer)}' if lesson else link(writer.title, writer)
         wings[wing].append(f"| `{name}` | {written} | {', '.join(link(f'{o.number:02}', o) for o in teachers)} |")
-    parts = ['\n'.join([f'**{WINGS[k]}**\n', '| module | written by | taught in lesson |', '|---|---|---|', *rows]) for k,rows in wings.items() if rows]
+    parts = ['\n'.join([f'**{WINGS[k]}**\n', '| module | written by | taught in lesson |', '|---|---|---|', *rows])
+             for k,rows in wings.items() if rows]
     return '\n\n'.join(parts)
 
 # %% ../../nbs/tools/modules.ipynb #57b693ae
@@ -74,7 +80,8 @@ def with_table(
     "`text` with the table of modules between the two comments."
     before,start,rest = text.partition(START)
     _,end,after = rest.partition(END)
-    if not end: raise ValueError(f"CONTRIBUTING.md has no place for the table. Add two lines where it belongs:\n{START}\n{END}")
+    if not end:
+        raise ValueError(f"CONTRIBUTING.md has no place for the table. Add two lines where it belongs:\n{START}\n{END}")
     return f'{before}{start}\n\n{module_table("", root)}\n\n{end}{after}'
 
 def write_table() -> None:

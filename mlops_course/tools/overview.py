@@ -15,16 +15,20 @@ from .house import Lesson
 from .pages import front_matter, imports_only, is_verified, read_stamp, stamp_line
 
 # %% ../../nbs/tools/overview.ipynb #e7efb240
-COURSE_PARTS = {'Fundamentals': range(1, 4), 'Data versioning': range(4, 7), 'Tracking': range(7, 12), 'Testing': range(12, 13),
+COURSE_PARTS = {'Fundamentals': range(1, 4), 'Data versioning': range(4, 7), 'Tracking': range(7, 12),
+                'Testing': range(12, 13),
          'CI/CD': range(13, 18), 'Monitoring': range(18, 21), 'Transfer': range(21, 25)}
 
 def lessons_by_part(
     known:list[Lesson],         # In lesson order
 ) -> dict[str, list[Lesson]]:   # Part, such as `1 Fundamentals` -> its lessons
     "The parts that have a lesson in `known`."
-    named = {f'{i} {name}': [o for o in known if o.number in numbers] for i,(name,numbers) in enumerate(COURSE_PARTS.items(), 1)}
+    named = {f'{i} {name}': [o for o in known if o.number in numbers]
+             for i,(name,numbers) in enumerate(COURSE_PARTS.items(), 1)}
     lost = [o.name for o in known if not any(o in some for some in named.values())]
-    if lost: raise ValueError(f"No part of the course has a place for {', '.join(lost)}: extend `COURSE_PARTS` in nbs/tools/overview.ipynb")
+    if lost:
+        raise ValueError(f"No part of the course has a place for {', '.join(lost)}: extend `COURSE_PARTS` in "
+                         f"nbs/tools/overview.ipynb")
     return {name:some for name,some in named.items() if some}
 
 # %% ../../nbs/tools/overview.ipynb #3b25cd25
@@ -44,7 +48,8 @@ def lines_in(
 ) -> int:
     "How many lines of code the page of `lesson` shows, without empty ones, directives and cells that only import."
     codes = [''.join(o['source']) for o in lesson.cells if o['cell_type'] == 'code']
-    shown = [o for o in codes if not re.search(r'^#\| *(hide|default_exp|echo: *false)', o, re.M) and not imports_only(o)]
+    shown = [o for o in codes if not re.search(r'^#\| *(hide|default_exp|echo: *false)', o, re.M)
+             and not imports_only(o)]
     return sum(bool(line.strip()) and not line.startswith('#|') for o in shown for line in o.splitlines())
 
 def labels(
@@ -55,7 +60,8 @@ def labels(
     found = [re.match(rf".*\(({'|'.join(QUESTIONS)})\)", o) for o in tasks]
     if None in found:
         first = tasks[found.index(None)].splitlines()[0]
-        raise ValueError(f"{exercise.path.name}: {first!r} has no label. End it with {', '.join(f'({o})' for o in QUESTIONS)}")
+        raise ValueError(f"{exercise.path.name}: {first!r} has no label. End it with "
+                         f"{', '.join(f'({o})' for o in QUESTIONS)}")
     return [o[1] for o in found if o]
 
 def minutes(
@@ -65,7 +71,8 @@ def minutes(
     "How long a person needs for `lesson` and its exercise."
     path = root/'exercises'/lesson.path.name
     questions = labels(Lesson(path)) if path.is_file() else []
-    return dict(reading=round(words_in(lesson)/WORDS_A_MINUTE), code=round(lines_in(lesson)/LINES_A_MINUTE), quiz=len(quizzes(lesson)),
+    return dict(reading=round(words_in(lesson)/WORDS_A_MINUTE), code=round(lines_in(lesson)/LINES_A_MINUTE),
+                quiz=len(quizzes(lesson)),
                 exercise=sum(QUESTIONS[o] for o in questions))
 
 def time_line(
@@ -79,8 +86,10 @@ def in_hours(minutes:int) -> str:
     "`minutes` as hours, to the nearest half."
     return f'{round(minutes/30)/2:g} h'
 
-MINUTES_RULE = (f"The minutes are those of a person, and an estimate: {WORDS_A_MINUTE} words of prose or {LINES_A_MINUTE} lines of shown code are read in one minute, a question of the "
-        f"quiz takes one, and a question of the exercise {', '.join(f'{v} if it is {k}' for k,v in QUESTIONS.items())}. The seconds are those of a machine.")
+MINUTES_RULE = (f"The minutes are those of a person, and an estimate: {WORDS_A_MINUTE} words of prose or "
+                f"{LINES_A_MINUTE} lines of shown code are read in one minute, a question of the "
+        f"quiz takes one, and a question of the exercise "
+        f"{', '.join(f'{v} if it is {k}' for k,v in QUESTIONS.items())}. The seconds are those of a machine.")
 
 # %% ../../nbs/tools/overview.ipynb #834ab98b
 def download_link(
@@ -118,11 +127,13 @@ def learning_path_page(
     needed = {o.name: minutes(o, root) for o in known}
     def hours(some): return in_hours(sum(sum(needed[o.name].values()) for o in some))
     text = [front_matter('Learning path', 'The lessons in order. Each needs only those before it.'),
-            f'{len(proven)} of {len(known)} lessons verified: the very text shown here was run, every cell from top to bottom.{ran}\n',
+            f'{len(proven)} of {len(known)} lessons verified: the very text shown here was run, every cell from top to '
+            f'bottom.{ran}\n',
             f'A person needs about **{hours(known)}** for all of it. {MINUTES_RULE}\n']
     for part,some in lessons_by_part(known).items():
         text += [f'## {part}\n', f'About {hours(some)}.\n']
-        text += [f'### [{o.number}. {o.title}](nbs/{o.path.name})\n\n{o.question}\n\n{time_line(needed[o.name])}\n\n{lesson_links(o, root, "")}' for o in some]
+        text += [f'### [{o.number}. '
+                 f'{o.title}](nbs/{o.path.name})\n\n{o.question}\n\n{time_line(needed[o.name])}\n\n{lesson_links(o, root, "")}' for o in some]
     return '\n'.join(text)
 
 # %% ../../nbs/tools/overview.ipynb #2cb8a672
@@ -133,7 +144,8 @@ def quiz_page(
     text = [front_matter('Quiz', 'The questions of all lessons. Open an option to see whether it holds, and why.'),
             'The right answers were computed by the lessons when they last ran.\n']
     for o in (o for o in known if quizzes(o)):
-        text += [f'## [{o.number}. {o.title}](nbs/{o.path.name}) {{#quiz-{o.name}}}\n', *(f'```{{=html}}\n{q}\n```\n' for q in quizzes(o))]
+        text += [f'## [{o.number}. {o.title}](nbs/{o.path.name}) {{#quiz-{o.name}}}\n',
+                 *(f'```{{=html}}\n{q}\n```\n' for q in quizzes(o))]
     return '\n'.join(text)
 
 # %% ../../nbs/tools/overview.ipynb #1d0bd592
@@ -143,4 +155,5 @@ def glossary_page(
 ) -> str:               # A page
     "`text` without the lines that only link to a lesson that is not there yet."
     there = {o.path.name for o in known}
-    return ''.join(o for o in text.splitlines(True) if not (found := re.fullmatch(r'\[[^\]]*\]\((\d\d_\w+\.ipynb)\)\s*', o)) or found[1] in there)
+    return ''.join(o for o in text.splitlines(True)
+                   if not (found := re.fullmatch(r'\[[^\]]*\]\((\d\d_\w+\.ipynb)\)\s*', o)) or found[1] in there)

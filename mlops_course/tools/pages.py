@@ -27,7 +27,9 @@ def read_stamp(
     path = root/'_course'/'stamps'/f'{lesson.name}.json'
     if not path.is_file(): return {}
     try: return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f"{path} is damaged ({e}). Delete it, then `mlops-course run {lesson.name}` writes it again") from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is damaged ({e}). Delete it, then `mlops-course run {lesson.name}` "
+                         f"writes it again") from e
 
 def is_verified(
     lesson:Lesson,
@@ -44,7 +46,8 @@ def stamp_line(
     "What a reader is told about the last run of `lesson`."
     stamp = read_stamp(lesson, root)
     if not stamp: return "Not verified: no run of this lesson is recorded where this page was made."
-    if stamp['source'] != source_hash(lesson.path): return f"Not verified since it changed. An earlier text was run on {stamp['date']}."
+    if stamp['source'] != source_hash(lesson.path):
+        return f"Not verified since it changed. An earlier text was run on {stamp['date']}."
     other = '' if stamp['lock'] == lock_hash(root) else ', with other package versions than are locked now'
     return f"Last verified {stamp['date']}{other}: every cell ran, in {max(stamp['seconds'], 1):.0f} s."
 
@@ -64,7 +67,9 @@ def rewrite_links(
         file = posixpath.normpath(posixpath.join(posixpath.dirname(here), unquote(path)))
         if file in moved: new = posixpath.relpath(moved[file], posixpath.dirname(moved[here]) or '.')
         elif file.startswith('..') or not (root/file).exists(): return found[0]
-        else: new = posixpath.relpath(file, posixpath.dirname(moved[here]) or '.') if start.startswith('!') else f'{repo}/{file}'
+        else:
+            new = posixpath.relpath(file, posixpath.dirname(moved[here])
+                                    or '.') if start.startswith('!') else f'{repo}/{file}'
         return start+new+mark+rest+end
     return re.sub(r'(!?\[[^\]]*\]\()([^)\s]+)(\))', change, text)
 
@@ -111,7 +116,8 @@ def join_streams(
     "`outputs` with neighbouring pieces of printed text put together; where a kernel cuts them is chance."
     whole:list[dict] = []
     for o in outputs:
-        if whole and o['output_type'] == 'stream' and whole[-1].get('name') == o['name']: whole[-1]['text'] += ''.join(o['text'])
+        if whole and o['output_type'] == 'stream' and whole[-1].get('name') == o['name']:
+            whole[-1]['text'] += ''.join(o['text'])
         else: whole.append(o | (dict(text=''.join(o['text'])) if o['output_type'] == 'stream' else {}))
     return whole
 
@@ -132,8 +138,10 @@ def lesson_page(
             data['text/markdown'] = change(''.join(data['text/markdown']))
         names = defined_names(cell.source) if 'export' in cell.directives_ else []
         if names: cell.source = f'#| label: code-{names[0]}\n{cell.source}'
-        if cell.cell_type == 'code' and imports_only(cell.source): cell.source = f'#| code-fold: true\n#| code-summary: Imports\n{cell.source}'
-    top = [dict(cell_type='raw', metadata={}, source=front_matter(notebook.title, notebook.question)), dict(cell_type='markdown', metadata={}, source=intro)]
+        if cell.cell_type == 'code' and imports_only(cell.source):
+            cell.source = f'#| code-fold: true\n#| code-summary: Imports\n{cell.source}'
+    top = [dict(cell_type='raw', metadata={}, source=front_matter(notebook.title, notebook.question)),
+           dict(cell_type='markdown', metadata={}, source=intro)]
     shown = [o for o in nb.cells if o.source and not o.directives_.keys() & {'hide', 'default_exp'}]
     keep = ('cell_type', 'metadata', 'source', 'outputs', 'execution_count')
     cells = [o for o in top if o['source']] + [{k:o[k] for k in keep if k in o} for o in shown]

@@ -98,7 +98,8 @@ class Practice:
         path = find_root()/'solutions'/f'{self.exercise}.ipynb'
         if not path.exists(): return ''
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-        hints = [o.lstrip('- ') for s in cell_sources(cells, question, 'hints') for o in s.splitlines() if o.startswith('- ')]
+        hints = [o.lstrip('- ') for s in cell_sources(cells, question, 'hints') for o in s.splitlines()
+                 if o.startswith('- ')]
         return help_html(hints, '\n\n'.join(cell_sources(cells, question, 'answer')))
 
     def report(self, found:Outcome) -> None:
@@ -122,7 +123,8 @@ class Quiz:
     ):
         self.question,self.answer,self.options = question,str(answer),options
         if self.answer not in options:
-            raise ValueError(f"The computed answer is {self.answer!r}, which is not among the options {list(options)}. Mend the options")
+            raise ValueError(f"The computed answer is {self.answer!r}, which is not among the options {list(options)}. "
+                             f"Mend the options")
 
     def __repr__(self): return '\n'.join([self.question, *(f'  ( ) {o}' for o in self.options)])
 
@@ -132,5 +134,6 @@ class Quiz:
             right = option == self.answer
             verdict,colour = ('Right.', OUTCOME_COLOURS['passed']) if right else ('No.', OUTCOME_COLOURS['failed'])
             return (f"<details style='margin:.2em 0'><summary style='cursor:pointer'>{html(option)}</summary>"
-                    f"<div style='border-left:6px solid {colour};padding:.2em .8em;margin:.2em 1em'><b>{verdict}</b> {html(why)}</div></details>")
+                    f"<div style='border-left:6px solid {colour};padding:.2em .8em;margin:.2em 1em'><b>{verdict}</b> "
+                    f"{html(why)}</div></details>")
         return f"<div class='quiz'><p><b>{html(self.question)}</b></p>{''.join(fold(*o) for o in self.options.items())}</div>"

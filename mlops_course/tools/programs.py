@@ -75,19 +75,24 @@ GIT = Tool('git', ('git',), 'lessons 06, 08 and 16', 'they stop', 'git', 'git', 
 TOOLS = (
     Tool('Tesseract', ('tesseract',), 'lessons 02 and 03', 'the engines EasyOCR, RapidOCR and our own',
          'tesseract-ocr tesseract-ocr-eng', 'tesseract', 'UB-Mannheim.TesseractOCR'),
-    Tool('podman', ('podman',), 'lesson 15', 'the lesson looks into an image that it writes itself, and into the record of a real build',
+    Tool('podman', ('podman',), 'lesson 15', 'the lesson looks into an image that it writes itself, and into the '
+         'record of a real build',
          'podman runc netavark', 'podman', 'RedHat.Podman'),
     Tool('buildah', ('buildah',), 'lesson 15', 'the same record of a real build',
          'buildah', '', '', 'buildah is for Linux only: build on a Linux machine, or in `podman machine ssh`'),
     Tool('Prometheus', ('prometheus',), 'lessons 18 and 19', 'an evaluator of rules inside the lesson (embedded)',
          'prometheus', 'prometheus', '', RELEASES),
-    Tool('Alertmanager', ('prometheus-alertmanager', 'alertmanager'), 'lessons 18 and 19', 'an evaluator of rules inside the lesson (embedded)',
+    Tool('Alertmanager', ('prometheus-alertmanager', 'alertmanager'), 'lessons 18 and 19', 'an evaluator of rules '
+         'inside the lesson (embedded)',
          'prometheus-alertmanager', 'alertmanager', '', RELEASES),
-    Tool('Chromium', ('chromium', 'chromium-browser', 'google-chrome', 'chrome', 'msedge'), 'no lesson, but the tests of the site, of JupyterLab '
-         'and of the page of lesson 14', 'your own browser shows the same pages', 'chromium', '--cask google-chrome', 'Google.Chrome'),
+    Tool('Chromium', ('chromium', 'chromium-browser', 'google-chrome', 'chrome', 'msedge'), 'no lesson, but the tests '
+         'of the site, of JupyterLab '
+         'and of the page of lesson 14', 'your own browser shows the same pages', 'chromium', '--cask google-chrome',
+         'Google.Chrome'),
     Tool('Quarto', ('quarto',), 'no lesson, but `mlops-course docs`', 'the site is built with Python alone',
          '', '--cask quarto', 'Posit.Quarto', 'See quarto.org/docs/download'),
-    Tool('make', ('make', 'gmake'), 'no lesson, but the short commands of the README', 'the README gives the plain commands too',
+    Tool('make', ('make', 'gmake'), 'no lesson, but the short commands of the README', 'the README gives the plain '
+         'commands too',
          'make', 'make', 'GnuWin32.Make'),
 )
 
@@ -137,7 +142,8 @@ def check_gpu() -> Diagnosis:
         query = [smi, '--query-gpu=name,memory.total', '--format=csv,noheader']
         try: listed = subprocess.run(query, capture_output=True, text=True, timeout=3)
         except subprocess.TimeoutExpired:
-            return Diagnosis('GPU', False, False, 'nvidia-smi does not answer', 'Every lesson runs on the CPU. Restart the driver to use the GPU')
+            return Diagnosis('GPU', False, False, 'nvidia-smi does not answer', 'Every lesson runs on the CPU. Restart '
+                             'the driver to use the GPU')
         if listed.returncode == 0 and listed.stdout.strip():
             found = '; '.join(listed.stdout.strip().splitlines())
             if installed_version('torch').endswith('+cpu'): found += ' (not used: the installed torch is a CPU build)'
@@ -163,7 +169,8 @@ def check_clone(
         return Diagnosis('Files', True, True, 'not looked at: this folder is no clone')
     gone = [o for o in done.stdout.split('\0') if o]
     found = f"not there: {', '.join(gone[:6])}{' …' if len(gone) > 6 else ''}" if gone else 'all that git knows'
-    return Diagnosis('Files', not gone, True, found, f'git -C {shell_path(root, root)} checkout -- {" ".join(gone[:6])}' if gone else '')
+    return Diagnosis('Files', not gone, True, found, f'git -C {shell_path(root, root)} checkout -- {" ".join(gone[:6])}'
+                     if gone else '')
 
 # %% ../../nbs/tools/programs.ipynb #cf1d76f3
 PACKAGED_PROGRAMS = { # Program -> the package that brings it, and the lessons that start it
@@ -180,6 +187,8 @@ def check_programs(
     folder = folder or Path(sys.executable).parent
     missing = [o for o in PACKAGED_PROGRAMS if not shutil.which(o, path=str(folder))]
     said = [f'{o} (lesson {PACKAGED_PROGRAMS[o][1]})' for o in missing]
-    return Diagnosis('Programs', not missing, True, f"not found: {', '.join(said)}" if missing else ', '.join(PACKAGED_PROGRAMS),
-                   f"{python_command(root)} -m uv pip install --reinstall --no-deps --constraints {shell_path(root/'requirements.lock', root)} "
+    return Diagnosis('Programs', not missing, True, f"not found: {', '.join(said)}" if missing
+                     else ', '.join(PACKAGED_PROGRAMS),
+                   f"{python_command(root)} -m uv pip install --reinstall --no-deps --constraints "
+                   f"{shell_path(root/'requirements.lock', root)} "
                    + ' '.join(PACKAGED_PROGRAMS[o][0] for o in missing))

@@ -56,6 +56,7 @@ def question_progress(
     book = load_progress(path)
     def questions(notebook):
         cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
-        return dict.fromkeys(t.removeprefix('question:') for c in cells for t in c['metadata'].get('tags', []) if t.startswith('question:'))
+        return dict.fromkeys(t.removeprefix('question:') for c in cells for t in c['metadata'].get('tags', [])
+                             if t.startswith('question:'))
     found = sorted(((root or find_root())/'solutions').glob('[0-9][0-9]_*.ipynb'))
     return {p.stem: {q: book.get(p.stem, {}).get(q, dict(solved='', attempts=0)) for q in questions(p)} for p in found}

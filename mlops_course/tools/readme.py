@@ -32,7 +32,8 @@ def readme_cell(
 ) -> NotebookNode:     # As the README shows it
     "`cell` with links from the top, without directives, and without its code where the site hides that too."
     if cell.cell_type == 'markdown': return NotebookNode(cell, source=links_from_root(cell.source))
-    if 'echo: false' in cell.source: return nbformat.v4.new_markdown_cell(links_from_root('\n'.join(o.data['text/markdown'] for o in cell.outputs)))
+    if 'echo: false' in cell.source:
+        return nbformat.v4.new_markdown_cell(links_from_root('\n'.join(o.data['text/markdown'] for o in cell.outputs)))
     return NotebookNode(cell, source=re.sub(r'^#\| .*\n', '', cell.source, flags=re.M))
 
 # %% ../../nbs/tools/readme.ipynb #194ba881
@@ -44,7 +45,8 @@ def readme_text(
     nb.cells = [readme_cell(c) for c in nb.cells if not c.source.startswith('#| hide')]
     nb.metadata.language_info = dict(name='python') # names the language of code blocks
     text,_ = MarkdownExporter().from_notebook_node(nb)
-    return '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n' + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+    return '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n' + re.sub(r'\n{3,}', '\n\n',
+                                                                                          text).strip() + '\n'
 
 def write_readme() -> None:
     "Write README.md."

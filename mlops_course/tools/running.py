@@ -84,7 +84,8 @@ class Job:
         self.status = 'running'
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open('wb') as out:
-            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.env)
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT,
+                                            stdin=subprocess.DEVNULL, env=self.env)
 
     def look(self, limit_s:float) -> None:
         "Measure it, and stop it when its time is up."
@@ -92,7 +93,8 @@ class Job:
         code = self.process.poll()
         self.seconds = time.monotonic() - self.began
         if code is None: self.peak_mb = max(self.peak_mb, tree_memory_mb(self.process.pid))
-        if at := re.findall(r'(\d+)/(\d+)', self.log.read_text(encoding='utf-8', errors='replace')): self.done,self.of = map(int, at[-1])
+        if at := re.findall(r'(\d+)/(\d+)', self.log.read_text(encoding='utf-8', errors='replace')):
+            self.done,self.of = map(int, at[-1])
         if code is not None: self.status = 'passed' if code == 0 else 'failed'
         elif self.seconds > limit_s:
             end_process_tree(self.process.pid)
@@ -131,7 +133,8 @@ def run_jobs(
 @contextmanager
 def live_view(jobs:list[Job], console:Console) -> Iterator[Callable[[Job], None]]:
     "A function that shows how far a job is; a bar for each in a terminal, a line at the end elsewhere."
-    columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(bar_width=24), TextColumn('{task.completed}/{task.total} cells'),
+    columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(bar_width=24),
+               TextColumn('{task.completed}/{task.total} cells'),
                TextColumn('{task.fields[mb]:5.0f} MB'), TimeElapsedColumn(), TextColumn('{task.fields[status]}'))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         rows = {job.lesson: bars.add_task(job.lesson, total=None, start=False, mb=0, status='waiting') for job in jobs}
@@ -141,7 +144,9 @@ def live_view(jobs:list[Job], console:Console) -> Iterator[Callable[[Job], None]
             bars.update(row, completed=job.done, total=job.of or None, mb=job.peak_mb, status=job.status)
             if job.status != 'running':
                 bars.stop_task(row)
-                if not console.is_terminal: console.print(f"{job.status:7} {job.lesson:20} {job.seconds:6.1f} s {job.peak_mb:6.0f} MB", highlight=False)
+                if not console.is_terminal:
+                    console.print(f"{job.status:7} {job.lesson:20} {job.seconds:6.1f} s {job.peak_mb:6.0f} MB",
+                                  highlight=False)
         yield show
 
 # %% ../../nbs/tools/running.ipynb #0a4a65aa
@@ -152,11 +157,13 @@ def failing_cell(
 ) -> dict:         # Cell number, source, traceback
     "The cell that `executed` stopped at."
     if not executed.exists(): return {}
-    cells = [c for c in json.loads(executed.read_text(encoding='utf-8'))['cells'] if 'papermill-error-cell-tag' not in c['metadata'].get('tags', [])]
+    cells = [c for c in json.loads(executed.read_text(encoding='utf-8'))['cells']
+             if 'papermill-error-cell-tag' not in c['metadata'].get('tags', [])]
     for number,cell in enumerate(cells):
         for output in cell.get('outputs', []):
             if output['output_type'] == 'error' and 'raises-exception' not in cell['metadata'].get('tags', []):
-                return dict(cell=number, source=''.join(cell['source']), traceback=ANSI.sub('', '\n'.join(output['traceback'])))
+                return dict(cell=number, source=''.join(cell['source']),
+                            traceback=ANSI.sub('', '\n'.join(output['traceback'])))
     started = [i for i,c in enumerate(cells) if c['metadata'].get('papermill', {}).get('start_time')]
     return dict(cell=started[-1], source=''.join(cells[started[-1]]['source']), traceback='') if started else {}
 
@@ -175,7 +182,8 @@ def write_stamp(
     path = folder/f'{lesson.name}.json'
     if not ran: return path.unlink(missing_ok=True)
     replace_text_file(path, json.dumps(dict(
-        lesson=lesson.name, source=source_hash(lesson.path), lock=lock_hash(), seconds=round(seconds, 1), date=datetime.now(UTC).date().isoformat()), indent=1))
+        lesson=lesson.name, source=source_hash(lesson.path), lock=lock_hash(), seconds=round(seconds, 1),
+        date=datetime.now(UTC).date().isoformat()), indent=1))
 
 # %% ../../nbs/tools/running.ipynb #de8ae659
 @dataclass
@@ -206,10 +214,12 @@ def report_html(
     parameters:dict,      # What papermill was told
 ) -> str:                 # A page of its own, which asks no other machine for anything
     "A report for people."
-    def link(r): return r.lesson if r.status == 'hung' else f"<a href='{r.lesson}.ipynb'>{r.lesson}</a>" # what hung left no notebook
+    # what hung left no notebook
+    def link(r): return r.lesson if r.status == 'hung' else f"<a href='{r.lesson}.ipynb'>{r.lesson}</a>"
     rows = ''.join(f"<tr><td>{link(r)}</td><td class='{r.status}'>{r.status}</td>"
                    f"<td class='n'>{r.seconds:.1f}</td><td class='n'>{r.peak_mb:.0f}</td></tr>" for r in results)
-    trouble = ''.join(f"<h2>{r.lesson}: cell {r.cell} {r.status}</h2><pre>{escape(r.source)}</pre><pre>{escape(r.traceback)}</pre>"
+    trouble = ''.join(f"<h2>{r.lesson}: cell {r.cell} "
+                      f"{r.status}</h2><pre>{escape(r.source)}</pre><pre>{escape(r.traceback)}</pre>"
                       for r in results if r.status != 'passed')
     good = ran(results)
     said = ', '.join(f'{k} = {v!r}' for k,v in parameters.items()) or 'default parameters'
@@ -221,7 +231,8 @@ def report_html(
 def write_report(results:list[RunResult], parameters:dict, out:Path) -> None:
     "Write `report.html` and `report.json` into `out`."
     replace_text_file(out/'report.html', report_html(results, parameters))
-    replace_text_file(out/'report.json', json.dumps(dict(parameters=parameters, lessons=[asdict(r) for r in results]), indent=1, ensure_ascii=False))
+    replace_text_file(out/'report.json', json.dumps(dict(parameters=parameters, lessons=[asdict(r) for r in results]),
+                                                    indent=1, ensure_ascii=False))
 
 # %% ../../nbs/tools/running.ipynb #317b4d94
 def known_parameters(
@@ -229,7 +240,8 @@ def known_parameters(
 ) -> set[str]: # Names
     "The names that the notebook at `path` lets a caller set."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    return {name for c in cells if 'parameters' in c['metadata'].get('tags', []) for name in re.findall(r'^(\w+)\s*(?::[^=]+)?=', ''.join(c['source']), re.M)}
+    return {name for c in cells if 'parameters' in c['metadata'].get('tags', [])
+            for name in re.findall(r'^(\w+)\s*(?::[^=]+)?=', ''.join(c['source']), re.M)}
 
 def parse_value(text:str) -> object:
     "`text` as a number, a truth value or a list if it reads as one, else as it is."
@@ -244,14 +256,16 @@ def assign_parameters(
     known = {o.name: known_parameters(o.path) for o in chosen}
     everywhere = set().union(*known.values())
     if unknown := set(parameters) - everywhere:
-        raise ValueError(f"No chosen lesson has a parameter {', '.join(map(repr, sorted(unknown)))}. Known here: {', '.join(sorted(everywhere)) or 'none'}")
+        raise ValueError(f"No chosen lesson has a parameter {', '.join(map(repr, sorted(unknown)))}. Known here: "
+                         f"{', '.join(sorted(everywhere)) or 'none'}")
     return {name: {k:v for k,v in parameters.items() if k in names} for name,names in known.items()}
 
 # %% ../../nbs/tools/running.ipynb #58b19135
 def papermill_command(lesson:Lesson, out:Path, parameters:dict) -> list[str]:
     "The plain papermill call that runs `lesson`."
     told = [w for k,v in parameters.items() for w in ('-y', json.dumps({k: v}))]
-    return [sys.executable, '-m', 'papermill', str(lesson.path), str(out), '--cwd', str(lesson.path.parent), '--progress-bar', *told]
+    return [sys.executable, '-m', 'papermill', str(lesson.path), str(out), '--cwd', str(lesson.path.parent),
+            '--progress-bar', *told]
 
 def run_lessons(
     chosen:list[Lesson],      # Lessons to run
@@ -270,18 +284,22 @@ def run_lessons(
         if not psutil.pid_exists(int(left.name.rpartition('-')[2])): rmtree(left, ignore_errors=True)
     partial = out/f'.partial-{os.getpid()}'
     partial.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(o.name, papermill_command(o, partial/f'{o.name}.ipynb', shares[o.name]), partial/f'{o.name}.log') for o in chosen]
+    jobs = [Job(o.name, papermill_command(o, partial/f'{o.name}.ipynb', shares[o.name]), partial/f'{o.name}.log')
+            for o in chosen]
     results,by_name = [],{o.name:o for o in chosen}
     try:
         with live_view(jobs, console) as show:
             for job in run_jobs(jobs, at_once, limit_s, show):
-                executed,result = partial/f'{job.lesson}.ipynb',RunResult(job.lesson, job.status, round(job.seconds, 1), round(job.peak_mb))
+                executed,result = partial/f'{job.lesson}.ipynb',RunResult(job.lesson, job.status, round(job.seconds, 1),
+                                                                          round(job.peak_mb))
                 if job.status != 'passed':
                     log = ANSI.sub('', job.log.read_text(encoding='utf-8', errors='replace'))[-3000:]
                     where = failing_cell(executed)
                     result.cell,result.source = where.get('cell'),where.get('source', '')
-                    result.traceback = where.get('traceback') or (f'stopped after {limit_s:.0f} s in this cell' if job.status == 'hung' else log)
-                if not parameters: write_stamp(by_name[job.lesson], job.seconds, runs_folder()/'stamps', job.status == 'passed')
+                    result.traceback = where.get('traceback') or (f'stopped after {limit_s:.0f} s in this cell'
+                                                                  if job.status == 'hung' else log)
+                if not parameters:
+                    write_stamp(by_name[job.lesson], job.seconds, runs_folder()/'stamps', job.status == 'passed')
                 if job.status != 'hung' and executed.exists():
                     (place := out/f'{job.lesson}.ipynb').parent.mkdir(exist_ok=True)
                     os.replace(executed, place)

@@ -62,7 +62,8 @@ def by_wing(
     names:Iterable[str],      # Modules, such as `reader.net`
 ) -> dict[str, list[str]]:    # Name of a wing -> its modules
     "`names` by the folder that they are in."
-    return {title: some for folder,title in WINGS.items() if (some := [o for o in names if o.rpartition('.')[0] == folder])}
+    return {title: some for folder,title in WINGS.items()
+            if (some := [o for o in names if o.rpartition('.')[0] == folder])}
 
 def write_reference(
     stage:Path,         # Folder of pages
@@ -98,8 +99,11 @@ def fill_sidebar(
 ):                         # The same, with each pattern replaced
     "`config` with its sidebar filled in; sections that stay empty go."
     if isinstance(config, dict):
-        return {k:lists.get(v, v) if k == 'contents' and isinstance(v, str) else fill_sidebar(v, lists) for k,v in config.items()}
-    if isinstance(config, list): return [o for o in (fill_sidebar(o, lists) for o in config) if not (isinstance(o, dict) and o.get('contents') == [])]
+        return {k:lists.get(v, v) if k == 'contents' and isinstance(v, str) else fill_sidebar(v, lists)
+                for k,v in config.items()}
+    if isinstance(config, list):
+        return [o for o in (fill_sidebar(o, lists) for o in config)
+                if not (isinstance(o, dict) and o.get('contents') == [])]
     return config
 
 def sidebar_entries(
@@ -113,9 +117,12 @@ def sidebar_entries(
     titles = {o.name:o.title for o in known}
     library = [dict(href=v, text=k) for k,v in modules.items() if not k.startswith('tools.')]
     writes = {o.module: o for o in looked_up if o.module}
-    shelves = [dict(section=k, contents=[dict(href=f'nbs/{writes[o].name}.ipynb', text=writes[o].title) for o in v]) for k,v in by_wing(writes).items()]
-    return {'nbs/*_*.ipynb': [dict(section=k, contents=[entry(o, 'nbs', o.title) for o in v]) for k,v in lessons_by_part(known).items()],
-            'nbs/library/*.ipynb': [dict(href='nbs/library/index.ipynb', text='Overview'), *shelves] if looked_up else [],
+    shelves = [dict(section=k, contents=[dict(href=f'nbs/{writes[o].name}.ipynb', text=writes[o].title) for o in v])
+               for k,v in by_wing(writes).items()]
+    return {'nbs/*_*.ipynb': [dict(section=k, contents=[entry(o, 'nbs', o.title) for o in v])
+                              for k,v in lessons_by_part(known).items()],
+            'nbs/library/*.ipynb': [dict(href='nbs/library/index.ipynb', text='Overview'), *shelves]
+            if looked_up else [],
             'exercises/*.ipynb': [entry(o, 'exercises', titles.get(o.name, o.title)) for o in practised],
             'api/*.qmd': [dict(href='api/index.qmd', text='Overview'), *library]}
 
@@ -125,7 +132,8 @@ def search_entry(
 ) -> dict:      # The same, named as people look for it
     "`entry` under the name that a reader would type."
     folder,_,file = entry['href'].partition('#')[0].rpartition('/')
-    if folder == 'nbs' and not entry['section'] and re.match(r'\d\d_', file): return entry | dict(section=file.removesuffix('.html'))
+    if folder == 'nbs' and not entry['section'] and re.match(r'\d\d_', file):
+        return entry | dict(section=file.removesuffix('.html'))
     if folder == 'api' and entry['section']:
         said = re.sub(r'^source( · explained (in its lesson|on its page))?', '', entry['text']).strip()
         return entry | dict(title=entry['section'], section='Reference', text=f"{entry['title']} {said}")
@@ -147,7 +155,8 @@ def check_needed_files(
     "Refuse to build where a file is missing that every site starts from."
     wanted = ('nbs/index.ipynb', '_quarto.yml', 'nbs/glossary.qmd')
     if missing := [o for o in wanted if not (root/o).is_file()]:
-        raise FileNotFoundError(f"The site needs {', '.join(missing)} in {root}. Bring them back with `git checkout -- {' '.join(missing)}`")
+        raise FileNotFoundError(f"The site needs {', '.join(missing)} in {root}. Bring them back with `git checkout -- "
+                                f"{' '.join(missing)}`")
 
 def repository_url(root:Path) -> str: # Web address
     "Where the project's files can be read."
@@ -179,7 +188,9 @@ def write_notebook_pages(
     moved = {file: file for file in (*files.values(), 'nbs/glossary.qmd')} | {files[home.path]: 'index.ipynb'}
     for notebook in (home, *known, *looked_up, *practised):
         here = files[notebook.path]
-        write_page(stage/moved[here], lesson_page(notebook, lambda text, here=here: rewrite_links(text, here, root, moved, repo), intros[notebook.path]))
+        write_page(stage/moved[here], lesson_page(notebook, lambda text,
+                                                  here=here: rewrite_links(text, here, root, moved, repo),
+                                                  intros[notebook.path]))
         for o in picture_files(notebook, root):
             (stage/o).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root/o, stage/o)
@@ -197,11 +208,13 @@ def write_site_pages(
     write_notebook_pages(stage, root, known, looked_up, practised, repo)
     write_page(stage/'learning_path.qmd', learning_path_page(known, root))
     write_page(stage/'quiz.qmd', quiz_page(known))
-    write_page(stage/'nbs'/'glossary.qmd', glossary_page((root/'nbs'/'glossary.qmd').read_text(encoding='utf-8'), known))
+    write_page(stage/'nbs'/'glossary.qmd',
+               glossary_page((root/'nbs'/'glossary.qmd').read_text(encoding='utf-8'), known))
     modules = write_reference(stage, [*known, *looked_up], repo)
     config = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
     listed = sidebar_entries(known, looked_up, practised, modules)
-    write_page(stage/'_quarto.yml', yaml.safe_dump(fill_sidebar(config, listed) | dict(smalldocs=dict(linkify=True)), sort_keys=False))
+    write_page(stage/'_quarto.yml', yaml.safe_dump(fill_sidebar(config, listed) | dict(smalldocs=dict(linkify=True)),
+                                                   sort_keys=False))
     for path in (root/'nbs').iterdir():
         if path.suffix in ('.css', '.html'): shutil.copy(path, stage/'nbs'/path.name)
 
@@ -218,7 +231,9 @@ def render_site(
     from smalldocs.config import BuildError, ConfigError
     from smalldocs.site import build
     try: build(stage, quiet=True)
-    except (BuildError, ConfigError) as e: raise ValueError(f"The site cannot be built: {e}. Mend the page it names, then run `mlops-course docs` again") from e
+    except (BuildError, ConfigError) as e:
+        raise ValueError(f"The site cannot be built: {e}. Mend the page it names, then run `mlops-course "
+                         f"docs` again") from e
     return site
 
 # %% ../../nbs/tools/site.ipynb #40d6b34f
@@ -230,7 +245,8 @@ def build_site(
     root = (root or find_root()).resolve()
     out = (out or root/'_site').resolve()
     if out.exists() and not (out/'site_libs').is_dir():
-        raise FileExistsError(f"{out} is there and is no site, so it will not be replaced. Move it away, or build into another folder")
+        raise FileExistsError(f"{out} is there and is no site, so it will not be replaced. Move it away, or build into "
+                              f"another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix='.site-', dir=out.parent, ignore_cleanup_errors=True) as tmp:
         stage = Path(tmp, 'pages').resolve()
@@ -242,7 +258,9 @@ def build_site(
             copy = site/'notebooks'/o.path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(o.path, copy)
-        if found := site_faults(site): raise ValueError("The site is not replaced, because its pages have faults:\n" + '\n'.join(f'- {o}' for o in found))
+        if found := site_faults(site):
+            raise ValueError("The site is not replaced, because its pages have faults:\n"
+                             + '\n'.join(f'- {o}' for o in found))
         if out.exists(): os.replace(out, Path(tmp, 'old'))
         os.replace(site, out)
     return out

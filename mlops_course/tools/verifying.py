@@ -35,8 +35,10 @@ def output_lines(
         if o['output_type'] == 'stream': parts.append((o['name'], o['text']))
         elif o['output_type'] == 'error': parts.append(('error', f"{o['ename']}: {o['evalue']}"))
         else: parts += [(kind, v) for kind,v in sorted(o['data'].items()) if kind not in PICTURE_TYPES]
-    def text(v): return v if isinstance(v, str) else ''.join(v) if isinstance(v, list) else json.dumps(v, sort_keys=True)
-    def lines(kind, v): return (text(v).replace('><', '>\n<') if kind == 'text/html' else text(v)).splitlines() # one tag a line
+    def text(v):
+        return v if isinstance(v, str) else ''.join(v) if isinstance(v, list) else json.dumps(v, sort_keys=True)
+    # one tag a line
+    def lines(kind, v): return (text(v).replace('><', '>\n<') if kind == 'text/html' else text(v)).splitlines()
     return [line for kind,v in parts for line in [f'[{kind}]', *lines(kind, v)]]
 
 def output_diff(
@@ -44,7 +46,8 @@ def output_diff(
     fresh:list[dict],  # Outputs of this run
 ) -> str:              # Empty if they say the same
     "How `fresh` differs from `stored`, line by line."
-    return '\n'.join(unified_diff(output_lines(stored), output_lines(fresh), 'stored in the lesson', 'printed just now', n=1, lineterm=''))
+    return '\n'.join(unified_diff(output_lines(stored), output_lines(fresh), 'stored in the lesson', 'printed just now',
+                                  n=1, lineterm=''))
 
 # %% ../../nbs/tools/verifying.ipynb #17b89e29
 def pytest_itemcollected(item) -> None:
@@ -64,7 +67,8 @@ def pytest_runtest_makereport(item, call) -> None:
     found = item.session.__dict__.setdefault('trouble', [])
     if call.excinfo:
         found.append(item_failure(item, call.excinfo.value))
-        replace_text_file(Path(os.environ['MLOPS_COURSE_TROUBLE']), json.dumps(found)) # now: whoever hangs later is stopped without notice
+        # now: whoever hangs later is stopped without notice
+        replace_text_file(Path(os.environ['MLOPS_COURSE_TROUBLE']), json.dumps(found))
     print(f"\n{item.session.items.index(item)+1}/{len(item.session.items)}", file=sys.__stdout__, flush=True)
 
 # %% ../../nbs/tools/verifying.ipynb #f6ac231c
@@ -79,9 +83,12 @@ class VerifyResult:
 
 def nbval_job(lesson:Lesson, folder:Path, limit_s:float) -> Job:
     "Plain nbval over one `lesson`, with the plugin above and no other."
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'nbval.plugin', '-p', 'mlops_course.tools.verifying', '-p', 'no:cacheprovider', '--color=no',
-               '-c', os.devnull, '--rootdir', str(lesson.path.parent), '--nbval', f'--nbval-cell-timeout={limit_s}', str(lesson.path)]
-    env = os.environ | dict(PYTEST_DISABLE_PLUGIN_AUTOLOAD='1', MLOPS_COURSE_BATCH='1', MLOPS_COURSE_TROUBLE=str(folder/f'{lesson.name}.json'))
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'nbval.plugin', '-p', 'mlops_course.tools.verifying', '-p',
+               'no:cacheprovider', '--color=no',
+               '-c', os.devnull, '--rootdir', str(lesson.path.parent), '--nbval', f'--nbval-cell-timeout={limit_s}',
+               str(lesson.path)]
+    env = os.environ | dict(PYTEST_DISABLE_PLUGIN_AUTOLOAD='1', MLOPS_COURSE_BATCH='1',
+                            MLOPS_COURSE_TROUBLE=str(folder/f'{lesson.name}.json'))
     return Job(lesson.name, command, folder/f'{lesson.name}.log', env)
 
 def timeout_failure(
@@ -90,7 +97,8 @@ def timeout_failure(
 ) -> list[dict]:   # Its trouble
     "The cell that came after the last one that `job` was done with."
     code = [''.join(c['source']) for c in lesson.cells if c['cell_type'] == 'code']
-    return [dict(cell=job.done, source=o, what=f'stopped after {job.seconds:.0f} s in this cell', detail='') for o in code[job.done:job.done+1]]
+    return [dict(cell=job.done, source=o, what=f'stopped after {job.seconds:.0f} s in this cell', detail='')
+            for o in code[job.done:job.done+1]]
 
 def verify_lessons(
     chosen:list[Lesson],      # Lessons to verify
@@ -107,7 +115,9 @@ def verify_lessons(
                 left = Path(tmp, f'{job.lesson}.json')
                 trouble = json.loads(left.read_text(encoding='utf-8')) if left.exists() else []
                 if job.status == 'hung': trouble += timeout_failure(by_name[job.lesson], job)
-                log = '' if job.status == 'passed' or trouble else ANSI.sub('', job.log.read_text(encoding='utf-8', errors='replace'))[-3000:]
+                log = '' if job.status == 'passed' or trouble else ANSI.sub('',
+                                                                            job.log.read_text(encoding='utf-8',
+                                                                                              errors='replace'))[-3000:]
                 yield VerifyResult(job.lesson, job.status, round(job.seconds, 1), trouble, log)
 
 def describe_failures(
