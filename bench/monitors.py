@@ -105,7 +105,8 @@ def drift_figures() -> Iterator[dict]:
     days = [day() for _ in range(1000)]
     rules:dict[str, Callable[..., bool]] = {'PSI above 0.1': lambda a,b: max(psi(a[o], b[o]) for o in FEATURES) > .1,
         'PSI above 0.25': lambda a,b: max(psi(a[o], b[o]) for o in FEATURES) > .25,
-        'moved, 1 % allowed': lambda a,b: max(drift_lower_bounds(a, b).values()) > 0, 'moved by a fifth': lambda a,b: max(drift_lower_bounds(a, b).values()) > .2}
+        'moved, 1 % allowed': lambda a,b: max(drift_lower_bounds(a, b).values()) > 0,
+        'moved by a fifth': lambda a,b: max(drift_lower_bounds(a, b).values()) > .2}
     for name,rings in rules.items():
         yield dict(figure='false alarms', rule=name, lines=100, reference=500, days=len(days), share=float(np.mean([rings(*o) for o in days])))
     for kind in ('photo_simulated', 'display'):
@@ -147,7 +148,8 @@ def performance_figures() -> Iterator[dict]:
             for o in range(1000): cache.put(str(o), reading)
         def find():
             for o in range(1000): cache.get(str(o))
-        for way,call in {'kept in the cache': keep, 'known to the cache': find}.items(): yield dict(figure='page', way=way, **p.measure_cost(call, 1000)._asdict())
+        for way,call in {'kept in the cache': keep, 'known to the cache': find}.items():
+            yield dict(figure='page', way=way, **p.measure_cost(call, 1000)._asdict())
         cache.close()
         for n in (8, 32):
             Path(tmp, f'{n}').mkdir()

@@ -101,7 +101,8 @@ def vision_figures() -> Iterator[dict]:
         cpu,start = time.process_time(),time.perf_counter()
         for _ in range(n): call()
         return (time.perf_counter() - start)/n,(time.process_time() - cpu)/n
-    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, FakeVisionServer(Engine('known', lambda image: lines)) as far, connect_local(far.address) as client:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tmp, FakeVisionServer(Engine('known', lambda image: lines)) as far, \
+         connect_local(far.address) as client:
         budget,breaker = MonthlyBudget(Path(tmp, 'budget.db'), 10**9),CircuitBreaker()
         read = FallbackEngine(GoogleVision(client, budget, breaker, name='stand-in'), own)
         def asked():

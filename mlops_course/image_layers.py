@@ -68,7 +68,8 @@ def blob_path(folder:Path, digest:str) -> Path:
     path = folder/'blobs'/'sha256'/digest.removeprefix('sha256:')
     with path.open('rb') as file: found = file_digest(file, 'sha256').hexdigest()
     if f'sha256:{found}' != digest:
-        raise ValueError(f"{digest[:19]}… of {folder} holds something else: damaged or changed. Fetch the image again")
+        raise ValueError(f"{digest[:19]}… of {folder} holds something else: damaged or changed. "
+                         "Fetch the image again")
     return path
 
 # %% ../nbs/library/image_layers.ipynb #1efab646

@@ -70,7 +70,8 @@ print(json.dumps({
     'best': best_run([o for o in find_runs(store) if 'pixels' in o['params']], 'error')['id'] == run_ids[64],
     'passed': [o.passed for o in decisions], 'refused': decisions[-1].refusals, 'back': back,
     'champion': find_version(store, 'champion', 'digits')['version'],
-    'loaded': int(wrong(mlflow.sklearn.load_model(download_version(store, find_version(store, 2, 'digits'), work)), valid).sum()) == int(wrong(fit(), valid).sum()),
+    'loaded': int(wrong(mlflow.sklearn.load_model(download_version(store, find_version(store, 2, 'digits'), work)),
+                        valid).sum()) == int(wrong(fit(), valid).sum()),
     'history': [o['what'] for o in model_history(store, 'digits')],
     'trials': len(tuning.study.trials), 'winner': best_trial(tuning).value,
     'modules': sorted(sys.modules)}))

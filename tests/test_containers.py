@@ -162,7 +162,8 @@ DOCKERFILE = "FROM a AS one\nCOPY lock .\nRUN install \\\n  --all\nFROM a\nCOPY 
 
 
 def test_lines_that_go_on_are_one_step():
-    assert [(o.word, o.stage) for o in parse_dockerfile(DOCKERFILE)] == [("FROM", 0), ("COPY", 0), ("RUN", 0), ("FROM", 1), ("COPY", 1), ("COPY", 1), ("RUN", 1)]
+    assert [(o.word, o.stage) for o in parse_dockerfile(DOCKERFILE)] == [
+        ("FROM", 0), ("COPY", 0), ("RUN", 0), ("FROM", 1), ("COPY", 1), ("COPY", 1), ("RUN", 1)]
     assert parse_dockerfile(DOCKERFILE)[2].rest == "install --all"
 
 

@@ -141,7 +141,8 @@ def test_display_shows_each_character_differently():
     assert set("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ:.-/()") <= set(SEGMENTS)
 
 
-@pytest.mark.parametrize(("text", "font", "says"), [("", "DejaVuSans", "Drop empty lines"), ("A<B", "cmr10", "would be wrong"), ("é", "DejaVuSans", "cannot draw"),
+@pytest.mark.parametrize(("text", "font", "says"), [
+    ("", "DejaVuSans", "Drop empty lines"), ("A<B", "cmr10", "would be wrong"), ("é", "DejaVuSans", "cannot draw"),
     ("lower", DISPLAY_FONT, "another font"), ("█", DISPLAY_FONT, "another font"), ("A", "Dejavu", "The fonts are")])
 def test_line_that_cannot_be_drawn_is_refused(text, font, says):
     with pytest.raises(ValueError, match=says): render_line(text, font)

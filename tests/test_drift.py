@@ -264,7 +264,8 @@ def test_labels_may_come_before_the_monitor(tmp_path):
 
 
 def test_monitor_that_is_killed_loses_no_more_than_its_last_moment(tmp_path):
-    code = ("import sys, time; from mlops_course.drift_store import DriftMonitor; m = DriftMonitor(sys.argv[1], ['a', 'b'], every_s=.05); row = dict.fromkeys('ab', 1.)\n"
+    code = ("import sys, time; from mlops_course.drift_store import DriftMonitor\n"
+            "m = DriftMonitor(sys.argv[1], ['a', 'b'], every_s=.05); row = dict.fromkeys('ab', 1.)\n"
             "for i in range(300): m.track(row)\n"
             "while m.waiting: time.sleep(.01)\n"
             "m.flush(); print('written', flush=True)\n" # flush waits for a write that is under way

@@ -686,7 +686,8 @@ def test_without_a_variable_the_workflow_takes_the_whole_order():
 
 
 def test_jobs_call_steps_that_exist():
-    called = [line.split()[2] for job in workflows.workflow_jobs(WORKFLOW).values() for o in job['steps'] if 'mlops-course pipeline' in (line := o.get('run', ''))]
+    called = [line.split()[2] for job in workflows.workflow_jobs(WORKFLOW).values() for o in job['steps']
+              if 'mlops-course pipeline' in (line := o.get('run', ''))]
     assert set(called) == set(steps.STEPS)
 
 

@@ -240,7 +240,8 @@ class Counting:
 
 def watched(doubtful, least=60, **caution):
     "What comes of a step in which answers trickle in one by one."
-    return watch_canary_step(Counting(1, doubtful), Counting(4, .05), SimpleNamespace(counts=Counter()), [Counter()]*3, least, CanaryPolicy(every_s=0, **caution), .01/12)
+    return watch_canary_step(Counting(1, doubtful), Counting(4, .05), SimpleNamespace(counts=Counter()), [Counter()]*3, least,
+                             CanaryPolicy(every_s=0, **caution), .01/12)
 
 
 def test_answers_that_trickle_in_one_by_one_still_raise_an_alarm():

@@ -332,7 +332,8 @@ def test_a_letter_that_folding_takes_apart_is_put_together_again():
     assert normalise("\u1e96", fold_case=True) == "\u1e96"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [([], "leave none"), ([1.], "warm_up=0"), ([1., -1.], "the first is -1.0"), ([1., float("nan")], "not valid durations")])
+@pytest.mark.parametrize(("seconds", "said"), [
+    ([], "leave none"), ([1.], "warm_up=0"), ([1., -1.], "the first is -1.0"), ([1., float("nan")], "not valid durations")])
 def test_latency_refuses_what_is_no_duration(seconds, said):
     with pytest.raises(ValueError, match=said):
         latency(seconds)

@@ -712,7 +712,7 @@ def test_two_services_do_not_write_into_one_record(tmp_path):
 def test_a_record_with_a_damaged_end_is_not_continued(record):
     path, _ = record
     path.write_text(path.read_text() + 'nonsense\n')
-    with pytest.raises(ValueError, match='is damaged. `mlops-course audit`'): AuditLog(path)
+    with pytest.raises(ValueError, match=r'is damaged\. `mlops-course audit`'): AuditLog(path)
 
 
 def test_threads_write_one_whole_chain(tmp_path):

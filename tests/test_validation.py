@@ -451,7 +451,8 @@ def derived(tmp_path):
     replace_text_file(tmp_path / "data" / "labels.csv", "file,text\na.png,x\n")
     replace_text_file(tmp_path / "data" / "lines" / "a.png", "picture")
     replace_text_file(tmp_path / "out" / "accepted.csv", "file,text\n")
-    write_lineage(tmp_path / "out" / "accepted.csv", [tmp_path / "data" / "labels.csv", tmp_path / "data" / "lines"], [double], {"near_bits": 24, "shape": (.7, 1.4)})
+    write_lineage(tmp_path / "out" / "accepted.csv", [tmp_path / "data" / "labels.csv", tmp_path / "data" / "lines"],
+                  [double], {"near_bits": 24, "shape": (.7, 1.4)})
     replace_text_file(tmp_path / "out" / "report.html", "<html>")
     write_lineage(tmp_path / "out" / "report.html", [tmp_path / "out" / "accepted.csv"])
     return tmp_path

@@ -78,4 +78,4 @@ def prepare(
     "Convert `image` to grey, even out its lighting and straighten it."
     grey = level_light(cv2.cvtColor(check_image(image), cv2.COLOR_RGB2GRAY))
     angle = skew_angle(grey)
-    return rotate(grey, angle) if abs(angle) >= .3 else grey # rotation blurs a little, so a straight page is left as it is
+    return rotate(grey, angle) if abs(angle) >= .3 else grey # rotation blurs a little

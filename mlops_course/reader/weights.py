@@ -48,7 +48,8 @@ def load_recogniser(
                                     "Name the folder that `save_recogniser` wrote")
     said = json.loads((folder/'recogniser.json').read_text(encoding='utf-8'))
     if (found := sha256(path.read_bytes()).hexdigest()) != said['sha256']:
-        raise ValueError(f"{path} has the SHA-256 {found[:12]}…, and recogniser.json expects {said['sha256'][:12]}…: "
+        raise ValueError(f"{path} has the SHA-256 {found[:12]}…, "
+                         f"and recogniser.json expects {said['sha256'][:12]}…: "
                          "damaged or of another training, so not loaded. Bring both files back")
     with safe_open(path, 'pt') as weights:
         design = json.loads(weights.metadata()['design'])

@@ -65,7 +65,7 @@ def progress_command() -> None:
               "_course/run]")
 @limit_option
 def run_command(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit:float) -> None:
-    """Run LESSONS through papermill, and leave a report. Without LESSONS, all lessons and all pages of the library are run.
+    """Run LESSONS through papermill, and leave a report. Without LESSONS, all lessons and library pages are run.
 
     A lesson is named by number, topic or file, and a page of the library by its name, such as library/net.
     """
@@ -87,7 +87,7 @@ def run_command(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|Non
 @jobs_option
 @limit_option
 def verify_command(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
-    """Run LESSONS again and compare every stored output with what is printed now. Without LESSONS, all lessons, pages of the library and the home page.
+    """Run LESSONS again and compare every stored output with what is printed now. Without LESSONS, all are run.
 
     They are named as for `mlops-course run`.
     """

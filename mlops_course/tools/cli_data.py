@@ -69,7 +69,8 @@ def read_command(images:tuple[str, ...], engine:str, lines:bool, record:str|None
                  scheduler:str|None) -> None:
     """Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same.
 
-    One folder instead of images is read with custom on all cores, into a record. Interrupted, the same command goes on where it was.
+    One folder instead of images is read with custom on all cores, into a record. Interrupted, the same command
+    goes on where it was.
     """
     import json
     import os
@@ -103,7 +104,10 @@ def read_command(images:tuple[str, ...], engine:str, lines:bool, record:str|None
 @click.option('--ignore-case', is_flag=True, help="Count A and a as the same.")
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help="Processes.")
 def score_command(labels:str, engine:str, lines:bool, ignore_case:bool, jobs:int) -> None:
-    "Score an engine on the images that LABELS lists: a table with the columns file and text. Prints one JSON line, after one for each bad file."
+    """Score an engine on the images that LABELS lists: a table with the columns file and text.
+
+    Prints one JSON line, after one for each bad file.
+    """
     import json
 
     from mlops_course.reader.batch import score_files

@@ -91,7 +91,10 @@ def revoke_command(name:str, folder:str|None) -> None:
 @click.argument('receipts', nargs=-1)
 @folder_option
 def audit_command(receipts:tuple[str, ...], folder:str|None) -> None:
-    "Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit). Exit code 1 if not."
+    """Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit).
+
+    The exit code is 1 if not.
+    """
     from mlops_course.base.history import verify_audit
     path = serving_folder(folder)/'audit.jsonl'
     if not path.is_file():
@@ -104,7 +107,10 @@ def audit_command(receipts:tuple[str, ...], folder:str|None) -> None:
 @main.command(epilog=example_epilog("mlops-course services"))
 @folder_option
 def services_command(folder:str|None) -> None:
-    "Start the service, a probe, a monitor of drift, Prometheus and Alertmanager, print where they are and each alert, until Ctrl+C."
+    """Start the service, a probe, a drift monitor, Prometheus and Alertmanager, until Ctrl+C.
+
+    Prints their addresses and each alert.
+    """
     from threading import Event
 
     from mlops_course.base.processes import set_quiet_env
@@ -179,7 +185,8 @@ def run_with_view(order:Any, approve:str) -> bool: # Is all done?
 def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bool) -> None:
     """Check, test, build, train, validate, register, stage and release, with a live view.
 
-    Interrupted, the same command goes on where it was. With STEPS, only these are done, one after the other, without the view:
+    Interrupted, the same command goes on where it was. With STEPS, only these are done, one after the other,
+    without the view:
     quality, tests, data, build, train, validate, register, stage, release.
     """
     import json

@@ -152,7 +152,7 @@ def ui_command(port:int) -> None:
 def tune_command(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, jobs:int, resume:bool,
                  knobs:tuple[str, ...], sampler:str|None,
          pruner:str|None, seed:int|None, recipe:tuple, experiment:str) -> None:
-    "Search the knobs of a recipe; every trial is a run. STORAGE is an SQLite file.  [default: _course/tuning/search.db]"
+    "Search the knobs of a recipe; every trial is a run. STORAGE is an SQLite file, _course/tuning/search.db if none."
     from pathlib import Path
 
     from mlops_course.reader.search import KNOBS, RECIPE, reader_search, train_trial

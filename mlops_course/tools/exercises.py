@@ -77,12 +77,13 @@ def has_learner_work(
     return path.exists() and not is_committed(path) and bool(lines(path.read_text(encoding='utf-8')) - lines(wanted))
 
 def make_exercises(
-    root:Path|None=None, # Folder that holds `solution_paths` and `exercises`; the project if none
+    root:Path|None=None, # Folder that holds `solutions` and `exercises`; the project if none
 ) -> list[str]:          # What was done, a line each
     "Write every exercise from its solution. Answered ones are put aside first."
     root,said = root or find_root(),[]
     for path in solution_paths(root/'solutions'):
-        out,wanted = root/'exercises'/path.name,notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
+        out = root/'exercises'/path.name
+        wanted = notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
         if out.exists() and out.read_text(encoding='utf-8') == wanted: continue
         if has_learner_work(out, wanted):
             aside = next(p for i in range(1, 1000) if not (p := out.with_suffix(f'.backup{i}.ipynb')).exists())
@@ -93,12 +94,13 @@ def make_exercises(
     return said
 
 def stale_exercises(
-    root:Path|None=None, # Folder that holds `solution_paths` and `exercises`; the project if none
+    root:Path|None=None, # Folder that holds `solutions` and `exercises`; the project if none
 ) -> list[str]:          # A readable difference each; none if all is well
     "How each exercise differs from what its solution would make."
     root,said = root or find_root(),[]
     for path in solution_paths(root/'solutions'):
-        out,wanted = root/'exercises'/path.name,notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
+        out = root/'exercises'/path.name
+        wanted = notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
         have = out.read_text(encoding='utf-8') if out.exists() else ''
         diff = unified_diff(have.splitlines(), wanted.splitlines(), f'exercises/{out.name}',
                             f'from solutions/{out.name}', n=1, lineterm='')

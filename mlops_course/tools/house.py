@@ -78,7 +78,8 @@ def select_lessons(
         word = Lesson(Path(name.removesuffix('.ipynb'))).name
         if word not in by_word:
             near = get_close_matches(word, by_word, n=1, cutoff=.5)
-            listed = f"the lessons are {', '.join(o.name for o in numbered)}; the pages of the library are in nbs/library"
+            listed = (f"the lessons are {', '.join(o.name for o in numbered)}; "
+                      "the pages of the library are in nbs/library")
             hint = f"did you mean {by_word[near[0]].name!r}?" if near else listed
             raise ValueError(f"No lesson {name!r}: {hint}")
         picked.add(by_word[word])

@@ -107,7 +107,8 @@ def lesson_links(
     "What stands under a lesson's title: its last run, and where to go from here."
     links = [f'[Exercise]({up}exercises/{lesson.name}.ipynb)'] if (root/'exercises'/lesson.path.name).is_file() else []
     links += [f'[Quiz]({up}quiz.qmd#quiz-{lesson.name})'] if quizzes(lesson) else []
-    return f"::: {{.about}}\n{stamp_line(lesson, root)}\n\n{' · '.join([*links, download_link(f'nbs/{lesson.path.name}', up)])}\n:::\n"
+    links.append(download_link(f'nbs/{lesson.path.name}', up))
+    return f"::: {{.about}}\n{stamp_line(lesson, root)}\n\n{' · '.join(links)}\n:::\n"
 
 def quizzes(
     lesson:Lesson,
@@ -123,7 +124,8 @@ def learning_path_page(
 ) -> str:               # A page
     "The lessons by part, with their questions, the time that a person needs and what their last runs took."
     proven = [o for o in known if is_verified(o, root)]
-    ran = f" Together they ran in {sum(read_stamp(o, root)['seconds'] for o in proven):.0f} s." if len(proven) > 1 else ''
+    seconds = sum(read_stamp(lesson, root)['seconds'] for lesson in proven)
+    ran = f" Together they ran in {seconds:.0f} s." if len(proven) > 1 else ''
     needed = {o.name: minutes(o, root) for o in known}
     def hours(some): return in_hours(sum(sum(needed[o.name].values()) for o in some))
     text = [front_matter('Learning path', 'The lessons in order. Each needs only those before it.'),
@@ -132,8 +134,9 @@ def learning_path_page(
             f'A person needs about **{hours(known)}** for all of it. {MINUTES_RULE}\n']
     for part,some in lessons_by_part(known).items():
         text += [f'## {part}\n', f'About {hours(some)}.\n']
-        text += [f'### [{o.number}. '
-                 f'{o.title}](nbs/{o.path.name})\n\n{o.question}\n\n{time_line(needed[o.name])}\n\n{lesson_links(o, root, "")}' for o in some]
+        for lesson in some:
+            text += [f'### [{lesson.number}. {lesson.title}](nbs/{lesson.path.name})\n', f'{lesson.question}\n',
+                     f'{time_line(needed[lesson.name])}\n', lesson_links(lesson, root, '')]
     return '\n'.join(text)
 
 # %% ../../nbs/tools/overview.ipynb #2cb8a672

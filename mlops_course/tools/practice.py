@@ -54,7 +54,8 @@ def help_html(
     solution:str,    # Code of a worked answer
 ) -> str:            # HTML
     "`hints` that open one inside the other, with the `solution` behind the last."
-    folded = f"<details><summary>A solution (read it, close it, write your own)</summary><pre>{escape(solution)}</pre></details>"
+    folded = ("<details><summary>A solution (read it, close it, write your own)</summary>"
+              f"<pre>{escape(solution)}</pre></details>")
     for i,hint in reversed(list(enumerate(hints, 1))):
         folded = f"<details><summary>Hint {i} of {len(hints)}</summary><p>{escape(hint)}</p>{folded}</details>"
     return folded
@@ -136,4 +137,5 @@ class Quiz:
             return (f"<details style='margin:.2em 0'><summary style='cursor:pointer'>{html(option)}</summary>"
                     f"<div style='border-left:6px solid {colour};padding:.2em .8em;margin:.2em 1em'><b>{verdict}</b> "
                     f"{html(why)}</div></details>")
-        return f"<div class='quiz'><p><b>{html(self.question)}</b></p>{''.join(fold(*o) for o in self.options.items())}</div>"
+        options = ''.join(fold(*option) for option in self.options.items())
+        return f"<div class='quiz'><p><b>{html(self.question)}</b></p>{options}</div>"

@@ -197,10 +197,12 @@ class RunResult:
     source: str = ''
     traceback: str = ''
 
-REPORT_CSS = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color-scheme:light dark}
+REPORT_CSS = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
+body{color-scheme:light dark}
 table{border-collapse:collapse;width:100%}td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid #8885}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
-.passed{color:#2e9e5b}.failed,.hung{color:#cc3d3d}pre{overflow:auto;padding:.8em;border-left:6px solid #cc3d3d;background:#8881}'''
+.passed{color:#2e9e5b}.failed,.hung{color:#cc3d3d}
+pre{overflow:auto;padding:.8em;border-left:6px solid #cc3d3d;background:#8881}'''
 
 def ran(
     results:list[RunResult],
@@ -275,7 +277,7 @@ def run_lessons(
     limit_s:float=600,        # Seconds after which a lesson is stopped
     console:Console|None=None,
 ) -> list[RunResult]:            # In lesson order
-    "Run `chosen` through papermill; leave executed notebooks and a report in `out`, and a stamp for each that ran as it is."
+    "Run `chosen` through papermill; leave executed notebooks and a report in `out`, and a stamp for each that ran."
     set_quiet_env()
     parameters,console = parameters or {},console or Console()
     out = out or runs_folder()/'run'

@@ -46,7 +46,7 @@ def definition_places(
 # %% ../../nbs/tools/site.ipynb #60e0b41f
 @contextmanager
 def cached_source_lookups() -> Iterator[None]:
-    "While this lasts, sources and colours of code are looked up once each, and no time goes into collecting garbage: a third of a site's seconds."
+    "Look up sources and highlight code once each, and collect no garbage meanwhile: a third of a site's seconds."
     from smalldocs import highlight
     collects = gc.isenabled()
     gc.disable()
@@ -71,7 +71,7 @@ def write_reference(
     repo:str,           # Web address of the project's files
 ) -> dict[str, str]:    # Module -> its page
     "Write the reference's pages into `stage`."
-    import papermill.engines  # noqa: F401  it loads our engine by name, and cannot while our engine is the first to import it
+    import papermill.engines  # noqa: F401  it cannot load our engine by name if that is the first to import it
     from smalldocs import api
     places,modules = definition_places(known),{}
     library = Path(mlops_course.__path__[0]).resolve().parent
@@ -142,7 +142,7 @@ def search_entry(
 def improve_search_index(
     site:Path, # A built site
 ) -> None:
-    "Name the entries of the search index well, and leave the index as a script too: a page opened as a file may load that, but no JSON."
+    "Name the entries of the search index, and write it as a script too: a page opened as a file can load no JSON."
     path = site/'search.json'
     index = json.dumps([search_entry(o) for o in json.loads(path.read_text(encoding='utf-8'))], ensure_ascii=False)
     path.write_text(index, encoding='utf-8', newline='\n')
@@ -182,8 +182,12 @@ def write_notebook_pages(
     home = Lesson(root/'nbs'/'index.ipynb')
     back = {o.name: f'[The lesson](../nbs/{o.path.name}) · ' for o in known}
     intros = {home.path: ''} | {o.path: lesson_links(o, root) for o in known}
-    intros |= {o.path: f"::: {{.about}}\n{stamp_line(o, root)}\n\n{download_link(f'nbs/{o.name}.ipynb', '../../')}\n:::\n" for o in looked_up}
-    intros |= {o.path: f"::: {{.about}}\n{back.get(o.name, '')}{download_link(f'exercises/{o.path.name}', '../')}\n:::\n" for o in practised}
+    for page in looked_up:
+        link = download_link(f'nbs/{page.name}.ipynb', '../../')
+        intros[page.path] = f"::: {{.about}}\n{stamp_line(page, root)}\n\n{link}\n:::\n"
+    for exercise in practised:
+        link = download_link(f'exercises/{exercise.path.name}', '../')
+        intros[exercise.path] = f"::: {{.about}}\n{back.get(exercise.name, '')}{link}\n:::\n"
     files = {o.path: o.path.relative_to(root).as_posix() for o in (home, *known, *looked_up, *practised)}
     moved = {file: file for file in (*files.values(), 'nbs/glossary.qmd')} | {files[home.path]: 'index.ipynb'}
     for notebook in (home, *known, *looked_up, *practised):

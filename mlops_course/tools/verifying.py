@@ -123,7 +123,7 @@ def verify_lessons(
 def describe_failures(
     verdict:VerifyResult, # A lesson that did not pass
 ) -> str:
-    "Each difference of `verdict`, with the cell that made it; after an exception the rest may only follow from it, and is counted."
+    "Each difference of `verdict` with its cell; after an exception the rest may only follow from it, and is counted."
     said,left = [],list(verdict.trouble)
     while left:
         t = left.pop(0)
