@@ -123,7 +123,7 @@ def run_mutants(
         worker.write_text(MUTANT_WORKER, encoding='utf-8')
         report.touch()
         jobs = [json.dumps(['', '', '']), *(json.dumps(mutant[:3]) for mutant in found)] # the first is unchanged code
-        command = [sys.executable, '-X', 'utf8', worker, path, report, str(limit_s)]
+        command = [sys.executable, '-X', 'utf8', str(worker), str(path), str(report), str(limit_s)]
         environment = os.environ | pytest_environment(tmp)
         killed:list[str] = []
         while len(killed) < len(jobs):
