@@ -21,13 +21,12 @@ from ..base.logs import get_logger
 from ..http import INTERNAL_ERROR, http_error
 from .layout import Reading, draw_boxes, mean_confidence
 from .serving import read_image
-from .vision import FallbackReading
 from ..serving import Service
 from ..uploads import load_upload
 
 # %% ../../nbs/library/page.ipynb #eae0b668
 def reading_caption(
-    reading:Reading,
+    reading:Any,     # A `Reading`, or a `FallbackReading`
     cutoff:float=.8, # As for `draw_boxes`
 ) -> str:            # Markdown
     "The caption of a reading: lines, confidence, time, and why another engine read instead."
@@ -37,7 +36,7 @@ def reading_caption(
     if sure:
         said.insert(1, f"confidence **{sum(sure)/len(sure):.2f}**" + (f", {doubtful} doubtful" if doubtful else ''))
     caption = ' · '.join(said)
-    if not (isinstance(reading, FallbackReading) and reading.why): return caption
+    if not getattr(reading, 'why', ''): return caption # a `FallbackReading` says why
     return f"{caption}\n\n⚠ Read by `{reading.engine}` instead: {reading.said}."
 
 # %% ../../nbs/library/page.ipynb #06c1077a
