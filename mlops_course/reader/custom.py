@@ -94,11 +94,12 @@ def read_without_detector(
 ) -> list[Reading|None]:         # None if the boxes of a page look wrong, so that it needs a detector
     "Read all `images` with one batch of lines, without RapidOCR's detector."
     start = perf_counter()
-    greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
     if line:
-        boxes = [[[[0, 0], [grey.shape[1], 0], [grey.shape[1], grey.shape[0]], [0, grey.shape[0]]]] for grey in greys]
+        sizes = [image.shape[:2] for image in images]
+        boxes = [[[[0, 0], [width, 0], [width, height], [0, height]]] for height,width in sizes]
         texts = iter(read_twice(engine.net, images))
     else:
+        greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
         boxes = [find_page_boxes(grey) for grey in greys]
         texts = iter(read_lines(engine.net, [crop_box(grey, box) for grey,those in zip(greys, boxes) for box in those]))
     readings:list[Reading|None] = []
