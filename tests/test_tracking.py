@@ -346,8 +346,9 @@ def test_a_server_that_hangs_is_asked_ever_more_rarely(store, monkeypatch):
 TRAIN = '''
 import sys, time
 from pathlib import Path
-from mlops_course.tracking import open_store, track, train_tracked
+from mlops_course.reader.tracked import train_tracked
 from mlops_course.reader.training import Recipe
+from mlops_course.store import open_store
 store = open_store(Path(sys.argv[1]))
 def report(step, metrics, net):
     print(step, flush=True)
@@ -394,7 +395,8 @@ def test_a_killed_training_loses_nothing_and_resumes_to_the_same_end(store):
 WRITE = '''
 import sys
 from pathlib import Path
-from mlops_course.tracking import open_store, track
+from mlops_course.store import open_store
+from mlops_course.tracking import track
 store = open_store(Path(sys.argv[1]), 'crowd')
 with track(store, sys.argv[2]) as run:
     for i in range(50):

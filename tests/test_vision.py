@@ -398,13 +398,14 @@ def test_a_spent_budget_calls_nobody(vision, stand_in, white):
 
 SPENDER = """
 import sys
-from mlops_course.reader.vision import Budget, NotRead
-budget, got = Budget(sys.argv[1], 150), 0
+from mlops_course.reader.breaker import VisionError
+from mlops_course.reader.budget import MonthlyBudget
+budget, got = MonthlyBudget(sys.argv[1], 150), 0
 sys.stdin.readline() # all start together
 for _ in range(100):
     try:
         with budget.take(): got += 1
-    except NotRead: pass
+    except VisionError: pass
 print(got)
 """
 
@@ -531,10 +532,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from mlops_course.reader.engines import Engine
-from mlops_course.reader.vision import Budget, GoogleVision, connect_google
+from mlops_course.reader.budget import MonthlyBudget
+from mlops_course.reader.vision import GoogleVision, connect_google
 key, address, budget = sys.argv[1:]
 with connect_google(key, address) as client:
-    print(json.dumps([o.text for o in GoogleVision(client, Budget(budget, 9), deadline_s=20).read(np.full((120, 300, 3), 255, np.uint8))]))
+    print(json.dumps([o.text for o in GoogleVision(client, MonthlyBudget(budget, 9), deadline_s=20).read(np.full((120, 300, 3), 255, np.uint8))]))
 """
 
 
