@@ -534,7 +534,7 @@ def few_steps(runs, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_flow_goes_on_where_it_was(server, few_steps):
-    child = subprocess.Popen([sys.executable, '-c', STEPS + 'as_flow(steps.STEPS, Order)(Order(), "Ana")'])
+    child = subprocess.Popen([sys.executable, '-c', STEPS + 'make_flow(steps.STEPS, Order)(Order(), "Ana")'])
     try:
         until = time.monotonic() + 200
         while not (few_steps/'inside').exists():

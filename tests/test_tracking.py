@@ -378,7 +378,7 @@ def test_a_killed_training_loses_nothing_and_resumes_to_the_same_end(store):
     report, = send_pending(store)
     assert report['left'] == 0
     found, = find_runs(store)
-    assert (found['status'], found['tags']['error']) == ('FAILED', 'Its process ended without a word')
+    assert (found['status'], found['tags']['error']) == ('FAILED', 'Its process ended without a message')
     assert [o for o, _ in values(store, found['id'])] == [2, 4]
 
     process = train_elsewhere(store, 0, found['id'])
