@@ -121,7 +121,7 @@ def compression_figures() -> Iterator[dict]:
     from mlops_course.reader import compression as c
     from mlops_course.reader.recognition import OnnxRecogniser
     from mlops_course.reader.training import Recipe, draw_lines
-    from mlops_course.reader.weights import export_onnx, save_recogniser
+    from mlops_course.reader.weights import export_onnx, save_recogniser, weights_mb
     teacher,_ = c.find_teacher(find_root()/'data'/'compression'/'teacher')
     test,usual = draw_lines(300, 1, 'v1', 'test'),[o for o,_ in draw_lines(64, 4, 'v1', 'train')]
     displays = c.draw_kinds(display=1)
@@ -131,13 +131,13 @@ def compression_figures() -> Iterator[dict]:
         student,_ = c.distill(teacher, recipe, folder/'answers', every=recipe.steps)
         for name,net in (('teacher', teacher), ('student', student)):
             save_recogniser(net, folder/name)
-            yield dict(figure='variant', variant=name, mb=c.weights_mb(folder/name), **c.measure_model(net, test))
+            yield dict(figure='variant', variant=name, mb=weights_mb(folder/name), **c.measure_model(net, test))
             whole = export_onnx(net, folder/f'{name}.onnx')
             static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
             for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
-                yield dict(figure='variant', variant=f'{name}, {way}', mb=c.weights_mb(path), **c.measure_model(OnnxRecogniser(path), test))
+                yield dict(figure='variant', variant=f'{name}, {way}', mb=weights_mb(path), **c.measure_model(OnnxRecogniser(path), test))
         adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)
         merged = c.merge_adapter(adapted)
         save_recogniser(merged, folder/'merged')
         for name,net,path in (('adapter', adapted, c.save_adapter(adapted, folder/'adapter')), ('adapter, merged', merged, folder/'merged')):
-            yield dict(figure='variant', variant=name, mb=c.weights_mb(path), display_cer=c.model_cer(net, new), **c.measure_model(net, test))
+            yield dict(figure='variant', variant=name, mb=weights_mb(path), display_cer=c.model_cer(net, new), **c.measure_model(net, test))

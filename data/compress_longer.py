@@ -24,11 +24,10 @@ from mlops_course.reader.compression import (
     make_distillation_loss,
     repeat_lines,
     save_adapter,
-    weights_mb,
 )
 from mlops_course.reader.net import Recogniser
 from mlops_course.reader.training import Recipe, draw_lines, model_cer, train
-from mlops_course.reader.weights import save_recogniser
+from mlops_course.reader.weights import save_recogniser, weights_mb
 
 FILE = Path(__file__).resolve().parent/'compression'/'longer.json'
 TEACHER_STEPS,STUDENT_STEPS,LONGER_STEPS,ADAPT_STEPS,LABELLED,SEEDS = 700, 300, 540, 200, 256, (0, 1)

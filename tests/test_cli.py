@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from conftest import write_notebook
 
 from mlops_course.base.files import find_root
+from mlops_course.base.processes import end_process_tree
 from mlops_course.tools.cli import main
-from mlops_course.tools.running import end_process_tree
 
 COURSE = Path(sys.executable).with_name('mlops-course' + ('.exe' if os.name == 'nt' else ''))
 

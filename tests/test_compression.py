@@ -27,13 +27,11 @@ from mlops_course.reader.compression import (
     repeat_lines,
     save_adapter,
     soft_target_loss,
-    weights_fingerprint,
-    weights_mb,
 )
 from mlops_course.reader.net import Batch, Recogniser, ctc_loss
 from mlops_course.reader.recognition import Design, OnnxRecogniser, stack_lines
 from mlops_course.reader.training import Recipe, draw_lines, train
-from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser
+from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser, weights_fingerprint, weights_mb
 from mlops_course.tools.cli import main
 
 SHORT = Recipe(steps=3, batch=4, width=16, depth=1)

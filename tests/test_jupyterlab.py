@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mlops_course.base.processes import end_process_tree
 from mlops_course.tools.exercises import cell_role
 from mlops_course.tools.practice import OUTCOME_MIME, question_of
-from mlops_course.tools.running import end_process_tree
 
 pytestmark = pytest.mark.slow
 SHOTS = Path(os.environ.get('MLOPS_COURSE_SHOTS', os.devnull)) # a folder, to look at what a learner sees

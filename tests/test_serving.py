@@ -621,7 +621,7 @@ def test_a_model_that_cannot_be_loaded_does_not_replace_the_old_one(engine, tmp_
     with started(source, tmp_path, role='admin') as client:
         source.error = ValueError('/secret/place is damaged')
         said = problem(client.post('/v1/models/reload'), 503)
-        assert 'reader/1 goes on' in said
+        assert 'reader/1 stays' in said
         assert 'secret' not in said
         assert client.read(line).json()['model'] == 'reader/1'
         assert [(o['what'], o['status']) for o in client.record()] == [('reload', 503), ('read', 200)]

@@ -61,15 +61,15 @@ def distill_command(model:str|None, out:str, student_width:int|None, student_dep
 
     from mlops_course.reader import compression as c
     from mlops_course.reader.training import Recipe, draw_lines, model_cer
-    from mlops_course.reader.weights import load_recogniser, save_recogniser
+    from mlops_course.reader.weights import load_recogniser, save_recogniser, weights_fingerprint, weights_mb
     teacher = load_recogniser(model or shipped_folder())
     plan = Recipe(width=student_width or teacher.design.width//2, depth=student_depth or teacher.design.depth, **recipe)
     with TemporaryDirectory() as tmp:
         student,_ = c.distill(teacher, plan, answers or tmp, temperature, alpha, every=plan.steps)
-    save_recogniser(student, out, recipe=plan.model_dump(), teacher=c.weights_fingerprint(teacher),
+    save_recogniser(student, out, recipe=plan.model_dump(), teacher=weights_fingerprint(teacher),
                     temperature=temperature, alpha=alpha)
     lines = draw_lines(200, plan.seed, plan.data, 'test')
-    print_json(out=out, weights=sum(o.numel() for o in student.parameters()), mb=c.weights_mb(out),
+    print_json(out=out, weights=sum(o.numel() for o in student.parameters()), mb=weights_mb(out),
                cer=model_cer(student, lines), teacher_cer=model_cer(teacher, lines))
 
 @compress_group.command(epilog=example_epilog("mlops-course compress adapt --out runs/display --rank 4 --alpha 8 "
@@ -93,15 +93,15 @@ def adapt_command(model:str|None, out:str, rank:int, alpha:int, target_modules:t
     "Teach a net a new kind of line with a LoRA adapter."
     from mlops_course.reader import compression as c
     from mlops_course.reader.training import Recipe, draw_lines, model_cer
-    from mlops_course.reader.weights import load_recogniser, save_recogniser
+    from mlops_course.reader.weights import load_recogniser, save_recogniser, weights_fingerprint, weights_mb
     net,draw,plan = load_recogniser(model or shipped_folder()),c.draw_kinds(**{kind: 1.}),Recipe(**recipe)
     adapted,_ = c.adapt(net, plan, draw, rank, alpha, target_modules or c.NET_PARTS, every=plan.steps)
     if merge:
-        save_recogniser(c.merge_adapter(adapted), out, recipe=plan.model_dump(), base=c.weights_fingerprint(net),
+        save_recogniser(c.merge_adapter(adapted), out, recipe=plan.model_dump(), base=weights_fingerprint(net),
                         rank=rank, alpha=alpha)
     else: c.save_adapter(adapted, out)
     new,old = draw(200, plan.seed, '', 'test'),draw_lines(200, plan.seed, 'v1', 'test')
-    print_json(out=out, mb=c.weights_mb(out), **{kind: model_cer(adapted, new), f'{kind}_before': model_cer(net, new)},
+    print_json(out=out, mb=weights_mb(out), **{kind: model_cer(adapted, new), f'{kind}_before': model_cer(net, new)},
                v1=model_cer(adapted, old), v1_before=model_cer(net, old))
 
 @compress_group.command(epilog=example_epilog("mlops-course compress quantise --model runs/student --out "
@@ -120,13 +120,13 @@ def quantise_command(model:str|None, out:str, lines:int, data:str, dynamic:bool,
     from mlops_course.reader import compression as c
     from mlops_course.reader.recognition import OnnxRecogniser
     from mlops_course.reader.training import draw_lines, model_cer
-    from mlops_course.reader.weights import export_onnx, load_recogniser
+    from mlops_course.reader.weights import export_onnx, load_recogniser, weights_mb
     net = load_recogniser(model or shipped_folder())
     with TemporaryDirectory() as tmp:
         whole = export_onnx(net, Path(tmp)/'whole.onnx')
         c.quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
         test = draw_lines(200, seed, data, 'test')
-        print_json(out=out, mb=c.weights_mb(out), mb_before=c.weights_mb(whole),
+        print_json(out=out, mb=weights_mb(out), mb_before=weights_mb(whole),
                    cer=model_cer(OnnxRecogniser(out), test), cer_before=model_cer(net, test))
 
 # %% ../../nbs/tools/cli_models.ipynb #3e0ee89d
