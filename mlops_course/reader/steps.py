@@ -235,8 +235,7 @@ def production_client(version:int) -> Iterator[Any]: # An httpx.Client with an a
         return
     key = os.environ.get('PRODUCTION_KEY')
     if not key:
-        raise PermissionError("PRODUCTION_URL is set, but no PRODUCTION_KEY. "
-                              "Make one: mlops-course keys add pipeline --role admin")
+        raise PermissionError("PRODUCTION_URL has no PRODUCTION_KEY. Run: mlops-course keys add pipeline --role admin")
     with httpx.Client(base_url=url, headers={'Authorization': f'Bearer {key}'}, timeout=60) as client: yield client
 
 # %% ../../nbs/library/steps.ipynb #07ab8a90
