@@ -12,8 +12,8 @@ from mlops_course.base.files import find_root
 # A store that is new makes its tables first. A metric is written down at once, and sent with others.
 def tracking_figures() -> Iterator[dict]:
     "Seconds to open a store, and microseconds to log a metric: to write it down, and until it has arrived."
+    from mlops_course.spool import spooled_run
     from mlops_course.store import open_store
-    from mlops_course.tracking import track
     start = time.perf_counter()
     import_module('mlflow')
     yield dict(figure='mlflow imported', seconds=time.perf_counter() - start)
@@ -23,7 +23,7 @@ def tracking_figures() -> Iterator[dict]:
             store = open_store(Path(tmp, 'mlflow.db'), 'bench')
             yield dict(figure='store opened', store=state, seconds=time.perf_counter() - start)
         n = 5000
-        with track(store) as run:
+        with spooled_run(store) as run:
             run.next_s = float('inf') # nothing is sent meanwhile
             start = time.perf_counter()
             for step in range(n): run.metrics({'cer': step/n}, step)

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MLFLOW_SETTINGS', 'mask_credentials', 'tracking_uri', 'explain_store_errors', 'Store', 'find_or_create_experiment',
-           'make_mlflow_database', 'open_store', 'read_artifact']
+           'make_mlflow_database', 'open_store', 'read_artifact', 'find_runs', 'compare_runs']
 
 # %% ../nbs/library/store.ipynb #35c39609
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import copysign, inf, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -151,3 +152,37 @@ def read_artifact(
     "Download an artifact of a run, and return its bytes."
     with TemporaryDirectory() as tmp, explain_store_errors(store.uri):
         return Path(store.client.download_artifacts(run_id, name, tmp)).read_bytes()
+
+# %% ../nbs/library/store.ipynb #29167b93
+def find_runs(
+    store:Store,
+    where:str='', # MLflow's filter, such as "metrics.cer < 0.5 and params.width = '64'"
+) -> list[dict]:  # Oldest first: id, name, status, parent, params, metrics, tags, start
+    "The runs in `store` that match a filter."
+    import pandas as pd
+    def honest(v): return copysign(inf, v) if abs(v) == sys.float_info.max else v # MLflow stores infinity this way
+    found,token = [],None
+    with explain_store_errors(store.uri):
+        while True:
+            page = store.client.search_runs([store.experiment_id], where, page_token=token,
+                                            order_by=['attributes.start_time ASC'])
+            found += page
+            if not (token := page.token): break
+    return [{'id': o.info.run_id, 'name': o.info.run_name, 'status': o.info.status,
+             'parent': o.data.tags.get('mlflow.parentRunId', ''), 'params': o.data.params,
+             'metrics': {k: honest(v) for k,v in o.data.metrics.items()},
+             'tags': {k: v for k,v in o.data.tags.items() if not k.startswith('mlflow.')},
+             'start': pd.Timestamp(o.info.start_time, unit='ms')} for o in found]
+
+# %% ../nbs/library/store.ipynb #73ba31e4
+def compare_runs(
+    found:Sequence[dict],                       # From `find_runs`
+    metrics:Sequence[str]=('cer', 'run_seconds', 'peak_mb'),
+) -> Any:                                       # One row for each run
+    "A data frame of runs: the parameters that differ, and `metrics`."
+    import pandas as pd
+    names = sorted({o for run in found for o in run['params']})
+    differ = [o for o in names if len({run['params'].get(o) for run in found}) > 1]
+    rows = [{'run': run['name'], 'status': run['status'], **{k: run['params'].get(k, '') for k in differ},
+             **{k: run['metrics'].get(k, nan) for k in metrics}} for run in found]
+    return pd.DataFrame(rows).set_index('run') if rows else pd.DataFrame()

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pkgutil import resolve_name
 from threading import Thread
 
-from .spool import send_pending
+from .spool import send_pending, spooled_run
 from .store import Store, open_store
-from .tracking import track
 from .tuning import Objective, SearchLimits, Tuning, open_tuning, run_trials, trial_table
 
 # %% ../nbs/library/tuning_workers.ipynb #6e397bf5
@@ -40,7 +39,7 @@ def track_search(
         yield ''
         return
     search,known = tuning.search,tuning.study.user_attrs.get('run', '')
-    with track(store, name, resume=known, seed=search.seed, data=search.recipe.get('data', '')) as run:
+    with spooled_run(store, name, resume=known, seed=search.seed, data=search.recipe.get('data', '')) as run:
         tuning.study.set_user_attr('run', run.id)
         knobs = json.dumps(search.model_dump(mode='json')['knobs'])
         run.params({'knobs': knobs, **search.model_dump(exclude={'knobs', 'recipe'})})

@@ -17,8 +17,8 @@ from mlops_course import scoring
 from mlops_course.base.settings import Gates
 from mlops_course.gates import check_gates
 from mlops_course.registry import download_version, find_version, model_history, promote, register, roll_back
-from mlops_course.store import open_store
-from mlops_course.tracking import best_run, find_runs, track
+from mlops_course.spool import spooled_run
+from mlops_course.store import find_runs, open_store
 from mlops_course.tuning import Range, Search, open_tuning
 from mlops_course.tuning_results import best_trial
 from mlops_course.tuning_workers import tune
@@ -50,7 +50,7 @@ store = open_store(work/'mlflow.db', 'digits')
 check = partial(check_gates, gates=Gates(slices=('digits',), lines=500, p95_ms=1e4), metric='error')
 decisions, run_ids = [], {}
 for pixels in (24, 64, 23): # of each image
-    with track(store, f'{pixels} pixels', seed=0) as run:
+    with spooled_run(store, f'{pixels} pixels', seed=0) as run:
         model = fit(pixels=pixels)
         run.params({'pixels': pixels})
         run.metrics({'error': wrong(model, valid).mean()})
@@ -60,14 +60,14 @@ for pixels in (24, 64, 23): # of each image
 back = roll_back(store, 'cleo', 'a test', 'digits')
 
 def objective(settings, report, every, **record):
-    with track(**record) as run:
+    with spooled_run(**record) as run:
         run.params(settings)
         report(every, float(wrong(fit(**settings), valid).mean()))
 search = Search(recipe={'C': 1., 'steps': 1}, knobs={'C': Range(low=1e-4, high=10., log=True)}, sampler='random', pruner='none', reports=1)
 tuning = tune(open_tuning(work/'search.db', search, 'error'), objective, store, trials=3)
 
 print(json.dumps({
-    'best': best_run([o for o in find_runs(store) if 'pixels' in o['params']], 'error')['id'] == run_ids[64],
+    'best': min((o for o in find_runs(store, "params.pixels != ''")), key=lambda o: o['metrics']['error'])['id'] == run_ids[64],
     'passed': [o.passed for o in decisions], 'refused': decisions[-1].refusals, 'back': back,
     'champion': find_version(store, 'champion', 'digits')['version'],
     'loaded': int(wrong(mlflow.sklearn.load_model(download_version(store, find_version(store, 2, 'digits'), work)),

@@ -208,9 +208,8 @@ def test_training_that_is_done_is_not_done_again(runs, monkeypatch):
 
 @pytest.mark.slow
 def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
-    from mlops_course import tracking
     from mlops_course.reader import tracked
-    from mlops_course.store import open_store
+    from mlops_course.store import find_runs, open_store
     order = TINY.model_copy(update={'steps': 16})
     def cut_off(recipe, on_step, **more):
         def report(step, metrics, net):
@@ -222,7 +221,7 @@ def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
     with pytest.raises(KeyboardInterrupt): steps.train_step(order, GIVEN)
     monkeypatch.setattr(tracked, 'train', real)
     steps.train_step(order, GIVEN)
-    found = tracking.find_runs(open_store())
+    found = find_runs(open_store())
     assert len(found) == 1
     assert found[0]['status'] == 'FINISHED'
     assert 'resumed' in found[0]['tags']

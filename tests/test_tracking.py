@@ -2,7 +2,6 @@
 import json
 import logging
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -23,12 +22,12 @@ from mlops_course.base.memory import PeakMemory
 from mlops_course.base.processes import wait_until_ready
 from mlops_course.base.settings import load_settings
 from mlops_course.mlflow_server import MlflowServer
-from mlops_course.reader.tracked import reproduce, train_tracked
+from mlops_course.reader.tracked import reproduce_training, train_tracked
 from mlops_course.reader.training import Recipe, draw_lines
-from mlops_course.spool import Outbox, Run, read_outbox, send_pending
-from mlops_course.store import mask_credentials, open_store, read_artifact, tracking_uri
+from mlops_course.spool import Outbox, Run, read_outbox, send_pending, spooled_run, start_run
+from mlops_course.store import compare_runs, find_runs, mask_credentials, open_store, read_artifact, tracking_uri
 from mlops_course.tools.cli import main
-from mlops_course.tracking import best_run, compare_runs, find_runs, provenance_changes, run_provenance, start_run, track
+from mlops_course.tracking import provenance_changes, reproduce, run_provenance, track
 
 pytestmark = pytest.mark.filterwarnings('ignore:The ``noload`` loader strategy') # inside MLflow
 POSIX = pytest.mark.skipif(os.name == 'nt', reason='sends POSIX signals')
@@ -111,7 +110,7 @@ def test_two_stores_live_side_by_side_and_nothing_global_changes(tmp_path):
     import mlflow
     before = mlflow.get_tracking_uri()
     stores = [open_store(tmp_path/name/'mlflow.db') for name in 'ab']
-    with track(stores[0], 'here') as one, track(stores[1], 'there') as two:
+    with spooled_run(stores[0], 'here') as one, spooled_run(stores[1], 'there') as two:
         one.metrics({'cer': .1})
         two.metrics({'cer': .2})
     assert [find_runs(o)[0]['metrics']['cer'] for o in stores] == [.1, .2]
@@ -167,7 +166,7 @@ def test_an_entry_of_a_file_never_lacks_its_file(tmp_path):
 
 
 def test_a_run_is_written_by_one_process_at_a_time(store):
-    with track(store) as run, pytest.raises(BlockingIOError, match='Another process'): Outbox(store.outbox/run.id)
+    with spooled_run(store) as run, pytest.raises(BlockingIOError, match='Another process'): Outbox(store.outbox/run.id)
 
 
 # A run
@@ -181,7 +180,7 @@ def test_a_run_is_written_by_one_process_at_a_time(store):
     (lambda r: r.params({'width': 65}), 'width is 64, not 65'),
 ], ids=['word', 'truth value', 'name', 'upwards', 'absolute', 'changed'])
 def test_what_the_store_would_refuse_is_refused_at_once(store, call, said):
-    with track(store) as run:
+    with spooled_run(store) as run:
         run.params({'width': 64})
         with pytest.raises(ValueError, match=said): call(run)
     assert find_runs(store)[0]['status'] == 'FINISHED' # the caller went on
@@ -189,7 +188,7 @@ def test_what_the_store_would_refuse_is_refused_at_once(store, call, said):
 
 
 def test_a_run_records_what_it_stands_on_and_cost(store):
-    with track(store, 'one', seed=3, data='v1') as run: run.picture('reads/a.png', np.zeros((4, 4), np.uint8))
+    with spooled_run(store, 'one', seed=3, data='v1') as run: run.picture('reads/a.png', np.zeros((4, 4), np.uint8))
     found, = find_runs(store)
     env = json.loads(read_artifact(store, run.id, 'environment.json'))
     assert env['seed'] == 3
@@ -204,7 +203,7 @@ def test_a_run_records_what_it_stands_on_and_cost(store):
 
 
 def test_a_crash_is_recorded_and_raised_again(store):
-    with pytest.raises(ZeroDivisionError), track(store) as run: raise ZeroDivisionError('division by zero')
+    with pytest.raises(ZeroDivisionError), spooled_run(store) as run: raise ZeroDivisionError('division by zero')
     found, = find_runs(store)
     assert (found['status'], found['tags']['error']) == ('FAILED', 'ZeroDivisionError: division by zero')
     assert 'Traceback' in read_artifact(store, run.id, 'error.txt').decode()
@@ -215,18 +214,18 @@ class Pruned(Exception): pass
 
 @pytest.mark.parametrize(('error', 'status'), [(KeyboardInterrupt, 'KILLED'), (SystemExit, 'FAILED'), (Pruned, 'KILLED'), (ValueError, 'FAILED')])
 def test_a_stop_on_purpose_is_no_failure(store, error, status):
-    with pytest.raises(error), track(store, stops=(KeyboardInterrupt, Pruned)): raise error
+    with pytest.raises(error), spooled_run(store, stops=(KeyboardInterrupt, Pruned)): raise error
     assert find_runs(store)[0]['status'] == status
 
 
 def test_an_error_that_quotes_an_address_keeps_its_password_to_itself(store):
-    with pytest.raises(ValueError), track(store) as run: raise ValueError('no answer from http://me:pa55word@host')
+    with pytest.raises(ValueError), spooled_run(store) as run: raise ValueError('no answer from http://me:pa55word@host')
     kept = find_runs(store)[0]['tags']['error'] + read_artifact(store, run.id, 'error.txt').decode()
     assert 'pa55word' not in kept.replace("raise ValueError('no answer from http://me:pa55word@host')", '')
 
 
 def test_nan_and_infinity_come_back_as_what_they_are(store):
-    with track(store) as run:
+    with spooled_run(store) as run:
         run.metrics({'a': nan, 'b': inf, 'c': -inf, 'd': 1e300})
         run.metrics({'late': 1.}, 1)
         run.metrics({'late': nan}, 2)
@@ -249,7 +248,7 @@ def test_peak_sees_what_was_freed_again():
 
 def test_what_could_not_be_sent_is_kept_and_sent_later_in_order_once(store, away):
     def work():
-        with track(store) as run:
+        with spooled_run(store) as run:
             run.metrics({'cer': 1.}, 99)
             run.send(now=True)
             away['on'] = True
@@ -277,7 +276,7 @@ def test_what_could_not_be_sent_is_kept_and_sent_later_in_order_once(store, away
 @pytest.mark.parametrize('error', [ValueError('a page instead of JSON'), RuntimeError('a surprise'), ConnectionResetError('reset')], ids=repr)
 def test_whatever_the_store_raises_the_run_goes_on(store, monkeypatch, error):
     def fail(*_, **__): raise error
-    with track(store) as run:
+    with spooled_run(store) as run:
         with monkeypatch.context() as patch:
             patch.setattr(store.client, 'log_batch', fail)
             run.metrics({'cer': .5}, 1)
@@ -288,7 +287,7 @@ def test_whatever_the_store_raises_the_run_goes_on(store, monkeypatch, error):
 
 def test_what_arrived_but_was_not_marked_is_not_doubled(store, monkeypatch):
     "As if the power failed between the store's answer and the mark."
-    with track(store) as run:
+    with spooled_run(store) as run:
         run.send(now=True)
         with monkeypatch.context() as patch:
             patch.setattr(run.outbox, 'mark', lambda n: None)
@@ -303,7 +302,7 @@ def test_a_locked_database_does_not_stop_a_run(store):
     path = store.uri.removeprefix('sqlite:///')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        with track(store) as run:
+        with spooled_run(store) as run:
             run.send(now=True)
             other = sqlite3.connect(path, isolation_level=None)
             other.execute('BEGIN EXCLUSIVE')
@@ -389,16 +388,16 @@ def test_a_killed_training_loses_nothing_and_resumes_to_the_same_end(store):
     assert 'error' not in whole['tags']
     assert whole['tags']['resumed'] == 'in the same circumstances'
     assert [o for o, _ in values(store, whole['id'])] == [2, 4, 6, 8]
-    assert reproduce(store, whole['id']).same
+    assert reproduce_training(store, whole['id']).same
 
 
 WRITE = '''
 import sys
 from pathlib import Path
 from mlops_course.store import open_store
-from mlops_course.tracking import track
+from mlops_course.spool import spooled_run
 store = open_store(Path(sys.argv[1]), 'crowd')
-with track(store, sys.argv[2]) as run:
+with spooled_run(store, sys.argv[2]) as run:
     for i in range(50):
         run.metrics({'cer': i/50}, i)
         if i % 5 == 0: run.send(now=True)
@@ -432,7 +431,7 @@ def test_a_server_that_dies_does_not_stop_a_training(tmp_path):
         assert [o for o, _ in values(store, run_id)] == [2, 4, 6, 8]
         assert find_runs(store)[0]['status'] == 'FINISHED'
         assert read_artifact(store, run_id, 'model/weights.safetensors')
-        assert reproduce(store, run_id).same # over the network, to the last bit
+        assert reproduce_training(store, run_id).same # over the network, to the last bit
 
 
 @POSIX
@@ -460,12 +459,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
 # Resumed runs
 
 def test_a_resumed_run_notes_what_changed(store, monkeypatch):
-    with track(store, 'first') as run:
+    with spooled_run(store, 'first') as run:
         run.params({'width': 64})
         run.metrics({'cer': .5}, 1)
     old = run_provenance()
-    monkeypatch.setattr('mlops_course.tracking.run_provenance', lambda seed=None: {**old, 'seed': seed, 'python': '2.7'})
-    with track(store, resume=run.id) as again:
+    monkeypatch.setattr('mlops_course.spool.run_provenance', lambda seed=None: {**old, 'seed': seed, 'python': '2.7'})
+    with spooled_run(store, resume=run.id) as again:
         again.metrics({'cer': .4}, 2)
         with pytest.raises(ValueError, match='width is 64, not 32'): again.params({'width': 32})
     found, = find_runs(store)
@@ -475,7 +474,7 @@ def test_a_resumed_run_notes_what_changed(store, monkeypatch):
 
 
 def test_a_run_that_does_not_exist_cannot_be_resumed(store):
-    with pytest.raises(ValueError, match='refuses: Run with id=nowhere not found'), track(store, resume='nowhere'): pass
+    with pytest.raises(ValueError, match='refuses: Run with id=nowhere not found'), spooled_run(store, resume='nowhere'): pass
     assert waiting(store) == []
     assert find_runs(store) == []
 
@@ -484,24 +483,49 @@ def test_a_report_that_only_the_checkpoint_knows_is_recorded(store, tmp_path):
     def stop(step, metrics, net): raise KeyboardInterrupt
     from mlops_course.reader.training import train
     with pytest.raises(KeyboardInterrupt): train(QUICK, every=2, checkpoint=tmp_path/'half.pt', on_step=stop) # reported to nobody
-    with track(store, 'cut short', seed=QUICK.seed) as run: run.params(QUICK.model_dump())
+    with spooled_run(store, 'cut short', seed=QUICK.seed) as run: run.params(QUICK.model_dump())
     train_tracked(QUICK, store, every=2, checkpoint=tmp_path/'half.pt', resume=run.id)
     assert sorted(o for o, _ in values(store, run.id)) == [2, 4, 6, 8]
 
 
 # Search, compare, reproduce
 
-@pytest.mark.parametrize(('found', 'lower', 'winner'), [
-    ([('a', nan), ('b', .3), ('c', .2)], True, 'c'), ([('a', .3), ('b', nan), ('c', .4)], True, 'a'), ([('a', .3), ('b', inf)], False, 'a'),
-    ([('a', -inf), ('b', 5.)], True, 'b'), ([('a', .3), ('b', .3)], True, 'a'), ([('a', .3), ('b', .5)], False, 'b')])
-def test_the_best_run_is_finite(found, lower, winner):
-    assert best_run([{'id': o, 'metrics': {'cer': v}} for o, v in found], lower=lower)['id'] == winner
+@pytest.fixture
+def plain(store):
+    "MLflow itself, pointed at `store`."
+    import mlflow
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_experiment('reader')
+    yield mlflow
+    while mlflow.active_run(): mlflow.end_run('KILLED')
+    mlflow.set_tracking_uri(before)
 
 
-def test_no_finite_run_is_an_error_that_lists_what_there_is():
-    with pytest.raises(ValueError, match=re.escape('No run has a finite `cer`. Logged metrics: f1, loss. Pick one')):
-        best_run([{'id': 'a', 'metrics': {'loss': nan, 'f1': .5}}])
-    with pytest.raises(ValueError, match='Logged metrics: none'): best_run([])
+def test_track_records_what_a_run_stands_on(store, plain, tmp_path):
+    from mlops_course.versioning import commit_all, dvc, scratch_repo
+    repo = scratch_repo(tmp_path/'repo')
+    (repo/'lines.txt').write_text('07:15', encoding='utf-8')
+    dvc('add', 'lines.txt', cwd=repo)
+    commit_all(repo, 'Add lines')
+    with track('clean', 3, 'lines.txt', repo) as run: plain.log_param('width', 32)
+    (repo/'new.py').write_text('', encoding='utf-8')
+    with track('dirty', 3, 'lines.txt', repo, tags={'own': 'kept'}): pass
+    clean, dirty = find_runs(store)
+    assert clean['tags'] == {'git_dirty': 'False', 'seed': '3', 'data': 'lines.txt', 'data_dvc': run_provenance(3, repo)['data']['lines.txt']}
+    assert (dirty['tags']['git_dirty'], dirty['tags']['own']) == ('True', 'kept')
+    assert json.loads(read_artifact(store, run.info.run_id, 'environment.json'))['seed'] == 3
+    assert store.client.get_run(run.info.run_id).data.tags['mlflow.source.git.commit'] == run_provenance(3, repo)['git']['commit']
+
+
+def test_reproduce_compares_the_metric_of_any_training(plain):
+    with track('doubled', 0) as run:
+        plain.log_param('x', 2)
+        plain.log_metric('twice', 4.)
+    assert reproduce(run.info.run_id, lambda params: 2.*int(params['x']), 'twice').same
+    other = reproduce(run.info.run_id, lambda params: 3.*int(params['x']), 'twice')
+    assert (other.was, other.now, other.same) == (4., 6., False)
+    with pytest.raises(ValueError, match='it has no cer'): reproduce(run.info.run_id, lambda params: 0.)
 
 
 def test_runs_come_from_every_page(store, monkeypatch):
@@ -525,7 +549,7 @@ def test_compare_shows_what_differs():
 
 
 def test_children_know_their_parent(store):
-    with track(store, 'parent') as parent, track(store, 'child', parent=parent.id): pass
+    with spooled_run(store, 'parent') as parent, spooled_run(store, 'child', parent=parent.id): pass
     family = {o['name']: o for o in find_runs(store)}
     assert family['child']['parent'] == family['parent']['id']
     assert family['parent']['parent'] == ''
@@ -533,7 +557,7 @@ def test_children_know_their_parent(store):
 
 def test_a_training_is_made_again_from_its_record_alone(store):
     _, run_id = train_tracked(QUICK, store, every=4)
-    again = reproduce(open_store(Path(store.uri.removeprefix('sqlite:///'))), run_id)
+    again = reproduce_training(open_store(Path(store.uri.removeprefix('sqlite:///'))), run_id)
     assert again.same
     assert again.now == again.was
     assert [o for o in again.changed if not o.startswith('git.dirty')] == []
@@ -545,12 +569,12 @@ def test_a_training_is_made_again_from_its_record_alone(store):
 def test_what_no_record_holds_is_not_made_again(store, more, said):
     metric = more.pop('metric', 'cer')
     _, run_id = train_tracked(QUICK, store, every=8, **more)
-    with pytest.raises(ValueError, match=said): reproduce(store, run_id, metric)
+    with pytest.raises(ValueError, match=said): reproduce_training(store, run_id, metric)
 
 
 def test_a_failed_run_is_not_made_again(store):
-    with pytest.raises(OSError), track(store) as run: raise OSError('the disk is gone')
-    with pytest.raises(ValueError, match='it is FAILED'): reproduce(store, run.id)
+    with pytest.raises(OSError), spooled_run(store) as run: raise OSError('the disk is gone')
+    with pytest.raises(ValueError, match='it is FAILED'): reproduce_training(store, run.id)
 
 
 def test_differences_name_the_place_and_both_values():
@@ -569,7 +593,7 @@ def as_setting(store, tmp_path, monkeypatch):
 
 def test_the_command_lists_runs(as_setting):
     for name in ('good', 'bad'):
-        with track(as_setting, name) as run: run.metrics({'cer': .1 if name == 'good' else .9})
+        with spooled_run(as_setting, name) as run: run.metrics({'cer': .1 if name == 'good' else .9})
     said = CliRunner().invoke(main, ['runs', '--where', 'metrics.cer < 0.5'])
     assert said.exit_code == 0
     assert 'good' in said.output
@@ -586,7 +610,7 @@ def test_the_command_lists_runs(as_setting):
 def test_the_pages_show_runs_curves_and_reads(server, browser, tmp_path):
     from playwright.sync_api import expect
     store = open_store(server.uri, 'in the browser', folder=tmp_path)
-    with track(store, 'grandmother') as parent:
+    with spooled_run(store, 'grandmother') as parent:
         _, run_id = train_tracked(QUICK, store, 'the child', every=4, parent=parent.id)
     page = browser.new_page(viewport={'width': 1400, 'height': 900})
     page.set_default_timeout(60_000)
@@ -601,7 +625,7 @@ def test_the_pages_show_runs_curves_and_reads(server, browser, tmp_path):
 
 
 def test_nothing_is_said_on_the_way(store, capfd, caplog):
-    with caplog.at_level(logging.INFO), track(store) as run: run.metrics({'cer': 1.})
+    with caplog.at_level(logging.INFO), spooled_run(store) as run: run.metrics({'cer': 1.})
     assert capfd.readouterr() == ('', '')
 
 

@@ -18,8 +18,7 @@ from .tracked import train_tracked
 from .training import Recipe, draw_lines, train
 from .weights import load_recogniser
 from ..scoring import interval, score
-from ..store import Store, explain_store_errors
-from ..tracking import find_runs
+from ..store import Store, explain_store_errors, find_runs
 from ..tuning import Range, Search, Tuning, search_space
 
 # %% ../../nbs/library/search.ipynb #35eb295b

@@ -100,8 +100,7 @@ def train_step(order:Order, done:StepResults) -> dict[str, Any]:
     from mlops_course.reader.training import Recipe
     from mlops_course.reader.weights import load_recogniser
     from mlops_course.spool import read_outbox
-    from mlops_course.store import open_store
-    from mlops_course.tracking import find_runs
+    from mlops_course.store import find_runs, open_store
     store,folder = open_store(),order_folder(order)
     name = f"order {fingerprint(order, step_key(STEPS, 'train', order, done))}"
     net = load_recogniser(load_settings().paths.data/order.start) if order.start else None

@@ -107,9 +107,8 @@ experiment_option = click.option('--experiment', default='reader', show_default=
 def runs_command(where:str, experiment:str) -> None:
     "List the runs on record, oldest first."
     from mlops_course.spool import send_pending
-    from mlops_course.store import open_store
-    from mlops_course.tracking import compare_runs
-    from mlops_course.tracking import find_runs as find
+    from mlops_course.store import compare_runs, open_store
+    from mlops_course.store import find_runs as find
     store = open_store(experiment=experiment)
     for o in send_pending(store):
         click.echo(f"run {o['run']}: sent {o['sent']} entries, {o['left']} left {o['why']}".rstrip(), err=True)
