@@ -46,11 +46,13 @@ def track(
     seed:int|None=None,
     data:str='',         # Version of the data
     root:Path|None=None, # The project's top folder; found from the working folder if none
+    tags:dict[str, str]|None=None,
     **more:Any,          # Passed on to `mlflow.start_run`
 ) -> Iterator[mlflow.ActiveRun]:
     "An MLflow run that also records the git commit, the DVC hash of the data and the environment."
     stands_on = run_provenance(seed, root)
-    with mlflow.start_run(run_name=name or None, tags=provenance_tags(stands_on, data), **more) as run:
+    tags = provenance_tags(stands_on, data) | (tags or {})
+    with mlflow.start_run(run_name=name or None, tags=tags, **more) as run:
         mlflow.log_dict(stands_on, 'environment.json')
         yield run
 
@@ -79,10 +81,10 @@ class Reproduction(NamedTuple):
 
 # %% ../nbs/08_tracking.ipynb #e50bcf6e
 def reproduce(
-    run_id:str,                               # A run of `track`
-    train:Callable[[dict[str, str]], float],  # Trains with the parameters of the run, which are text; returns the metric
+    run_id:str,                              # A run of `track`
+    train:Callable[[dict[str, str]], float], # Given the parameters, which are text; returns the metric
     metric:str='cer',
-    client:Any=None,                          # MlflowClient of another store
+    client:Any=None,                         # MlflowClient of another store
 ) -> Reproduction:
     "Train again from the record of a run, and compare `metric` to the last bit."
     client = client or mlflow.MlflowClient()
