@@ -36,18 +36,27 @@ def tracking_figures() -> Iterator[dict]:
 # to warm up.
 def tuning_figures() -> Iterator[dict]:
     "Seconds for a trial of 64 steps, without and with its run on record."
-    from mlops_course.reader.search import KNOBS, RECIPE, reader_search, train_trial
+    from functools import partial
+
+    import mlflow
+    import optuna
+
+    from mlops_course.reader.search import RECIPE, train_trial
     from mlops_course.store import open_store
-    from mlops_course.tuning import open_tuning
-    from mlops_course.tuning_workers import tune
-    search = reader_search(RECIPE.model_copy(update={'steps': 64}), {'rate': KNOBS['rate']}, sampler='random', pruner='none')
+    objective = partial(train_trial, recipe=RECIPE.model_copy(update={'steps': 64}), names=['rate'])
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         store = open_store(Path(tmp, 'mlflow.db'), 'bench')
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_experiment(store.experiment)
         for recorded in (False, True):
-            tuning = tune(open_tuning(Path(tmp, f'{recorded}.db'), search), train_trial, store if recorded else None, trials=1)
-            start = time.perf_counter()
-            tune(tuning, train_trial, store if recorded else None, trials=6)
-            yield dict(figure='trial', recorded=recorded, seconds=(time.perf_counter() - start)/5)
+            study = optuna.create_study(storage=f'sqlite:///{tmp}/{recorded}.db', sampler=optuna.samplers.RandomSampler(0),
+                                        pruner=optuna.pruners.NopPruner())
+            with mlflow.start_run() as run:
+                search = partial(objective, parent=run.info.run_id if recorded else '')
+                study.optimize(search, n_trials=1)
+                start = time.perf_counter()
+                study.optimize(search, n_trials=5)
+                yield dict(figure='trial', recorded=recorded, seconds=(time.perf_counter() - start)/5)
 
 
 def registry_figures() -> Iterator[dict]:

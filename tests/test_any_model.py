@@ -19,9 +19,8 @@ from mlops_course.gates import check_gates
 from mlops_course.registry import download_version, find_version, model_history, promote, register, roll_back
 from mlops_course.spool import spooled_run
 from mlops_course.store import find_runs, open_store
-from mlops_course.tuning import Range, Search, open_tuning
-from mlops_course.tuning_results import best_trial
-from mlops_course.tuning_workers import tune
+from mlops_course.tuning import trial_run
+from mlops_course.tuning_workers import SearchTerms, open_search, search_together
 
 work = Path(sys.argv[1])
 images, digits = load_digits(return_X_y=True)
@@ -59,12 +58,15 @@ for pixels in (24, 64, 23): # of each image
     decisions.append(promote(store, evaluate, 'ana', 'a test', name='digits', check=check))
 back = roll_back(store, 'cleo', 'a test', 'digits')
 
-def objective(settings, report, every, **record):
-    with spooled_run(**record) as run:
-        run.params(settings)
-        report(every, float(wrong(fit(**settings), valid).mean()))
-search = Search(recipe={'C': 1., 'steps': 1}, knobs={'C': Range(low=1e-4, high=10., log=True)}, sampler='random', pruner='none', reports=1)
-tuning = tune(open_tuning(work/'search.db', search, 'error'), objective, store, trials=3)
+mlflow.set_tracking_uri(store.uri)
+mlflow.set_experiment(store.experiment)
+def objective(trial):
+    with trial_run(trial):
+        error = float(wrong(fit(trial.suggest_float('C', 1e-4, 10., log=True)), valid).mean())
+        mlflow.log_metric('error', error)
+        return error
+open_search(work/'search.db', SearchTerms(sampler='random', pruner='none'))
+with mlflow.start_run(run_name='search'): study = search_together(work/'search.db', objective, trials=3)
 
 print(json.dumps({
     'best': min((o for o in find_runs(store, "params.pixels != ''")), key=lambda o: o['metrics']['error'])['id'] == run_ids[64],
@@ -73,7 +75,7 @@ print(json.dumps({
     'loaded': int(wrong(mlflow.sklearn.load_model(download_version(store, find_version(store, 2, 'digits'), work)),
                         valid).sum()) == int(wrong(fit(), valid).sum()),
     'history': [o['what'] for o in model_history(store, 'digits')],
-    'trials': len(tuning.study.trials), 'winner': best_trial(tuning).value,
+    'trials': len(study.trials), 'winner': study.best_value,
     'modules': sorted(sys.modules)}))
 '''
 

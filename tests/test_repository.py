@@ -241,7 +241,7 @@ LAYERS = {
         "limits", "lineage", "load", "mlflow_server", "monitoring", "mutation", "performance", "pictures",
         "pipelines", "prefect_server", "probe", "promql", "quality_report", "record", "registry", "release",
         "router", "scoring", "serving", "slots", "splitting", "spool", "store", "testing", "tracking",
-        "training", "tuning", "tuning_results", "tuning_workers", "uploads", "validation", "verdicts",
+        "training", "tuning", "tuning_workers", "uploads", "validation", "verdicts",
         "versioning", "watching", "workers", "workflows"],
     "products": [
         "reader.batch", "reader.boxes", "reader.breaker", "reader.broad", "reader.broad_text", "reader.budget",

@@ -1,233 +1,64 @@
-"Searches (lesson 09): killed and resumed, shared by processes, pruned, diverged, damaged."
-import json
+"Searches (lesson 09): on record, limited, resumed, shared by processes, killed, damaged; and what Optuna does by itself."
 import os
 import sqlite3
+import subprocess
+import sys
 import time
-from math import isnan
+from contextlib import suppress
+from functools import partial
+from math import isnan, nan
 
+import mlflow
 import optuna
 import pytest
 from click.testing import CliRunner
-from filelock import FileLock
 
-from mlops_course import tuning_workers as module
 from mlops_course.base.files import find_root
 from mlops_course.reader import search as reader
-from mlops_course.reader.search import KNOBS, load_trial_net, reader_search, score_on_test, train_trial
-from mlops_course.reader.training import Recipe, train
+from mlops_course.reader.search import RECIPE, search_recipe, suggest_recipe, train_trial
+from mlops_course.reader.training import Recipe
 from mlops_course.store import open_store
 from mlops_course.tools.cli import main
-from mlops_course.tracking import find_runs
-from mlops_course.tuning import (
-    Range,
-    Search,
-    SearchLimits,
-    claim_trial,
-    make_sampler,
-    open_tuning,
-    run_trial,
-    run_trials,
-    search_space,
-    trial_table,
-)
-from mlops_course.tuning_results import best_so_far, best_trial, compare_paired, importance, study_from_log
-from mlops_course.tuning_workers import start_worker, tune
+from mlops_course.tuning import report_or_prune, spent_steps, stop_after, trial_run
+from mlops_course.tuning_workers import SearchTerms, make_pruner, make_sampler, open_search, search_together
 
+pytestmark = pytest.mark.filterwarnings('ignore::optuna.exceptions.ExperimentalWarning')
 QUICK = Recipe(steps=8, batch=2, width=16, depth=1, longest=5)
-PLAIN = reader_search(QUICK, {'rate': KNOBS['rate'], 'depth': KNOBS['depth']}, sampler='random', pruner='none', seed=3)
+PLAIN = SearchTerms(sampler='random', pruner='none', seed=3)
 
 
 @pytest.fixture
 def store(tmp_path):
-    return open_store(tmp_path/'mlflow.db', 'tuning')
+    store = open_store(tmp_path/'mlflow.db', 'tuning')
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_experiment('tuning')
+    return store
 
 
 @pytest.fixture
-def plain(tmp_path): return open_tuning(tmp_path/'search.db', PLAIN)
+def path(tmp_path): return tmp_path/'search.db'
 
 
-def params(tuning): return [o.params for o in tuning.study.trials]
-def states(tuning): return trial_table(tuning)['state'].tolist()
-def expected(search, number): return optuna.create_study(sampler=make_sampler(search, number)).ask(search_space(search)).params
-def children(tuning, store): return {o['name']: o for o in find_runs(store) if o['parent'] == tuning.study.user_attrs['run']}
+def parabola(trial):
+    trial.set_user_attr('process', os.getpid())
+    x = trial.suggest_float('x', -10, 10)
+    time.sleep(.1)
+    return x*x
 
 
-# What may be searched
-
-@pytest.mark.parametrize(('knobs', 'said'), [
-    ({'rates': KNOBS['rate']}, "'rates' is no knob, did you mean 'rate'"),
-    ({'momentum': KNOBS['rate']}, 'choose from batch, rate, warm_up'),
-    ({'seed': [0, 1]}, "'seed' is no knob"),
-    ({'steps': [10, 20]}, "'steps' is no knob"),
-    ({'rate': Range(low=.1, high=.01)}, 'the first must be the smaller one'),
-    ({}, 'No hyperparameter to search')])
-def test_a_wrong_knob_is_refused_by_name(knobs, said):
-    with pytest.raises(ValueError, match=said): search_space(reader_search(knobs=knobs))
+def broken_in_a_worker(trial):
+    from multiprocessing import parent_process
+    if parent_process(): raise OSError('the disk of the worker is gone')
+    return parabola(trial)
 
 
-def test_a_value_that_no_recipe_takes_is_refused_before_the_search(tmp_path):
-    with pytest.raises(ValueError, match='width'): open_tuning(tmp_path/'search.db', reader_search(knobs={'width': [16, 'wide']}))
+def states(study): return [trial.state.name for trial in study.trials]
+def params(study): return [trial.params for trial in study.trials]
 
 
-def test_whole_numbers_stay_whole_and_rates_do_not():
-    found = search_space(reader_search(knobs={'depth': Range(low=1, high=3), 'warm_up': Range(low=0, high=.5)}))
-    assert isinstance(found['depth'], optuna.distributions.IntDistribution)
-    assert isinstance(found['warm_up'], optuna.distributions.FloatDistribution)
-
-
-@pytest.mark.parametrize(('given', 'said'), [({'sampler': 'best'}, 'choose tpe or random'), ({'pruner': 'harsh'}, 'choose median or halving or none')])
-def test_a_wrong_sampler_or_pruner_is_refused_with_the_valid_ones(tmp_path, given, said):
-    with pytest.raises(ValueError, match=said): open_tuning(tmp_path/'search.db', reader_search(**given))
-
-
-def test_a_search_without_an_end_is_refused(plain):
-    with pytest.raises(ValueError, match='pass steps, trials or seconds'): tune(plain, train_trial)
-
-
-# The storage
-
-def test_a_search_without_terms_must_be_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match='cannot be resumed'): open_tuning(tmp_path/'no.db')
-    assert not (tmp_path/'no.db').exists()
-
-
-def test_other_terms_are_refused_by_name(plain):
-    with pytest.raises(ValueError, match='other terms: seed 4 instead of 3'): open_tuning(plain.path, PLAIN.model_copy(update={'seed': 4}))
-
-
-@pytest.mark.parametrize('content', [b'SQLite format 3\0' + b'\xff'*5000, b'no database at all, but long enough to have a header'*20])
-def test_a_damaged_storage_is_said_to_be_damaged(tmp_path, content):
-    (tmp_path/'search.db').write_bytes(content)
-    with pytest.raises(ValueError, match='damaged, or another file'): open_tuning(tmp_path/'search.db', PLAIN)
-    assert (tmp_path/'search.db').read_bytes() == content
-
-
-def test_a_torn_storage_is_said_to_be_damaged(plain):
-    run_trials(plain, train_trial, SearchLimits(trials=2))
-    whole = plain.path.read_bytes()
-    plain.path.write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match='damaged, or another file'): open_tuning(plain.path)
-
-
-def test_the_database_of_another_program_is_left_as_it_is(tmp_path):
-    with sqlite3.connect(tmp_path/'other.db') as db: db.execute('CREATE TABLE things (id)')
-    db.close()
-    before = (tmp_path/'other.db').read_bytes()
-    with pytest.raises(ValueError, match='a database with other tables'): open_tuning(tmp_path/'other.db', PLAIN)
-    assert (tmp_path/'other.db').read_bytes() == before
-
-
-# What is proposed
-
-@pytest.mark.slow
-def test_a_search_in_two_sittings_proposes_what_one_sitting_does(tmp_path):
-    for sampler in ('random', 'tpe'):
-        search = PLAIN.model_copy(update={'sampler': sampler})
-        once,first = open_tuning(tmp_path/f'{sampler}1.db', search),open_tuning(tmp_path/f'{sampler}2.db', search)
-        tune(once, train_trial, trials=7)
-        tune(first, train_trial, trials=3)
-        twice = tune(open_tuning(first.path), train_trial, trials=7)
-        assert params(twice) == params(once), sampler
-        assert trial_table(twice).equals(trial_table(once)), sampler
-
-
-def test_no_setting_comes_twice(plain):
-    tune(plain, train_trial, trials=2)
-    tune(open_tuning(plain.path), train_trial, trials=4)
-    assert len({o['rate'] for o in params(plain)}) == 4
-
-
-# What it costs
-
-def test_the_budget_is_never_passed_and_pruned_steps_count(tmp_path):
-    tuning = open_tuning(tmp_path/'search.db', PLAIN)
-    tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.) # all at the first report
-    tune(tuning, train_trial, steps=20)
-    assert states(tuning) == ['pruned']*len(states(tuning))
-    assert trial_table(tuning)['steps'].tolist() == [2]*7 # the eighth might have cost 8, and only 6 were left
-    assert tuning.spent == 14
-
-
-def test_a_budget_smaller_than_a_trial_buys_nothing(plain):
-    assert len(trial_table(tune(plain, train_trial, steps=7))) == 0
-
-
-def test_no_trial_begins_after_the_time_is_up(plain):
-    assert len(trial_table(tune(plain, train_trial, seconds=0))) == 0
-
-
-def test_a_trial_in_hand_counts_as_a_full_one(plain):
-    with plain.lock(): pass
-    trial = claim_trial(plain, SearchLimits(steps=15), 'me')
-    (plain.path.parent/'search.db.workers').mkdir()
-    with FileLock(f'{plain.path}.workers/me'):
-        assert plain.spent == 8
-        assert claim_trial(plain, SearchLimits(steps=15), 'another') is None
-    assert trial.number == 0
-
-
-# How a trial ends
-
-def test_a_pruned_trial_is_a_killed_child_that_says_why(tmp_path, store):
-    tuning = open_tuning(tmp_path/'search.db', PLAIN)
-    tuning.study.pruner = optuna.pruners.ThresholdPruner(upper=0.)
-    tune(tuning, train_trial, store, trials=1)
-    child = children(tuning, store)['trial 0']
-    assert child['status'] == 'KILLED'
-    assert child['tags']['error'].startswith('TrialPruned: CER')
-    family = next(o for o in find_runs(store) if o['id'] == tuning.study.user_attrs['run'])
-    assert family['status'] == 'FINISHED'
-    assert family['metrics']['pruned'] == 1
-    assert isnan(family['metrics']['best_cer'])
-
-
-def test_a_diverged_trial_is_pruned_and_cannot_win(tmp_path, store):
-    search = reader_search(QUICK, {'rate': [1e9, 2e9]}, sampler='random', pruner='none')
-    tuning = tune(open_tuning(tmp_path/'search.db', search), train_trial, store, trials=2)
-    assert states(tuning) == ['pruned', 'pruned']
-    assert 'diverged' in children(tuning, store)['trial 0']['tags']['error']
-    with pytest.raises(ValueError, match='None of 2 trials was trained to its end'): best_trial(tuning)
-
-
-def test_an_error_fails_its_trial_and_its_runs_and_the_search_goes_on(tmp_path, store, monkeypatch, plain):
-    def broken(*words, **more): raise OSError('the disk is gone')
-    monkeypatch.setattr(reader, 'train_tracked', broken)
-    with pytest.raises(OSError, match='the disk is gone'): tune(plain, train_trial, store, trials=2)
-    monkeypatch.undo()
-    assert states(plain) == ['failed']
-    assert plain.study.trials[0].user_attrs['error'] == 'OSError: the disk is gone'
-    run = plain.study.user_attrs['run']
-    assert next(o for o in find_runs(store) if o['id'] == run)['status'] == 'FAILED'
-    tune(plain, train_trial, store, trials=2)
-    assert states(plain) == ['failed', 'complete']
-    assert plain.study.user_attrs['run'] == run # the same run goes on
-    assert next(o for o in find_runs(store) if o['id'] == run)['status'] == 'FINISHED'
-
-
-def test_ctrl_c_leaves_no_trial_running(plain, monkeypatch):
-    def stopped(*words, **more): raise KeyboardInterrupt
-    monkeypatch.setattr(reader, 'train', stopped)
-    with pytest.raises(KeyboardInterrupt): tune(plain, train_trial, trials=1)
-    assert states(plain) == ['failed']
-
-
-# Several processes
-
-def test_a_trial_without_an_owner_is_marked_and_not_repeated(plain):
-    claim_trial(plain, SearchLimits(), 'a worker that is no more')
-    assert states(plain) == ['running']
-    tune(plain, train_trial, trials=3)
-    assert states(plain) == ['failed', 'complete', 'complete']
-    assert params(plain) == [expected(PLAIN, o) for o in range(3)]
-
-
-def test_a_trial_whose_worker_lives_is_left_alone(plain):
-    (plain.path.parent/'search.db.workers').mkdir()
-    with FileLock(f'{plain.path}.workers/alive'):
-        trial = claim_trial(plain, SearchLimits(), 'alive')
-        run_trials(open_tuning(plain.path), train_trial, SearchLimits(trials=2))
-        assert states(plain) == ['running', 'complete']
-        assert run_trial(trial, plain, train_trial) == 'complete'
+def children(parent):
+    rows = mlflow.search_runs(filter_string=f"tags.`mlflow.parentRunId` = '{parent}'")
+    return {row['tags.mlflow.runName']: row for row in rows.to_dict('records')}
 
 
 def wait_for(condition, seconds=120):
@@ -237,119 +68,312 @@ def wait_for(condition, seconds=120):
         time.sleep(.02)
 
 
-@pytest.mark.slow
-def test_a_killed_worker_loses_its_trial_and_nothing_else(tmp_path):
-    search = PLAIN.model_copy(update={'recipe': {**PLAIN.recipe, **{'steps': 64}}})
-    tuning = open_tuning(tmp_path/'search.db', search)
-    helper = start_worker(tuning, train_trial, SearchLimits(trials=1000))
-    def in_hand(): return [o for o in tuning.study.trials if o.state.name == 'RUNNING' and o.intermediate_values]
-    wait_for(lambda: len(tuning.study.trials) > 2 and in_hand())
-    helper.kill()
-    helper.wait()
-    helper.stdin.close()
-    before = states(tuning)
-    assert before.count('running') == 1
-    lost = before.index('running')
-    tune(open_tuning(tuning.path), train_trial, trials=len(before) + 1)
-    assert states(tuning) == [*('failed' if i == lost else o for i,o in enumerate(before)), 'complete']
-    assert params(tuning) == [expected(search, o) for o in range(len(before) + 1)]
+# What Optuna does by itself, as the lesson says
+
+def test_an_objective_that_returns_nan_fails_its_trial():
+    study = optuna.create_study()
+    study.optimize(lambda trial: nan, n_trials=1)
+    assert states(study) == ['FAIL']
+
+
+def storage(path): return optuna.storages.RDBStorage(
+    f'sqlite:///{path}', heartbeat_interval=1, grace_period=2,
+    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1))
+
+
+def test_a_stale_trial_is_repeated_once_and_its_late_process_is_refused(path):
+    study = optuna.create_study(storage=storage(path))
+    late = study.ask()
+    late.suggest_float('x', 0, 1)
+    study._storage.record_heartbeat(late._trial_id) # then its process sleeps
+    time.sleep(3.2)
+    study.optimize(lambda trial: trial.suggest_float('x', 0, 1), n_trials=1)
+    assert states(study) == ['FAIL', 'COMPLETE']
+    assert params(study)[0] == params(study)[1]
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError): late.report(.5, 1)
+    with pytest.raises(ValueError, match='Cannot tell a FAIL trial'): study.tell(late, .5)
+
+
+def test_a_trial_that_was_asked_for_has_no_heartbeat(path):
+    study = optuna.create_study(storage=storage(path))
+    study.ask()
+    time.sleep(2.2)
+    study.optimize(lambda trial: 1., n_trials=1)
+    assert states(study) == ['RUNNING', 'COMPLETE']
+
+
+def test_a_seeded_sampler_begins_again_in_each_process():
+    def draw(): return optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask().suggest_float('x', 0, 1)
+    assert draw() == draw()
+
+
+# One trial
+
+def test_a_report_is_stored_and_a_diverged_trial_is_pruned():
+    study = optuna.create_study()
+    trial = study.ask()
+    report_or_prune(trial, .5, 1)
+    with pytest.raises(optuna.TrialPruned, match='diverged by step 2'): report_or_prune(trial, float('inf'), 2)
+    assert study.trials[0].intermediate_values == {1: .5, 2: float('inf')}
+
+
+def test_the_pruner_decides():
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=.6))
+    report_or_prune(study.ask(), .59, 1)
+    with pytest.raises(optuna.TrialPruned, match=r'the pruner stopped it at step 4, with 0\.610'): report_or_prune(study.ask(), .61, 4)
+
+
+def end_with(error):
+    def objective(trial):
+        with trial_run(trial):
+            trial.suggest_float('x', 0, 1)
+            mlflow.log_metric('error', .5)
+            if error: raise error
+            return .5
+    return objective
+
+
+@pytest.mark.parametrize(('error', 'status', 'state'), [
+    (None, 'FINISHED', 'COMPLETE'), (optuna.TrialPruned('too slow'), 'KILLED', 'PRUNED'),
+    (ValueError('no file'), 'FAILED', 'FAIL'), (KeyboardInterrupt(), 'FAILED', 'FAIL')])
+def test_a_run_ends_as_its_trial_and_has_its_parameters(store, error, status, state):
+    study = optuna.create_study()
+    with mlflow.start_run() as parent:
+        with suppress(KeyboardInterrupt): study.optimize(end_with(error), n_trials=1, catch=ValueError)
+        assert mlflow.active_run().info.run_id == parent.info.run_id # the trial's run has ended
+    [run] = children(parent.info.run_id).values()
+    assert (run['status'], states(study)) == (status, [state])
+    assert float(run['params.x']) == params(study)[0]['x']
+    assert run.get('tags.pruned') == ('too slow' if status == 'KILLED' else None)
+
+
+def test_a_run_finds_a_parent_in_another_process(store):
+    with mlflow.start_run() as parent: pass
+    with trial_run(optuna.trial.FixedTrial({}, 7), parent.info.run_id): pass
+    assert [*children(parent.info.run_id)] == ['trial 7']
+
+
+# What it costs
+
+def test_pruned_steps_count_and_a_trial_without_a_report_costs_nothing():
+    study = optuna.create_study()
+    for reports in ({50: .9}, {50: .8, 100: .5}, {}):
+        study.add_trial(optuna.create_trial(value=.5, intermediate_values=reports))
+    assert spent_steps(study) == 150
+
+
+@pytest.mark.parametrize(('limit', 'expected'), [(20, 7), (22, 8), (14, 4), (8, 1)])
+def test_a_search_stops_before_its_steps_are_exceeded(limit, expected):
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0)) # all after 2 of 8 steps
+    study.optimize(lambda trial: report_or_prune(trial, 1., 2), callbacks=[stop_after(limit, 8)])
+    assert len(study.trials) == expected
+    assert spent_steps(study) <= limit
+
+
+# The search for a recipe
+
+def test_a_wrong_name_is_refused_with_the_right_one():
+    with pytest.raises(ValueError, match="did you mean 'rate'"): suggest_recipe(optuna.trial.FixedTrial({}), names=['rates'])
+    with pytest.raises(ValueError, match='choose from rate, warm_up'): suggest_recipe(optuna.trial.FixedTrial({}), names=['seed'])
+
+
+def test_only_named_settings_are_changed():
+    recipe = suggest_recipe(optuna.trial.FixedTrial({'rate': .02}), QUICK, ['rate'])
+    assert recipe == QUICK.model_copy(update={'rate': .02})
+
+
+def test_a_diverged_training_is_pruned_and_cannot_win():
+    trial = optuna.trial.FixedTrial({'width': 16})
+    with pytest.raises(optuna.TrialPruned, match='diverged'): train_trial(trial, QUICK.model_copy(update={'rate': 1e9}), ['width'])
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_search_without_duplicates(tmp_path, store, monkeypatch):
-    search = PLAIN.model_copy(update={'recipe': {**PLAIN.recipe, **{'steps': 128}}})
-    tuning = open_tuning(tmp_path/'search.db', search)
-    begin = module.run_trials
+def test_each_trial_is_a_child_run_and_the_search_goes_on(path, store, monkeypatch):
+    terms = SearchTerms(sampler='random', pruner='none')
+    def broken(*words): raise OSError('the disk is gone')
+    monkeypatch.setattr(reader, 'train', broken)
+    with pytest.raises(OSError, match='the disk is gone'): search_recipe(path, store, terms, QUICK, ['rate'], trials=2)
+    monkeypatch.undo()
+    study = open_search(path)
+    run = study.user_attrs['run']
+    assert states(study) == ['FAIL']
+    assert mlflow.get_run(run).info.status == 'FAILED'
+    study = search_recipe(path, store, trials=2)
+    assert states(study) == ['FAIL', 'COMPLETE', 'COMPLETE']
+    assert study.user_attrs['run'] == run
+    parent = mlflow.get_run(run)
+    assert (parent.info.status, parent.data.metrics['best_cer'], parent.data.metrics['steps']) == ('FINISHED', study.best_value, 16)
+    runs = children(run)
+    assert {name: row['status'] for name,row in runs.items()} == {'trial 0': 'FAILED', 'trial 1': 'FINISHED', 'trial 2': 'FINISHED'}
+    assert runs['trial 1']['metrics.cer'] == study.trials[1].value
+    assert Recipe(**{k: runs['trial 1'][f'params.{k}'] for k in Recipe.model_fields}) == QUICK.model_copy(update=study.trials[1].params)
 
-    def after_the_helper(*given): # it takes seconds to start, minutes on a busy machine
-        wait_for(lambda: any('worker' in o.user_attrs for o in tuning.study.trials))
-        return begin(*given)
-    monkeypatch.setattr(module, 'run_trials', after_the_helper)
-    tune(tuning, train_trial, store, trials=10, jobs=2)
-    trials = tuning.study.trials
-    assert {o.state.name for o in trials} == {'COMPLETE'}
-    assert params(tuning) == [expected(search, o) for o in range(len(trials))]
-    assert len({o.user_attrs['worker'] for o in trials}) == 2, (tmp_path/'search.db.log').read_text()
-    assert sorted(children(tuning, store)) == sorted(f'trial {o}' for o in range(len(trials)))
+
+def test_a_search_without_a_complete_trial_has_no_best_value(path, store):
+    study = search_recipe(path, store, SearchTerms(), QUICK, ['rate'], steps=7)
+    assert study.trials == []
+    assert isnan(mlflow.get_run(study.user_attrs['run']).data.metrics['best_cer'])
+
+
+# The storage
+
+def test_a_search_without_terms_must_be_there(path):
+    with pytest.raises(FileNotFoundError, match='cannot be resumed'): open_search(path)
+    assert not path.exists()
+
+
+def test_other_terms_are_refused_by_name(path):
+    open_search(path, PLAIN)
+    assert open_search(path, PLAIN).user_attrs == open_search(path).user_attrs
+    with pytest.raises(ValueError, match='other terms: seed 4 instead of 3'): open_search(path, PLAIN.model_copy(update={'seed': 4}))
+
+
+@pytest.mark.parametrize('content', [b'SQLite format 3\0' + b'\xff'*5000, b'no database at all, but long enough to have a header'*20])
+def test_a_damaged_storage_is_said_to_be_damaged(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='damaged, or another file'): open_search(path, PLAIN)
+    assert path.read_bytes() == content
+
+
+def test_a_torn_storage_is_said_to_be_damaged(path):
+    open_search(path, PLAIN).optimize(parabola, n_trials=2)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match='damaged, or another file'): open_search(path)
+
+
+def test_the_database_of_another_program_is_left_as_it_is(path):
+    with sqlite3.connect(path) as db: db.execute('CREATE TABLE things (id)')
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match='a database with other tables'): open_search(path, PLAIN)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize('terms', [{'sampler': 'best'}, {'pruner': 'harsh'}, {'seeds': 3}])
+def test_a_wrong_term_is_refused(terms):
+    with pytest.raises(ValueError, match=next(iter(terms))): SearchTerms(**terms)
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('median', 'MedianPruner'), ('halving', 'SuccessiveHalvingPruner'), ('none', 'NopPruner')])
+def test_each_pruner_is_optunas(name, kind): assert type(make_pruner(SearchTerms(pruner=name, full_steps=8))).__name__ == kind
+
+
+@pytest.mark.parametrize('name', ['tpe', 'random'])
+def test_each_process_and_each_sitting_draws_its_own_numbers(name):
+    def draw(seed, trials, worker):
+        sampler = make_sampler(SearchTerms(sampler=name, seed=seed), trials, worker)
+        return optuna.create_study(sampler=sampler).ask().suggest_float('x', 0, 1)
+    drawn = [draw(seed, trials, worker) for seed in (0, 1) for trials in (0, 3) for worker in (0, 1)]
+    assert len(set(drawn)) == 8
+    assert draw(0, 3, 1) == drawn[3]
+
+
+# Limits
+
+def test_a_search_without_an_end_is_refused(path):
+    open_search(path, PLAIN)
+    with pytest.raises(ValueError, match='pass steps, trials or seconds'): search_together(path, parabola)
+
+
+def test_a_second_sitting_makes_only_what_is_left_and_repeats_nothing(path):
+    open_search(path, PLAIN)
+    assert len(search_together(path, parabola, trials=2).trials) == 2
+    study = search_together(path, parabola, trials=4)
+    assert len({trial.params['x'] for trial in study.trials}) == len(study.trials) == 4
+    assert len(search_together(path, parabola, trials=4).trials) == 4
+
+
+def test_a_budget_smaller_than_a_trial_buys_nothing(path):
+    open_search(path, PLAIN.model_copy(update={'full_steps': 8}))
+    assert search_together(path, parabola, steps=7).trials == []
+
+
+def test_the_steps_of_all_sittings_count(path):
+    open_search(path, PLAIN.model_copy(update={'full_steps': 8}))
+    def objective(trial): return trial.report(1, 8) or 1.
+    assert len(search_together(path, objective, steps=20).trials) == 2
+    assert len(search_together(path, objective, steps=33).trials) == 4
+
+
+def test_no_trial_begins_after_the_time_is_up(path):
+    open_search(path, PLAIN)
+    assert search_together(path, parabola, seconds=0).trials == []
+
+
+def test_ctrl_c_leaves_no_trial_running(path):
+    def stopped(trial): raise KeyboardInterrupt
+    study = open_search(path, PLAIN)
+    with pytest.raises(KeyboardInterrupt): search_together(path, stopped, trials=1)
+    assert states(study) == ['FAIL']
+
+
+# Several processes
+
+@pytest.mark.slow
+def test_two_processes_share_a_search_without_duplicates(path):
+    open_search(path, PLAIN)
+    study = search_together(path, parabola, jobs=2, seconds=25)
+    assert set(states(study)) == {'COMPLETE'}
+    assert len({trial.user_attrs['process'] for trial in study.trials}) == 2
+    assert len({trial.params['x'] for trial in study.trials}) == len(study.trials)
 
 
 @pytest.mark.slow
-def test_a_helper_ends_when_its_pipe_is_closed(plain):
-    helper = start_worker(plain, train_trial, SearchLimits(trials=100_000))
-    wait_for(lambda: plain.study.trials)
-    helper.stdin.close()
-    assert helper.wait(timeout=60) == 1
+def test_what_a_failed_worker_left_is_done_by_the_caller(path):
+    open_search(path, PLAIN)
+    with pytest.warns(UserWarning, match='1 of 1 workers failed'): study = search_together(path, broken_in_a_worker, 2, trials=3)
+    assert states(study).count('COMPLETE') >= 3
+
+
+CALLER = '''
+from functools import partial
+from pathlib import Path
+from mlops_course.reader.search import RECIPE, train_trial
+from mlops_course.tuning_workers import search_together
+if __name__ == '__main__':
+    recipe = RECIPE.model_copy(update={'steps': 64, 'width': 16})
+    search_together(Path('search.db'), partial(train_trial, recipe=recipe, names=['rate']), jobs=2, trials=100000)
+'''
 
 
 @pytest.mark.slow
-def test_what_a_dead_helper_left_is_done_by_the_caller(plain, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', os.fspath(plain.path.parent))
-    (plain.path.parent/'sitecustomize.py').write_text("import os; os._exit(3)")
-    with pytest.warns(UserWarning, match='1 of 1 workers failed'): tune(plain, train_trial, trials=2, jobs=2)
-    assert states(plain) == ['complete', 'complete']
+def test_a_killed_caller_loses_two_trials_at_most_and_they_are_repeated(path):
+    study = open_search(path, PLAIN)
+    (path.parent/'caller.py').write_text(CALLER)
+    caller = subprocess.Popen([sys.executable, 'caller.py'], cwd=path.parent)
+    wait_for(lambda: states(study).count('RUNNING') == 2 and states(study).count('COMPLETE') > 2)
+    caller.kill()
+    caller.wait()
+    wait_for(lambda: states(study).count('RUNNING') <= 1) # the worker ends after its trial
+    time.sleep(3)
+    before = states(study)
+    time.sleep(2)
+    assert states(study) == before
+    study = open_search(path, heartbeat_s=1, grace_s=2)
+    time.sleep(2)
+    study.optimize(partial(train_trial, recipe=QUICK, names=['rate']), n_trials=2)
+    dead = [trial for trial in study.trials if trial.state.name == 'FAIL']
+    assert len(dead) == before.count('RUNNING')
+    repeated = [trial for trial in study.trials if 'failed_trial' in trial.system_attrs]
+    assert [trial.params for trial in repeated] == [trial.params for trial in dead]
+    assert {trial.state.name for trial in study.trials if trial not in dead} == {'COMPLETE'}
 
 
-# What came of it
-
-@pytest.mark.slow
-def test_the_winner_is_the_lowest_complete_one_and_its_net_is_in_its_run(tmp_path, store, plain):
-    tune(plain, train_trial, store, trials=3)
-    best = best_trial(plain)
-    assert best.value == trial_table(plain)['cer'].min()
-    recipe = Recipe(**{**QUICK.model_dump(), **best.params})
-    again,_ = train(recipe)
-    mine = load_trial_net(plain, store, best)
-    assert all((a == b).all() for a,b in zip(mine.state_dict().values(), again.state_dict().values()))
-    assert score_on_test(mine, recipe, 20) == score_on_test(again, recipe, 20)
-
-
-def test_a_net_that_was_never_on_record_is_asked_for_in_vain(plain, store):
-    tune(plain, train_trial, trials=1)
-    with pytest.raises(ValueError, match='searched without this store'): load_trial_net(plain, store, best_trial(plain))
-
-
-def test_best_so_far_counts_what_pruned_trials_cost():
-    trials = [{'state': 'PRUNED', 'reports': {'50': .1}}, {'state': 'COMPLETE', 'reports': {'50': .9, '100': .5}},
-              {'state': 'FAIL', 'reports': {}}, {'state': 'COMPLETE', 'reports': {'50': .9, '100': .6}}]
-    found = best_so_far(trials, [100, 149, 150, 250])
-    assert [isnan(found[0]), isnan(found[1])] == [True, True]
-    assert found[2:] == [.5, .5]
-
-
-def test_importance_finds_the_knob_that_decides():
-    search = reader_search(knobs={'rate': Range(low=.001, high=.1, log=True), 'warm_up': Range(low=0., high=.3)})
-    drawn = [optuna.create_study(sampler=make_sampler(search.model_copy(update={'sampler': 'random'}), o)).ask(search_space(search)).params for o in range(60)]
-    def trials(knob): return [{'state': 'COMPLETE', 'params': o, 'reports': {'192': o[knob]}} for o in drawn]
-    for knob in ('rate', 'warm_up'):
-        shares = importance(study_from_log(trials(knob), search))
-        assert shares[knob] == max(shares.values())
-        assert sum(shares.values()) == pytest.approx(1)
-
-
-def test_importance_of_a_few_trials_is_refused():
-    with pytest.raises(ValueError, match='have at least 4'): importance(optuna.create_study())
-
-
-def test_paired_speaks_for_the_lower_and_only_outside_the_noise():
-    low,high = [.4, .5, .8, .3, .7, .2],[.5, .6, .9, .4, .8, .3]
-    assert compare_paired(high, low).better == 'second'
-    assert compare_paired(low, high).better == 'first'
-    assert compare_paired([.4, .6]*3, [.6, .4]*3).better == 'undecided'
-    assert compare_paired(high[:5], low[:5]).better == 'undecided' # five that agree are luck once in 16 times
-    with pytest.raises(ValueError, match='one of each for every seed'): compare_paired([.1], [.1, .2])
-
+# The log of the lesson
 
 def test_the_log_holds_both_searches_for_each_seed_at_equal_cost():
-    log = json.loads((find_root()/'data'/'tuning'/'searches.json').read_text(encoding='utf-8'))
-    full = Search(**log['search']).recipe['steps']
-    for o in log['searches']:
-        spent = sum(max(map(int, t['reports']), default=0) for t in o['trials'])
-        assert spent == o['steps']
-        assert (log['full_trials'] - 1)*full < spent <= log['full_trials']*full
-        done = [list(t['reports'].values())[-1] for t in o['trials'] if t['state'] == 'COMPLETE']
-        assert o['claimed'] == pytest.approx(min(done), abs=1e-6)
-    seeds = {s: sorted(o['seed'] for o in log['searches'] if o['sampler'] == s) for s in ('tpe', 'random')}
-    assert seeds['tpe'] == seeds['random'] == list(range(len(seeds['tpe'])))
+    file = find_root()/'data'/'tuning'/'searches.log'
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+    before,seeds = file.read_bytes(),{'tpe': [], 'random': []}
+    for name in optuna.get_all_study_names(journal):
+        study = optuna.load_study(study_name=name, storage=journal)
+        facts = study.user_attrs
+        assert facts['steps'] == spent_steps(study)
+        assert 7*RECIPE.steps < facts['steps'] <= 8*RECIPE.steps
+        assert 0 < min(facts['fresh'], facts['other_seed'], facts['default'], study.best_value) < 1
+        seeds[facts['sampler']].append(facts['seed'])
+    assert seeds['tpe'] == seeds['random'] == list(range(10))
+    assert file.read_bytes() == before # reading writes nothing
 
 
 # The command
@@ -373,14 +397,16 @@ def test_the_command_searches_and_goes_on(store, tmp_path, monkeypatch):
     assert '--resume' in said
     code,said = say(tmp_path/'cli.db', '--trials', 2, '--resume')
     assert code == 0, said
-    tuning = open_tuning(tmp_path/'cli.db')
-    assert len(tuning.study.trials) == 2
-    assert Recipe(**tuning.search.recipe) == QUICK.model_copy(update={'depth': 1})
+    study = open_search(tmp_path/'cli.db')
+    assert len(study.trials) == 2
+    assert {*study.trials[0].params} == {'rate', 'depth'}
+    assert Recipe(**study.user_attrs['terms']['objective']['recipe']) == QUICK.model_copy(update={'depth': 1})
 
 
 @pytest.mark.parametrize(('words', 'said'), [
     (['--knob', 'rates', '--trials', '1'], "did you mean 'rate'"),
     (['--trials', '1', '-p', 'colour', '3'], 'colour'),
+    (['--trials', '1', '--sampler', 'best'], 'sampler'),
     ([], 'pass steps, trials or seconds'),
     (['--resume', '--trials', '1'], 'cannot be resumed'),
     (['--resume', '--trials', '1', '--sampler', 'random'], 'stand in the storage')])
