@@ -33,9 +33,9 @@ def lines_gate(rows:pd.DataFrame, gates:Gates) -> Gate:
     return Gate('lines', f"{gates.lines} of each kind are asked{said}", max(short.values(), default=0))
 
 # %% ../nbs/library/gates.ipynb #ae86d68e
-def better_gate(new:pd.DataFrame, old:pd.DataFrame, metric:str='cer') -> Gate:
-    "Is the model better on all lines, beyond the noise?"
-    found = compare(new, old, metric)
+def better_gate(new:pd.DataFrame, old:pd.DataFrame, metric:str='cer', level:float=.95) -> Gate:
+    "Is the model better on all lines, beyond the noise? `level` is that of the interval."
+    found = compare(new, old, metric, level=level)
     said = f"{metric.upper()} {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], all of it below 0 is asked"
     if found.high < 0: return Gate('whole', said)
     verdict = 'worse' if found.low > 0 else 'inside the noise'
@@ -65,12 +65,13 @@ def check_gates(
     size_mb:float,         # Of the challenger
     gates:Gates|None=None, # Those in params.yaml if none
     metric:str='cer',      # An error, one of `METRICS` in scoring
+    tries:int=1,           # Challengers compared with this champion so far, this one included
 ) -> list[Gate]:
-    "Evaluate every gate, even if an earlier one failed."
+    "Evaluate every gate, even if an earlier one failed. More `tries` ask for a wider interval (Bonferroni)."
     gates = gates or load_settings().params.gates
     found = [lines_gate(new, gates)]
     if old is not None:
-        found.append(better_gate(new, old, metric))
+        found.append(better_gate(new, old, metric, 1 - .05/tries))
         found += [slice_gate(str(name), part, old[old['dataset'] == name], gates.slice_worse, metric)
                   for name,part in new.groupby('dataset', sort=False)]
     p95_ms = 1000*latency(new['seconds'], (95,))['p95']
