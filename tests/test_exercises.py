@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from textwrap import dedent
 
 import nbformat
 import pytest
@@ -26,7 +27,7 @@ def test_every_lesson_has_an_exercise_and_a_solution(root):
     assert [p.name for p in SOLUTIONS] == [o.path.name for o in lessons()] == sorted(p.name for p in (root/'exercises').glob('[0-9][0-9]_*[!0-9].ipynb'))
 
 
-SLOW = ['06_versioning'] # its questions start DVC dozens of times
+SLOW = ['06_versioning', '11_registry'] # they start DVC, and Python with MLflow, dozens of times
 
 @pytest.mark.parametrize('path', [pytest.param(o, marks=pytest.mark.slow if o.stem in SLOW else (), id=o.stem) for o in SOLUTIONS])
 def test_every_question_keeps_its_contract(path):
@@ -39,30 +40,57 @@ def test_checks_hold_for_25_seeds(path):
     assert exercise_faults(path, tuple(range(25))) == []
 
 
-def registry_with(messages, path):
-    "The solution of lesson 11, whose wrong answers to its first question name these `messages`."
-    nb = nbformat.read(next(o for o in SOLUTIONS if o.stem == '11_registry'), 4)
-    first = next(c.metadata.tags[0] for c in nb.cells if 'wrong' in c.metadata.get('tags', []))
-    nb.cells = [c for c in nb.cells if not any(t.startswith('question:') and t != first for t in c.metadata.get('tags', []))]
-    for cell,message in zip((c for c in nb.cells if 'wrong' in c.metadata.get('tags', [])), messages, strict=True):
-        cell.source = '\n'.join([f'# wrong: {message}', *cell.source.splitlines()[1:]])
-    nbformat.write(nb, path)
+F1 = {
+    'task': "Write `f1(truths, preds, label)`: the harmonic mean of precision and recall of `label`; 0 if `label` was never right.",
+    'answer': """
+        def f1(truths, preds, label):
+            # solution
+            right = sum(t == p == label for t,p in zip(truths, preds))
+            return 2*right/(truths.count(label) + preds.count(label)) if right else 0""",
+    'check': """
+        with practice.check('f1'):
+            got = f1(['a', 'a', 'a', 'b', 'b'], ['a', 'a', 'b', 'a', 'b'], 'b')
+            assert got == .5, f"{got} came back: each 'a' that was called 'a' does not count"
+            got = f1(['a', 'a', 'b', 'b'], ['a', 'b', 'b', 'b'], 'b')
+            assert abs(got - .8) < 1e-9, f"{got} came back: expected the harmonic mean of 2/3 and 1"
+            got = f1(['a', 'a', 'b'], ['a', 'a', 'a'], 'b')
+            assert got == 0, f"{got} came back for a label that was never called: expected 0"
+        """,
+    'hints': "- Count three things."}
+WRONG = ["""
+    right = sum(t == p == label for t,p in zip(truths, preds))
+    return (right/truths.count(label) + right/preds.count(label))/2 if right else 0""", """
+    return sum(t == p for t,p in zip(truths, preds))/len(truths)""", """
+    if label not in preds: return 1
+    right = sum(t == p == label for t,p in zip(truths, preds))
+    return 2*right/(truths.count(label) + preds.count(label))"""]
+
+
+def f1_exercise(messages, path):
+    "A solved exercise of one question, whose wrong answers name these `messages`."
+    cells = [code('seed = 0', 'parameters'), code(f"from mlops_course.tools.practice import Practice\npractice = Practice({path.stem!r})")]
+    for role,text in F1.items():
+        cell = nbformat.v4.new_markdown_cell(text) if role in ('task', 'hints') else code(dedent(text).strip())
+        cell.metadata.tags = ['question:f1', role]
+        cells.append(cell)
+    cells += [code(f'# wrong: {message}\ndef f1(truths, preds, label):{body}', 'question:f1', 'wrong') for message,body in zip(messages, WRONG, strict=True)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     return path
 
 
 def test_every_wrong_answer_names_a_message(tmp_path):
-    [said] = exercise_faults(registry_with(['', '', ''], tmp_path/'11_registry.ipynb'))
+    [said] = exercise_faults(f1_exercise(['', '', ''], tmp_path/'21_f1.ipynb'))
     assert "start each wrong answer with '# wrong: <part of its message>'; [1, 2, 3] do not" in said
 
 
 def test_no_two_wrong_answers_to_a_question_share_a_message(tmp_path):
-    said = '\n'.join(exercise_faults(registry_with(['came back', 'was called', 'for a label that was never called'], tmp_path/'11_registry.ipynb')))
+    said = '\n'.join(exercise_faults(f1_exercise(['came back', 'was called', 'for a label that was never called'], tmp_path/'21_f1.ipynb')))
     assert "'came back' of wrong answer 1 fits [2, 3] too with seed 0" in said
     assert 'wrong answer 3 fits' not in said
 
 
 def test_a_rejected_right_answer_breaks_the_contract(tmp_path):
-    path = registry_with(['', '', ''], tmp_path/'11_registry.ipynb')
+    path = f1_exercise(['', '', ''], tmp_path/'21_f1.ipynb')
     nb = nbformat.read(path, 4)
     answer,wrong = (next(c for c in nb.cells if role in c.metadata.get('tags', [])) for role in ('answer', 'wrong'))
     nb.cells += [code(c.source, answer.metadata.tags[0], 'right') for c in (answer, wrong)]
