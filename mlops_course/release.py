@@ -13,7 +13,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 from .base.history import AuditLog
-from .registry import append_history, check_who_and_why, registry_lock
+from .registry_history import append_history, check_who_and_why, registry_lock
 from .router import Router
 from .slots import Slot
 from .store import Store
@@ -109,7 +109,7 @@ def decision_recorder(
     why:str='a release by canary',
 ) -> Callable[[CanaryDecision], str]: # Verdict -> receipt
     "Record decisions in the audit log and in the history of the registry."
-    from mlops_course.registry import MODEL_NAME, model_history
+    from mlops_course.registry_history import MODEL_NAME, model_history
     check_who_and_why(who, why)
     if store is not None:
         said = [o for o in model_history(store) if o['version'] == version]

@@ -16,7 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from mlops_course import scoring
 from mlops_course.base.settings import Gates
 from mlops_course.gates import check_gates
-from mlops_course.registry import download_version, find_version, model_history, promote, register, roll_back
+from mlops_course.model_versions import download_version, find_version, register
+from mlops_course.registry import promote, roll_back
+from mlops_course.registry_history import model_history
 from mlops_course.spool import spooled_run
 from mlops_course.store import find_runs, open_store
 from mlops_course.tuning import trial_run

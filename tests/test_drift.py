@@ -39,7 +39,7 @@ from mlops_course.reader.serving import create_app
 from mlops_course.reader.steps import Order
 from mlops_course.reader.trials import draw_trial_lines
 from mlops_course.reader.weights import load_recogniser
-from mlops_course.registry import model_history
+from mlops_course.registry_history import model_history
 from mlops_course.scoring import rate, score
 from mlops_course.store import open_store
 

@@ -257,7 +257,7 @@ def two_versions(runs, monkeypatch):
 
 def champion():
     "The champion's version and the last entry of the history."
-    from mlops_course.registry import expected_aliases, model_history
+    from mlops_course.registry_history import expected_aliases, model_history
     from mlops_course.store import open_store
     entries = model_history(open_store())
     return expected_aliases(entries)['champion'],entries[-1]
@@ -325,8 +325,8 @@ def test_release_whose_service_dies_is_taken_back(two_versions, dying):
 
 
 def test_first_release_that_fails_says_that_it_stays(runs, monkeypatch, dying):
-    from mlops_course import registry
-    monkeypatch.setattr(registry, 'model_history', lambda store: [{'what': 'promoted', 'version': 1}])
+    from mlops_course import registry_history
+    monkeypatch.setattr(registry_history, 'model_history', lambda store: [{'what': 'promoted', 'version': 1}])
     with pytest.raises(ConnectionError, match='It stays champion, since there is no other: The service does not answer'): steps.release_step(TINY, GIVEN)
 
 
@@ -694,7 +694,7 @@ def test_jobs_call_steps_that_exist():
 def test_act_runs_the_jobs_up_to_production(tmp_path):
     from mlops_course.base.servers import on_free_port
     from mlops_course.reader.serving import ModelSource, create_app
-    from mlops_course.registry import model_history
+    from mlops_course.registry_history import model_history
     from mlops_course.store import open_store
     registry = tmp_path/'registry'/'mlflow.db'
     store = open_store(registry)

@@ -13,25 +13,24 @@ from click.testing import CliRunner
 
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.settings import Gates
-from mlops_course.gates import budget_gate, check_gates, lines_gate, slice_gate
+from mlops_course.gates import Decision, Gate, better_gate, budget_gate, check_gates, lines_gate, slice_gate
 from mlops_course.mlflow_server import MlflowServer
+from mlops_course.model_versions import download_version, find_version, list_versions, seal_version
 from mlops_course.reader.package import load_version, promote_reader, register_reader
 from mlops_course.reader.recognition import OnnxRecogniser
 from mlops_course.reader.tracked import train_tracked
 from mlops_course.reader.training import Recipe, model_cer
 from mlops_course.reader.trials import draw_trial_lines, evaluate_model, f1_by_character, model_table
-from mlops_course.registry import (
+from mlops_course.registry import promote, record_decision, roll_back
+from mlops_course.registry_history import (
     append_history,
     champions,
-    download_version,
     expected_aliases,
-    find_version,
-    list_versions,
     model_history,
     parse_history,
     registry_lock,
     restore_aliases,
-    roll_back,
+    tries_against_champion,
 )
 from mlops_course.scoring import score
 from mlops_course.store import open_store
@@ -153,8 +152,14 @@ def test_budgets_say_by_how_much_they_were_missed():
 def test_rollbacks_go_back_step_by_step():
     steps = [{'what': 'promoted', 'version': o} for o in (1, 2, 3)] + [{'what': 'rolled back', 'version': 2}, {'what': 'promoted', 'version': 5}]
     assert champions(steps) == [1, 2, 5]
-    assert expected_aliases([{'what': 'registered', 'version': 5}, *steps]) == {'champion': 5}
-    assert expected_aliases([*steps, {'what': 'registered', 'version': 6}, {'what': 'refused', 'version': 6}]) == {'champion': 5, 'challenger': 6}
+    assert expected_aliases([*steps, {'what': 'registered', 'version': 6}, {'what': 'refused', 'version': 6}]) == {'champion': 5}
+    assert expected_aliases(steps[:0]) == {}
+
+
+def test_tries_count_the_refusals_by_this_champion():
+    steps = [{'what': o} for o in ('registered', 'promoted', 'refused', 'canary', 'refused')]
+    assert tries_against_champion(steps) == 3
+    assert tries_against_champion([*steps, {'what': 'promoted'}]) == tries_against_champion([*steps, {'what': 'rolled back'}]) == 1
 
 
 @pytest.fixture(scope='module')
@@ -215,6 +220,10 @@ def test_a_refused_promotion_leaves_the_aliases_and_is_on_record(model, fill):
     last = model_history(model.store, name)[-1]
     assert (last['what'], last['version'], last['who'], last['why']) == ('refused', 2, 'ben', 'try')
     assert any(o.startswith('size: ') and 'over by' in o for o in last['gates'])
+    tags = find_version(model.store, 2, name)
+    assert (tags['decision'], tags['decided_by']) == ('refused', 'ben')
+    assert 'size: ' in tags['because']
+    assert 'decision' not in find_version(model.store, 1, name)
 
 
 def test_the_first_champion_needs_the_budgets_only(model, fill):
@@ -223,6 +232,44 @@ def test_the_first_champion_needs_the_budgets_only(model, fill):
     assert [o.name for o in decision.gates] == ['lines', 'latency', 'size']
     assert expected_aliases(model_history(model.store, name)) == {'champion': 1}
     with pytest.raises(ValueError, match='is the champion already'): promote_reader(model.store, model.lines, 'ana', 'again', 1, name, OPEN)
+
+
+def test_a_decision_against_a_champion_that_is_gone_is_not_recorded(model, fill):
+    name = fill('promoted', 'promoted', 'registered')
+    with pytest.raises(ValueError, match='version 2 became champion'): record_decision(model.store, name, Decision(3, 1, []), 'ben', 'late')
+    assert 'decision' not in find_version(model.store, 3, name)
+    assert len(model_history(model.store, name)) == 5
+
+
+def test_a_challenger_that_is_set_by_hand_may_be_promoted_and_a_champion_is_none(model, fill):
+    name = fill('promoted', 'registered', 'registered')
+    model.store.client.set_registered_model_alias(name, 'challenger', '2')
+    record_decision(model.store, name, Decision(2, 1, [Gate('size', 'small')]), 'ana', 'test')
+    assert {k: str(v) for k, v in model.store.client.get_registered_model(name).aliases.items()} == {'champion': '2'}
+    assert find_version(model.store, 2, name)['because'] == 'test'
+
+
+def test_more_tries_ask_for_a_wider_interval():
+    old,new = rows_of(edits(.2)), rows_of(edits(.16, seed=1))
+    assert better_gate(new, old).passed
+    assert not better_gate(new, old, level=1 - .05/1000).passed
+    assert 'whole' in failed(check_gates(new, old, 1, OPEN, tries=1000))
+
+
+def test_a_version_that_plain_mlflow_registered_is_sealed_and_promoted(model, tmp_path):
+    client, name = model.store.client, 'plain'
+    (tmp_path/'model.txt').write_text('weights')
+    client.create_registered_model(name)
+    client.create_model_version(name, tmp_path.as_uri())
+    def trial(package):
+        assert (package/'model.txt').read_text() == 'weights'
+        return rows_of([1]*30)
+    with pytest.raises(ValueError, match='Call seal_version'): promote(model.store, trial, 'ana', 'test', 1, name)
+    seal_version(model.store, 1, name)
+    assert seal_version(model.store, 1, name) == find_version(model.store, 1, name)['fingerprint']
+    assert promote(model.store, trial, 'ana', 'test', 1, name, lambda new, old, size_mb: [Gate('size', f'{size_mb}')]).passed
+    (tmp_path/'model.txt').write_text('weighty')
+    with pytest.raises(ValueError, match='already, and its files have'): seal_version(model.store, 1, name)
 
 
 def test_rollback_twice_reaches_the_first_champion_and_a_third_is_refused(model, fill):
@@ -256,7 +303,7 @@ def test_a_step_that_was_cut_off_before_the_alias_moved_is_finished_by_settle(mo
     name = fill('promoted', 'registered')
     def power_cut(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr('mlops_course.registry.restore_aliases', power_cut)
+        m.setattr('mlops_course.registry_history.restore_aliases', power_cut)
         with pytest.raises(KeyboardInterrupt), registry_lock(model.store, name): append_history(model.store, name, 'promoted', 2, 'ana', 'test')
     with pytest.raises(ValueError, match='a step was cut off'): model_history(model.store, name)
     restore_aliases(model.store, name)

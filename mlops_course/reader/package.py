@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 
 from ..base.environment import version_of
+from ..base.files import disk_size_mb
 from ..base.settings import Gates
 from ..gates import Decision, check_gates
+from ..model_versions import download_version, find_version, register
 from .net import Recogniser
 from .trials import MODEL_METRICS, evaluate_model
 from .weights import load_recogniser
-from ..registry import MODEL_NAME, download_version, find_version, promote, register
+from ..registry import promote
+from ..registry_history import MODEL_NAME, model_history, tries_against_champion
 from ..scoring import interval, rate
 from ..store import Store, explain_store_errors, read_artifact
 
@@ -124,7 +127,7 @@ def register_reader(
             recogniser.mkdir()
             for file in ('weights.safetensors', 'recogniser.json'):
                 (recogniser/file).write_bytes(read_artifact(store, run_id, f'model/{file}'))
-            size_mb = sum(o.stat().st_size for o in recogniser.iterdir())/2**20
+            size_mb = disk_size_mb(recogniser)
             rows = evaluate_model(load_recogniser(recogniser), datasets)
             card,example = model_card(name, origin, rows, size_mb),next(iter(datasets.values()))[0][0]
             write_package(folder, recogniser, card, example)
@@ -161,4 +164,5 @@ def promote_reader(
 ) -> Decision:
     "Promote a version to champion if it passes every gate on `datasets`."
     def evaluate(package): return evaluate_model(load_packaged(package), datasets)
-    return promote(store, evaluate, who, why, which, name, partial(check_gates, gates=gates))
+    tries = tries_against_champion(model_history(store, name))
+    return promote(store, evaluate, who, why, which, name, partial(check_gates, gates=gates, tries=tries))

@@ -27,12 +27,13 @@ from ..base.settings import ApiSettings, load_settings
 from ..batching import Deferred, isolate_failures
 from ..http import INTERNAL_ERROR, error_responses, example_response
 from ..keys import ApiKey
+from ..model_versions import list_versions
 from .custom import CustomEngine, load_custom, read_without_detector, warm_up_engine
 from .layout import Line, mean_confidence
 from .package import load_version
 from .recognition import OnnxRecogniser
 from .weights import export_onnx
-from ..registry import MODEL_NAME, list_versions, registered_model
+from ..registry_history import MODEL_NAME
 from ..serving import ServedModel, Service, build_app, key_dependency
 from ..store import Store, explain_store_errors, open_store
 from ..uploads import Upload, load_upload, receive_images, upload_schema
@@ -62,7 +63,8 @@ class ModelSource:
         if self.store is None: return {}
         with explain_store_errors(self.store.uri):
             if not self.store.client.search_registered_models(f"name = '{self.name}'"): return {}
-        return {k: int(v) for k,v in registered_model(self.store, self.name).aliases.items()}
+            model = self.store.client.get_registered_model(self.name)
+        return {k: int(v) for k,v in model.aliases.items()}
 
     def load(self) -> ServedModel:
         "Load the model to serve. A damaged model is an error; no other one is served instead."

@@ -144,7 +144,7 @@ def list_models_command(name:str) -> None:
     "One JSON line for each version."
     import json
 
-    from mlops_course.registry import list_versions
+    from mlops_course.model_versions import list_versions
     from mlops_course.store import open_store
     for version in list_versions(open_store(), name): click.echo(json.dumps(version))
 
@@ -156,7 +156,7 @@ def show_command(which:str, name:str) -> None:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from mlops_course.registry import download_version, find_version
+    from mlops_course.model_versions import download_version, find_version
     from mlops_course.store import open_store
     store = open_store()
     with TemporaryDirectory() as tmp:
@@ -174,8 +174,8 @@ def export_version_command(which:str, out:str, name:str) -> None:
     from shutil import copyfile
     from tempfile import TemporaryDirectory
 
+    from mlops_course.model_versions import download_version, find_version
     from mlops_course.reader.weights import export_onnx, load_recogniser
-    from mlops_course.registry import download_version, find_version
     from mlops_course.store import open_store
     store = open_store()
     version = find_version(store, which, name)
@@ -191,7 +191,7 @@ def history_command(name:str) -> None:
     "Who did what, when and why: one JSON line for each step."
     import json
 
-    from mlops_course.registry import model_history as steps
+    from mlops_course.registry_history import model_history as steps
     from mlops_course.store import open_store
     for entry in steps(open_store(), name): click.echo(json.dumps(entry, ensure_ascii=False))
 
@@ -207,7 +207,7 @@ def promote_command(which:str, who:str, why:str, name:str, lines:int|None) -> No
     from mlops_course.base.settings import load_settings
     from mlops_course.reader.package import promote_reader
     from mlops_course.reader.trials import draw_trial_lines
-    from mlops_course.registry import model_history
+    from mlops_course.registry_history import model_history
     from mlops_course.store import open_store
     store,gates = open_store(),load_settings().params.gates
     decision = promote_reader(store, draw_trial_lines(lines or gates.lines, len(model_history(store, name)),
