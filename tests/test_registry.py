@@ -33,9 +33,9 @@ from mlops_course.registry_history import (
     tries_against_champion,
 )
 from mlops_course.scoring import score
+from mlops_course.spool import spooled_run
 from mlops_course.store import open_store
 from mlops_course.tools.cli import main
-from mlops_course.tracking import track
 
 TINY = Recipe(steps=2, batch=2, width=8, depth=1, longest=4)
 OPEN = Gates(slices=('render',), lines=2, slice_worse=9, p95_ms=1e6, size_mb=1e6) # all but the whole is passed
@@ -200,7 +200,7 @@ def test_a_version_carries_lineage_card_signature_and_example(model, fill, tmp_p
 
 
 def test_a_run_without_a_model_is_not_registered(model):
-    with track(model.store, 'no model') as run: pass
+    with spooled_run(model.store, 'no model') as run: pass
     with pytest.raises(ValueError, match='it kept no model'): register_reader(model.store, run.id, model.lines, 'ana', 'test', 'reader-none')
 
 

@@ -25,7 +25,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from ..base.environment import fingerprint
-from ..base.files import find_root
+from ..base.files import disk_size_mb, find_root
 from ..base.processes import find_program
 from ..base.settings import ApiSettings, Params, SettingsSection, WholeNumber, load_settings
 from ..pipelines import LIBRARY_FILES, GateRefused, Step, StepResults, make_flow, order_folder, step_key
@@ -140,7 +140,7 @@ def validate_step(order:Order, done:StepResults) -> dict[str, Any]:
         for o in ('weights.safetensors', 'recogniser.json'):
             (Path(tmp)/o).write_bytes(read_artifact(open_store(), done['train']['run'], f'model/{o}'))
         rows = evaluate_model(load_recogniser(tmp), drawn)
-        size_mb = sum(path.stat().st_size for path in Path(tmp).iterdir())/2**20
+        size_mb = disk_size_mb(tmp)
     limit = load_settings().params.testing.cer
     found = [*check_gates(rows, None, size_mb, gates),
              *(budget_gate(f'CER of {name}', interval(o).high, limit, 'at the upper end')
@@ -153,13 +153,12 @@ def validate_step(order:Order, done:StepResults) -> dict[str, Any]:
 def register_step(order:Order, done:StepResults) -> dict[str, Any]:
     "Register the run as a version of the model, unless it is registered already."
     from mlops_course.reader.package import register_reader
-    from mlops_course.registry import MODEL_NAME, list_versions
+    from mlops_course.registry_history import MODEL_NAME
     from mlops_course.store import open_store
     store,run = open_store(),done['train']['run']
-    there = store.client.search_registered_models(f"name = '{MODEL_NAME}'")
-    known = [o['version'] for o in list_versions(store) if o['run'] == run] if there else []
+    known = store.client.search_model_versions(f"name = '{MODEL_NAME}' and run_id = '{run}'")
     few = {k: v[:12] for k,v in evaluation_set(order, order.seed)[0].items()} # for the card; the gates use all
-    if known: return {'version': known[0]}
+    if known: return {'version': int(known[0].version)}
     return {'version': register_reader(store, run, few, 'the pipeline', f'order {fingerprint(order)}')}
 
 # %% ../../nbs/library/steps.ipynb #8bb5fd47
@@ -201,7 +200,7 @@ def smoke_test(
     import cv2
 
     from mlops_course.reader.trials import draw_trial_lines
-    from mlops_course.registry import MODEL_NAME
+    from mlops_course.registry_history import MODEL_NAME
     from mlops_course.scoring import rate, score
     drawn = draw_trial_lines(reads, order.seed, ('render',))['render']
     found = [client.post('/v1/read?line=true', files={'file': cv2.imencode('.png', image)[1].tobytes()})
@@ -249,7 +248,8 @@ def reload_champion(client:Any) -> None:
 def release_step(order:Order, done:StepResults) -> dict[str, Any]:
     "Promote the version, reload the service and test it. If a test fails, the previous champion is restored."
     from mlops_course.reader.package import promote_reader
-    from mlops_course.registry import champions, expected_aliases, model_history, roll_back
+    from mlops_course.registry import roll_back
+    from mlops_course.registry_history import champions, expected_aliases, model_history
     from mlops_course.store import open_store
     store,version,who = open_store(),int(done['register']['version']),str(done['approval']['by'])
     if expected_aliases(model_history(store)).get('champion') != version: # unless an interrupted run has done it

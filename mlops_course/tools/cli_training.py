@@ -154,8 +154,8 @@ def ui_command(port:int) -> None:
               "then goes on.")
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help="Processes that share the search.")
 @click.option('--resume', is_flag=True, help="Go on with the search in STORAGE.")
-@click.option('--knob', 'knobs', multiple=True, help="What is searched; may be repeated.  [default: rate, warm_up, "
-              "width, depth, batch]")
+@click.option('--knob', 'knobs', multiple=True, help="Hyperparameter to search; may be repeated.  [default: rate, "
+              "warm_up, width, depth, batch]")
 @click.option('--sampler', help="tpe or random.  [default: tpe]")
 @click.option('--pruner', help="median, halving or none.  [default: median]")
 @click.option('--seed', type=click.IntRange(0), help="Of what is proposed.  [default: 0]")
@@ -165,31 +165,31 @@ def ui_command(port:int) -> None:
 def tune_command(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, jobs:int, resume:bool,
                  knobs:tuple[str, ...], sampler:str|None,
          pruner:str|None, seed:int|None, recipe:tuple, experiment:str) -> None:
-    "Search the knobs of a recipe; every trial is a run. STORAGE is an SQLite file, _course/tuning/search.db if none."
+    "Search hyperparameters of a recipe; every trial is a run. STORAGE is a file, _course/tuning/search.db if none."
     from pathlib import Path
 
-    from mlops_course.reader.search import KNOBS, RECIPE, reader_search, train_trial
+    from mlops_course.reader.search import HYPERPARAMETERS, RECIPE, check_names, search_recipe
     from mlops_course.reader.training import Recipe
     from mlops_course.store import open_store
     from mlops_course.tools.house import runs_folder
-    from mlops_course.tuning import open_tuning, trial_table
-    from mlops_course.tuning_results import best_trial
-    from mlops_course.tuning_workers import require_limit
-    from mlops_course.tuning_workers import tune as search_on
+    from mlops_course.tuning_workers import SearchTerms
     path = Path(storage or runs_folder()/'tuning'/'search.db')
-    require_limit(steps, trials, seconds)
-    terms:dict[str, Any] = {k: v for k,v in dict(sampler=sampler, pruner=pruner, seed=seed).items() if v is not None}
-    if knobs: terms['knobs'] = {o: KNOBS.get(o, []) for o in knobs}
-    if recipe: terms['recipe'] = Recipe(**{**RECIPE.model_dump(), **dict(recipe)})
-    if resume and terms:
-        raise UserError(f"The terms of a search stand in the storage, so leave out {', '.join(terms)}, or begin a new "
+    limits = {k: v for k,v in dict(trials=trials, steps=steps, seconds=seconds).items() if v is not None}
+    if not limits: raise ValueError("A search needs an end: pass steps, trials or seconds")
+    given:dict[str, Any] = {k: v for k,v in dict(sampler=sampler, pruner=pruner, seed=seed).items() if v is not None}
+    if resume and (said := [*given, *(['knobs'] if knobs else []), *(['recipe'] if recipe else [])]):
+        raise UserError(f"The terms of a search stand in the storage, so leave out {', '.join(said)}, or begin a new "
                         f"one without --resume")
     if path.exists() and not resume:
         raise UserError(f"There is a search in {path}. Go on with it: --resume, or name another file")
-    tuning = open_tuning(path, None if resume else reader_search(**terms))
-    try: search_on(tuning, train_trial, open_store(experiment=experiment), steps, trials, seconds, jobs)
-    except BlockingIOError as e: raise UserError(str(e)) from e # somebody else works on it
-    click.echo(trial_table(tuning).round(4).to_string())
-    best = best_trial(tuning)
+    if resume and not path.exists(): raise UserError(f"No search at {path}, so it cannot be resumed. Correct the path")
+    names = check_names(knobs or tuple(HYPERPARAMETERS))
+    changed = Recipe(**{**RECIPE.model_dump(), **dict(recipe)})
+    study = search_recipe(path, open_store(experiment=experiment), None if resume else SearchTerms(**given), changed,
+                          names, jobs, **limits)
+    rows = study.trials_dataframe(attrs=('number', 'state', 'value', 'params')).round(4)
+    click.echo(rows.to_string(index=False))
+    best = study.best_trial
     click.echo(f"Lowest: trial {best.number}, CER {best.value:.4f} on 64 validation lines. Judge it on fresh lines "
                f"before you report it")
+
