@@ -49,7 +49,14 @@ def parabola(trial):
 def broken_in_a_worker(trial):
     from multiprocessing import parent_process
     if parent_process(): raise OSError('the disk of the worker is gone')
+    wait_for(lambda: 'FAIL' in states(trial.study)) # the worker starts in seconds, in a minute on a busy machine
     return parabola(trial)
+
+
+def with_two_processes(trial):
+    value = parabola(trial)
+    wait_for(lambda: len({trial.user_attrs.get('process') for trial in trial.study.trials} - {None}) == 2)
+    return value
 
 
 def states(study): return [trial.state.name for trial in study.trials]
@@ -312,7 +319,7 @@ def test_ctrl_c_leaves_no_trial_running(path):
 @pytest.mark.slow
 def test_two_processes_share_a_search_without_duplicates(path):
     open_search(path, PLAIN)
-    study = search_together(path, parabola, jobs=2, seconds=25)
+    study = search_together(path, with_two_processes, jobs=2, trials=6)
     assert set(states(study)) == {'COMPLETE'}
     assert len({trial.user_attrs['process'] for trial in study.trials}) == 2
     assert len({trial.params['x'] for trial in study.trials}) == len(study.trials)
