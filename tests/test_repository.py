@@ -255,8 +255,8 @@ LAYERS = {
     "tools": [
         "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_serving",
         "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises", "tools.house", "tools.links",
-        "tools.modules", "tools.overview", "tools.pages", "tools.practice", "tools.programs", "tools.progress",
-        "tools.readme", "tools.running", "tools.site", "tools.verifying"],
+        "tools.modules", "tools.mutants", "tools.overview", "tools.pages", "tools.practice", "tools.programs", "tools.progress",
+        "tools.readme", "tools.running", "tools.site", "tools.trials", "tools.verifying"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
 LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib

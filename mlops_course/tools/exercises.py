@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['STUB', 'SOLUTION_MARK', 'TEACHER_ROLES', 'remove_solution', 'cell_role', 'exercise_from', 'notebook_text',
-           'solution_paths', 'is_committed', 'has_learner_work', 'make_exercises', 'stale_exercises', 'try_answer',
-           'exercise_faults']
+           'solution_paths', 'is_committed', 'has_learner_work', 'make_exercises', 'stale_exercises', 'compiled',
+           'at_answers', 'check_answer', 'try_answer', 'exercise_faults']
 
 # %% ../../nbs/tools/exercises.ipynb #3713ffd4
 import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from difflib import unified_diff
+from functools import cache
 from pathlib import Path
+from types import CodeType
 
 from IPython.utils.capture import capture_output
 
@@ -112,6 +115,40 @@ def stale_exercises(
     return said
 
 # %% ../../nbs/tools/exercises.ipynb #f83cee56
+@cache
+def compiled(source:str, name:str) -> CodeType:
+    "The code of a cell. A check runs many times."
+    return compile(source, f'<{name}>', 'exec')
+
+def at_answers(
+    cells:list[dict],  # Cells of a solved notebook
+    seed:int,          # The exercise's seed
+    names:dict,        # What the cells define, so far
+) -> Iterator[tuple[str, list[dict]]]: # A question's id, and the cells from its answer on
+    "Run the cells that belong to no question, and stop at each answer."
+    for i,cell in enumerate(cells):
+        if cell['cell_type'] != 'code': continue
+        if cell_role(cell) == 'answer': yield question_of(cell),cells[i:]
+        elif not cell_role(cell):
+            exec(compiled(''.join(cell['source']), 'set-up'), names) # noqa: S102  the project's own solved notebook
+            if 'parameters' in cell['metadata'].get('tags', []): names['seed'] = seed
+
+def check_answer(
+    cells:list[dict], # The cells from a question's answer on
+    names:dict,       # What the cells before it defined
+    answer:str,       # Code that stands in for the answer
+) -> Outcome:
+    "What the check of a question finds in `answer`."
+    question = question_of(cells[0])
+    exec(compiled(answer, f'{question} answer'), names) # noqa: S102
+    for cell in cells[1:]:
+        role = cell_role(cell)
+        if cell['cell_type'] != 'code' or role in {'answer', *TEACHER_ROLES}: continue
+        if role == 'check' and question_of(cell) != question: continue
+        exec(compiled(''.join(cell['source']), f'{question} {role}'), names) # noqa: S102
+        if role == 'check': return names['practice'].outcomes[question]
+    raise ValueError(f"No cell has the tags check and question:{question}. Write the check below the answer")
+
 def try_answer(
     cells:list[dict], # Cells of a solved notebook
     question:str,     # A question's id
@@ -121,15 +158,10 @@ def try_answer(
     "What the check of `question` finds in `answer`."
     names:dict = {'__name__': '__main__'}
     with capture_output():
-        for cell in cells:
-            source,role = ''.join(cell['source']),cell_role(cell)
-            if cell['cell_type'] != 'code' or (role and question_of(cell) != question) or role in TEACHER_ROLES:
-                continue
-            if role == 'answer': source = answer
-            exec(compile(source, f'<{question} {role}>', 'exec'), names) # noqa: S102  the project's own solved notebook
-            if 'parameters' in cell['metadata'].get('tags', []): names['seed'] = seed
-    return names['practice'].outcomes[question]
+        rest = next(rest for found,rest in at_answers(cells, seed, names) if found == question)
+        return check_answer(rest, names, answer)
 
+# %% ../../nbs/tools/exercises.ipynb #609bddd3
 def exercise_faults(
     path:Path,                        # A solved notebook
     seeds:tuple[int, ...]=(0, 1, 7),  # The solution and each right answer must pass for all
