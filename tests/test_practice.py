@@ -1,5 +1,6 @@
 "What a learner sees, and what is kept of it."
 import json
+import linecache
 import os
 
 import pytest
@@ -33,12 +34,14 @@ def fail(error):
     return body
 
 
-def test_help_comes_only_after_an_attempt(learner):
-    assert learner.help('double').count('<details>') == 3
-    for error, helped in ((NotImplementedError('write it'), False), (AssertionError('off by 2'), True), (ZeroDivisionError('x'), True)):
-        got = p.Check(learner, 'double')
-        with capture_output(), got: raise error
-        assert (learner.outcomes['double'].outcome in ('failed', 'error')) is helped
+@pytest.mark.parametrize(('error', 'folded'), [(NotImplementedError('write it'), 2), (AssertionError('off by 2'), 3), (ZeroDivisionError('x'), 3), (None, 0)],
+                         ids=['not tried', 'wrong', 'stopped', 'right'])
+def test_hints_are_offered_from_the_start_and_the_solution_after_a_try(learner, error, folded):
+    def body():
+        if error: raise error
+    html = str(shown(learner, body))
+    assert html.count('<details>') == folded
+    assert ('A solution' in html) is (folded == 3)
 
 
 def test_help_escapes_what_stands_in_it(learner):
@@ -49,6 +52,25 @@ def test_an_error_names_the_line_that_raised_it(learner):
     with capture_output(), learner.check('double'): int('seven')
     assert "invalid literal" in learner.outcomes['double'].message
     assert "int('seven')" in learner.outcomes['double'].message
+
+
+def notebook(cells, names):
+    "Run `cells` as Jupyter does: each is a file of its own, and all share their global names."
+    for i,source in enumerate(cells):
+        name = f'<cell {i} of {id(names)}>'
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        exec(compile(source, name, 'exec'), names) # noqa: S102 (our own text)
+
+
+@pytest.mark.parametrize(('answer', 'check', 'said'), [
+    ('import json\ndef double(x):\n    return json.loads(x)', "double('{')", '(in your line `return json.loads(x)`)'),
+    ('def half(x): return x/0\ndef double(x):\n    return 4*half(x)', 'double(1)', '(in your line `def half(x): return x/0`)'),
+    ('def double(x):\n    return x()', 'double(lambda: 1/0)', '(in your line `return x()`)'),
+    ('def double(x): pass', 'double(1) + 1', '(at `with learner.check(')])
+def test_a_message_names_the_learners_own_line(learner, answer, check, said):
+    names = dict(learner=learner)
+    with capture_output(): notebook([answer, f"with learner.check('double'): {check}"], names)
+    assert said in learner.outcomes['double'].message
 
 
 def test_an_interrupt_is_not_swallowed(learner):

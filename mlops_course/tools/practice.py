@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from html import escape
-from traceback import extract_tb
+from linecache import getline
+from traceback import walk_tb
 
 from IPython.display import display
 
@@ -51,11 +52,11 @@ def cell_sources(
 # %% ../../nbs/tools/practice.ipynb #2cb02b4d
 def help_html(
     hints:list[str], # In the order in which they help
-    solution:str,    # Code of a worked answer
+    solution:str,    # Code of a worked answer; nothing before a first try
 ) -> str:            # HTML
     "`hints` that open one inside the other, with the `solution` behind the last."
     folded = ("<details><summary>A solution (read it, close it, write your own)</summary>"
-              f"<pre>{escape(solution)}</pre></details>")
+              f"<pre>{escape(solution)}</pre></details>" if solution else '')
     for i,hint in reversed(list(enumerate(hints, 1))):
         folded = f"<details><summary>Hint {i} of {len(hints)}</summary><p>{escape(hint)}</p>{folded}</details>"
     return folded
@@ -64,10 +65,15 @@ def help_html(
 def explain_error(
     error:BaseException, # What the learner's code raised
 ) -> str:                # One line
-    "What went wrong, and in which line of the learner's code."
-    places = [o for o in extract_tb(error.__traceback__) if o.line]
-    where = f" (at `{places[-1].line}`)" if places else ''
-    return f"{type(error).__name__}: {error}{where}"
+    "What went wrong, and in which line of the learner's code; in a line of the check if none is to blame."
+    places = list(walk_tb(error.__traceback__))
+    check = places[0][0] if places else None
+    ours = [(frame, number) for frame,number in places if check and frame.f_globals is check.f_globals]
+    own = [o for o in ours if check and o[0].f_code.co_filename != check.f_code.co_filename]
+    for frame,number in (own or ours)[:-2:-1]:
+        if line := getline(frame.f_code.co_filename, number, frame.f_globals).strip():
+            return f"{type(error).__name__}: {error} ({'in your line' if own else 'at'} `{line}`)"
+    return f"{type(error).__name__}: {error}"
 
 class Check:
     "A block of assertions about one question; what it finds is shown and kept, and never stops the notebook."
@@ -94,20 +100,23 @@ class Practice:
         "The check of `question`."
         return Check(self, question)
 
-    def help(self, question:str) -> str:
+    def help(self,
+        question:str,
+        tried:bool=True, # Has it been tried? Then the solution is offered behind the hints
+    ) -> str:
         "The folded hints and solution of `question`, as HTML; nothing where the solutions are not at hand."
         path = find_root()/'solutions'/f'{self.exercise}.ipynb'
         if not path.exists(): return ''
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
         hints = [o.lstrip('- ') for s in cell_sources(cells, question, 'hints') for o in s.splitlines()
                  if o.startswith('- ')]
-        return help_html(hints, '\n\n'.join(cell_sources(cells, question, 'answer')))
+        return help_html(hints, '\n\n'.join(cell_sources(cells, question, 'answer')) if tried else '')
 
     def report(self, found:Outcome) -> None:
         "Keep what a check `found`, and show it."
         self.outcomes[found.question] = found
         if 'MLOPS_COURSE_BATCH' not in os.environ: record_attempt(self.exercise, found.question, found.outcome)
-        help = self.help(found.question) if found.outcome in ('failed', 'error') else ''
+        help = self.help(found.question, found.outcome != 'open') if found.outcome != 'passed' else ''
         text = f"{OUTCOME_HEADINGS[found.outcome]}: {found.question}" + (f"\n{found.message}" if found.message else '')
         said = found.message and f"<pre style='white-space:pre-wrap;margin:.4em 0'>{escape(found.message)}</pre>"
         html = (f"<div style='border-left:6px solid {OUTCOME_COLOURS[found.outcome]};padding:.4em .8em'>"
