@@ -120,7 +120,8 @@ def mutate_statement(
 def mutate_text(
     text:str,
 ) -> Iterator[ast.Constant]:
-    "A text of several lines, such as a Dockerfile, with one of its whole lines left out."
+    "A word, such as the name of a metric, changed; a text of several lines, such as a Dockerfile, without one of them."
+    if text and not any(o.isspace() for o in text): yield ast.Constant(text + '_')
     lines = text.splitlines(True)
     if len(lines) < 3: return
     for i,line in enumerate(lines):
