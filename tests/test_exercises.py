@@ -1,4 +1,5 @@
 "Exercises: made from solutions, true to their contract, and gradable by plain papermill."
+import gc
 import json
 import subprocess
 import sys
@@ -34,10 +35,14 @@ def test_every_question_keeps_its_contract(path):
     assert exercise_faults(path) == []
 
 
+FEW_SEEDS = [*SLOW, '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry'] # these train or start tools: three seeds, as above
+
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem[:2] < '06'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in FEW_SEEDS], ids=lambda p: p.stem)
 def test_checks_hold_for_25_seeds(path):
-    assert exercise_faults(path, tuple(range(25))) == []
+    assert exercise_faults(path, (0,)) == []
+    gc.freeze() # some checks call gc.collect (statsmodels does), which need not look at what has been imported
+    assert exercise_faults(path, tuple(range(1, 25))) == []
 
 
 F1 = {
