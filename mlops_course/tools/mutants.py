@@ -8,11 +8,13 @@ __all__ = ['AnswerMutant', 'describe_change', 'answer_mutants', 'mutants_of', 'M
            'listed_faults', 'update_survivors', 'report_mutants', 'lab_names']
 
 # %% ../../nbs/tools/mutants.ipynb #bdea173c
+import gc
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import md5
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -27,7 +29,7 @@ from ..mutation import mutate_source, shared_start
 from .exercises import SOLUTION_MARK, at_answers, cell_role, check_answer, solution_paths
 from .house import select_lessons
 from .practice import question_of
-from .trials import run_forked
+from .trials import import_all, new_modules, run_forked
 
 # %% ../../nbs/tools/mutants.ipynb #1865ef09
 class AnswerMutant(NamedTuple):
@@ -107,11 +109,15 @@ def try_mutants(
         if place is None: return
         question,rest = place
         began = time.monotonic()
-        [(_, verdict)] = run_forked([trial(rest, ''.join(rest[0]['source']))], 120)
+        solution = partial(new_modules, trial(rest, ''.join(rest[0]['source'])))
+        [(_, result)] = run_forked([solution], 120)
+        verdict,imported = result or ('stopped', [])
         if verdict != 'passed':
-            raise ValueError(f"{question}: the solution is {verdict or 'stopped'}, and passed was expected. "
+            raise ValueError(f"{question}: the solution is {verdict}, and passed was expected. "
                              f"Mend it first: pytest tests/test_exercises.py -k {path.stem}")
         longest = limit_s + 4*(time.monotonic() - began)
+        import_all(imported)
+        gc.freeze() # so that the children need not copy what they only look at
         mutants = answer_mutants(cells, question, most)
         verdicts = dict(run_forked([trial(rest, o.source) for o in mutants], longest, at_once))
         yield [MutantTrial(o.name, verdicts[i] or 'stopped') for i,o in enumerate(mutants)]
