@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from IPython.utils.capture import capture_output
 
@@ -143,7 +144,8 @@ def try_labs(
     side_by_side = max(1, jobs//max(1, len(paths)))
     running:dict[Any, tuple[str, Any]] = {}
     found:dict[str, list[MutantTrial]] = {path.stem: [] for path in paths}
-    with TemporaryDirectory(ignore_cleanup_errors=True) as place:
+    same = {'PYTHONHASHSEED': '0'} # else a set has another order in each process, and a mutant is killed by chance
+    with TemporaryDirectory(ignore_cleanup_errors=True) as place, patch.dict(os.environ, same):
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
