@@ -96,8 +96,13 @@ def test_every_exercise_and_solution_belongs_to_a_lesson():
     assert {o.name for o in tracked() if o.parent.name == "exercises" and o.suffix == ".ipynb"} - known == set()
 
 
+KEPT_FREE = {21, 22} # numbers of lessons that are planned and not written yet
+
+
 def test_lessons_are_numbered_without_gaps():
-    assert [int(o.name[:2]) for o in LESSONS] == list(range(1, len(LESSONS) + 1))
+    numbers = [int(o.name[:2]) for o in LESSONS]
+    assert len(set(numbers)) == len(numbers), "two lessons have the same number"
+    assert set(range(1, max(numbers) + 1)) - set(numbers) <= KEPT_FREE
 
 
 def test_export_and_notebooks_are_in_sync():

@@ -17,7 +17,7 @@ from .pages import front_matter, imports_only, is_verified, read_stamp, stamp_li
 # %% ../../nbs/tools/overview.ipynb #e7efb240
 COURSE_PARTS = {'Fundamentals': range(1, 4), 'Data versioning': range(4, 7), 'Tracking': range(7, 12),
                 'Testing': range(12, 13),
-         'CI/CD': range(13, 18), 'Monitoring': range(18, 21), 'Transfer': range(21, 25)}
+         'CI/CD': range(13, 18), 'Monitoring': range(18, 23), 'Transfer': range(23, 27)}
 
 def lessons_by_part(
     known:list[Lesson],         # In lesson order
