@@ -257,12 +257,13 @@ LAYERS = {
         "reader.plugin", "reader.preparation", "reader.recognition", "reader.releases", "reader.search",
         "reader.services", "reader.serving", "reader.sources", "reader.steps", "reader.tracked",
         "reader.training", "reader.trials", "reader.vision", "reader.weights",
-        "reviews_data"],
+        "reviews", "reviews_batch", "reviews_data", "reviews_files", "reviews_service", "reviews_training"],
     "tools": [
-        "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_serving",
-        "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises", "tools.house", "tools.links",
-        "tools.modules", "tools.mutants", "tools.overview", "tools.pages", "tools.practice", "tools.programs", "tools.progress",
-        "tools.readme", "tools.running", "tools.site", "tools.trials", "tools.verifying"],
+        "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_reviews",
+        "tools.cli_serving", "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises", "tools.house",
+        "tools.links", "tools.modules", "tools.mutants", "tools.overview", "tools.pages", "tools.practice",
+        "tools.programs", "tools.progress", "tools.readme", "tools.running", "tools.site", "tools.trials",
+        "tools.verifying"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
 LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib
