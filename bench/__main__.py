@@ -17,7 +17,7 @@ GROUPS: dict[str, Callable[[], Iterator[dict]]] = dict(
     compression=models.compression_figures, registry=records.registry_figures, testing=models.testing_figures,
     serving=services.serving_figures, vision=services.vision_figures, containers=services.container_figures,
     pipelines=records.pipeline_figures, release=services.release_figures, monitoring=monitors.monitoring_figures,
-    drift=monitors.drift_figures, performance=monitors.performance_figures)
+    drift=monitors.drift_figures, performance=monitors.performance_figures, reviews=models.review_figures)
 
 
 def figures(
