@@ -252,18 +252,18 @@ LAYERS = {
         "reader.batch", "reader.boxes", "reader.breaker", "reader.broad", "reader.broad_text", "reader.budget",
         "reader.capabilities", "reader.checks", "reader.compression", "reader.custom", "reader.datasets",
         "reader.degradations", "reader.easyocr", "reader.engines", "reader.evaluation", "reader.features",
-        "reader.feed", "reader.folder", "reader.fonts", "reader.google", "reader.layout", "reader.line_engines",
+        "reader.feed", "reader.folder", "reader.fonts", "reader.google", "reader.gtfs", "reader.layout", "reader.line_engines",
         "reader.lines", "reader.metrics", "reader.net", "reader.package", "reader.page", "reader.pages",
         "reader.plugin", "reader.preparation", "reader.recognition", "reader.releases", "reader.search",
-        "reader.services", "reader.serving", "reader.sources", "reader.steps", "reader.tracked",
-        "reader.training", "reader.trials", "reader.vision", "reader.weights",
-        "reviews", "reviews_batch", "reviews_data", "reviews_files", "reviews_service", "reviews_training"],
-    "tools": [
-        "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_reviews",
-        "tools.cli_serving", "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises", "tools.house",
-        "tools.links", "tools.modules", "tools.mutants", "tools.overview", "tools.pages", "tools.practice",
-        "tools.programs", "tools.progress", "tools.readme", "tools.running", "tools.site", "tools.trials",
-        "tools.verifying"],
+        "reader.services", "reader.serving", "reader.sources", "reader.steps", "reader.timetable_pages",
+        "reader.timetable_reading", "reader.timetable_service", "reader.timetable_tokens", "reader.tracked",
+        "reader.training", "reader.trials", "reader.vision", "reader.weights", "reviews", "reviews_batch",
+        "reviews_data", "reviews_files", "reviews_service", "reviews_training", "timetables", "tools", "tools.cli",
+        "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_reviews", "tools.cli_serving",
+        "tools.cli_timetables", "tools.cli_training", "tools.doctor", "tools.engine", "tools.exercises",
+        "tools.house", "tools.links", "tools.modules", "tools.mutants", "tools.overview", "tools.pages",
+        "tools.practice", "tools.programs", "tools.progress", "tools.readme", "tools.running", "tools.site",
+        "tools.trials", "tools.verifying"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
 LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib
