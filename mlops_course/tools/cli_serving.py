@@ -38,13 +38,16 @@ def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> N
     from mlops_course.base.servers import uvicorn_options
     from mlops_course.base.settings import load_settings
     from mlops_course.reader.serving import create_app
+    from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes
     set_quiet_env()
     limits = load_settings().services.api
     limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
     tls = 'ssl_certfile' in uvicorn_options(limits)
     try: app = create_app(folder=serving_folder(folder), limits=limits)
     except BlockingIOError as e: raise UserError(str(e)) from e # another service has the folder
+    add_timetable_routes(app, app.state.service)
     if page:
+        add_timetable_page(app)
         from mlops_course.reader.line_engines import open_engine
         from mlops_course.reader.page import add_page
         from mlops_course.reader.vision import open_vision
@@ -56,7 +59,7 @@ def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> N
     def told(port):
         click.echo(f"Serving {service.model.version} ({service.model.why}) on "
                    f"http{'s' if tls else ''}://{limits.host}:{port}. Described at /openapi.json")
-        if page: click.echo("Its page for people: /page")
+        if page: click.echo("Its page for people: /page. The one for timetables: /timetable")
     serve_app(app, told)
 
 @main.group(epilog=example_epilog("mlops-course keys list"))
