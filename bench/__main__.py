@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 
-from . import course, models, monitors, records, services
+from . import course, models, monitors, records, services, tables
 
 GROUPS: dict[str, Callable[[], Iterator[dict]]] = dict(
     setup=course.setup_figures, lessons=course.lesson_figures, site=course.site_figures, engines=models.engine_figures,
@@ -17,7 +17,8 @@ GROUPS: dict[str, Callable[[], Iterator[dict]]] = dict(
     compression=models.compression_figures, registry=records.registry_figures, testing=models.testing_figures,
     serving=services.serving_figures, vision=services.vision_figures, containers=services.container_figures,
     pipelines=records.pipeline_figures, release=services.release_figures, monitoring=monitors.monitoring_figures,
-    drift=monitors.drift_figures, performance=monitors.performance_figures, reviews=models.review_figures)
+    drift=monitors.drift_figures, performance=monitors.performance_figures, reviews=models.review_figures,
+    timetables=tables.timetable_figures)
 
 
 def figures(
