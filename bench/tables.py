@@ -27,7 +27,7 @@ def timetable_figures() -> Iterator[dict]:
                 scores = [score_timetable(build_timetable(some, label(some)), o.truth) for some,o in zip(lines, pages, strict=True)]
                 yield dict(figure='timetables', layouts=group, photo=photo, model=name, seconds=seconds, **{k: str(o) for k,o in summarize(scores).items()})
     real = find_root().parent/'shared'/'real' # not ours to ship
-    pages = [*sorted((find_root()/'data'/'pages').glob('scan_*.png')), *sorted(real.glob('pages/*.png')), *sorted(real.glob('receipts/*.png'))]
+    pages = [*sorted((find_root()/'data'/'pages').glob('scan_*.png')), *sorted(real.glob('pages/*.png')), *sorted(real.glob('receipts/*.jpg'))]
     lines = [engine(load_image(o)).lines for o in pages]
     for name in models:
         invented = 0
