@@ -19,7 +19,7 @@ from .base.stats import Interval, percentile_bootstrap
 from .reader.layout import Line, group_rows
 from .reader.timetable_pages import Timetable
 
-# %% ../nbs/25_timetables.ipynb #ea345e1c
+# %% ../nbs/25_timetables.ipynb #e59257fc
 def field_pairs(
     pred:Timetable,
     truth:Timetable,
@@ -53,7 +53,7 @@ def score_timetable(pred:Timetable, truth:Timetable) -> dict[str, float]:
             'cells_right': times.count('right'), 'rows_right': len(rows(pred) & rows(truth)),
             'rows': (len(pred.stops) + len(truth.stops))/2, 'exact': float(set(all_) <= {'right'}), 'pages': 1}
 
-# %% ../nbs/25_timetables.ipynb #37c6ca9b
+# %% ../nbs/25_timetables.ipynb #8742dd9f
 RATES = {'cell accuracy': (['cells_right'], ['cells']), 'row F1': (['rows_right'], ['rows']),
          'exact tables': (['exact'], ['pages']),
          'hallucinated': (['hallucinated'], ['right', 'wrong', 'hallucinated']), # of the fields that were read
@@ -150,7 +150,7 @@ def build_timetable(
                      [cells[r, -1].text if (r, -1) in cells else '' for r in kept], grid,
                      [o.text for o in having('note')], sorted({*unsure, *backward_cells(grid)}))
 
-# %% ../nbs/25_timetables.ipynb #d4a2e0f8
+# %% ../nbs/25_timetables.ipynb #64fcd723
 def timetable_of(
     lines:Sequence[Line],
     label:Callable[[Sequence[Line]], list[str]]=label_by_rule, # Boxes -> a role for each

@@ -21,12 +21,23 @@ from PIL import Image
 
 from mlops_course import timetables as t
 from mlops_course.base.images import write_png
+from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.reader import gtfs
 from mlops_course.reader.custom import load_custom
+from mlops_course.reader.fonts import FONTS, load_font
 from mlops_course.reader.layout import Line
 from mlops_course.reader.serving import ModelSource, create_app
-from mlops_course.reader.timetable_pages import LAYOUTS, TOKEN_ROLES, draw_timetable, noisy_reading, photograph_timetable
+from mlops_course.reader.timetable_pages import (
+    LAYOUTS,
+    TOKEN_ROLES,
+    Layout,
+    draw_timetable,
+    draw_tokens,
+    noisy_reading,
+    photograph_timetable,
+    place_texts,
+)
 from mlops_course.reader.timetable_reading import load_large, open_label, read_timetables, scaled_boxes
 from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes, save_table, styled_table
 from mlops_course.reader.timetable_tokens import encode, labelled_pages, new_net, train_tokens
@@ -392,6 +403,43 @@ def test_page_is_mounted_behind_a_key(tmp_path: Path):
         wrong = await client.post("/timetable/login", data={"username": "ana", "password": "no"})
         return before.status_code, login.status_code, wrong.status_code
     assert ask(app, [walk]) == [(401, 200, 400)]
+
+
+@pytest.mark.slow
+def test_person_sees_a_doubtful_cell_corrects_it_and_takes_the_table_away(browser, tmp_path: Path):
+    "In Chromium: a bus goes back in time, its cell is orange, and the download holds what was typed instead."
+    truth = t.Timetable("110", "Airport", ["Pier", "Esplanade", "Redlynch"], [["07:15", "08:15"], ["07:05", "08:21"], ["07:30", "08:30"]])
+    face, rng = load_font(FONTS["DejaVuSans"], 22), np.random.default_rng(0)
+    tokens, shape = place_texts(Layout(), truth, face, rng)
+    write_png(tmp_path / "page.png", draw_tokens(tokens, shape, face, rng))
+    app = add_timetable_page(create_app(ModelSource(), tmp_path / "serving", OPEN))
+    key = app.state.service.keys.add("ana")
+    with on_free_port(app) as url:
+        tab = browser.new_page(viewport={"width": 1300, "height": 1000})
+        tab.set_default_timeout(30_000)
+        tab.goto(f"{url}/timetable")
+        tab.get_by_label("username").fill("ana")
+        tab.get_by_label("password").fill(key)
+        tab.get_by_role("button", name="Login").click()
+        tab.get_by_role("button", name="Read", exact=True).wait_for()
+        tab.locator("input[type=file]").first.set_input_files(tmp_path / "page.png")
+        tab.get_by_label("Remove Image").first.wait_for()
+        tab.get_by_role("button", name="Read", exact=True).click()
+        cell = tab.get_by_role("gridcell").filter(has_text="07:05").first
+        cell.wait_for()
+        if "SHOT" in os.environ: tab.screenshot(path=os.environ["SHOT"], full_page=True)
+        assert tab.get_by_label("Route").input_value() == "110"
+        colour = "e => { for (; e; e = e.parentElement) if (getComputedStyle(e).backgroundColor == 'rgb(246, 178, 107)') return true; return false }"
+        assert cell.evaluate(colour)
+        assert not tab.get_by_role("gridcell").filter(has_text="08:21").first.evaluate(colour)
+        cell.dblclick()
+        tab.keyboard.press("Control+A")
+        tab.keyboard.type("07:25")
+        tab.keyboard.press("Enter")
+        tab.wait_for_timeout(1500)
+        with tab.expect_download() as got: tab.get_by_text("Download CSV").click()
+        assert "07:25" in Path(got.value.path()).read_text()
+        tab.close()
 
 
 def test_net_takes_any_number_of_boxes():
