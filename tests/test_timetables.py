@@ -267,6 +267,7 @@ def bad_images(folder: Path) -> dict[Path, str]:
             folder / "huge.png": "12,000×12,000", folder / "none.png": "No file", folder: "is a folder", book: "No timetable on this page"}
 
 
+@pytest.mark.filterwarnings("error")
 def test_bad_files_are_a_line_each_and_the_others_are_read(page, tmp_path: Path):
     (folder := tmp_path / "bad").mkdir()
     bad = bad_images(folder)

@@ -8,6 +8,7 @@ __all__ = ['Label', 'SHIPPED_TOKENS', 'FORMATS', 'open_label', 'missing_for', 'l
 
 # %% ../../nbs/library/timetable_reading.ipynb #a43cdc2b
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ..base.images import load_image
 from ..base.settings import load_settings
@@ -96,7 +98,11 @@ def read_timetables(
     "Read the timetable in each file."
     limits = dict(load_settings().params.ocr)
     for file in files:
-        try: yield {'file': str(file), 'timetable': timetable_of(engine(load_image(file, **limits)).lines, label)}
+        try:
+            with warnings.catch_warnings(): # `load_image` refuses a huge image in a line of its own
+                warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+                image = load_image(file, **limits)
+            yield {'file': str(file), 'timetable': timetable_of(engine(image).lines, label)}
         except (OSError, ValueError) as e: yield {'file': str(file), 'error': str(e)}
 
 # %% ../../nbs/library/timetable_reading.ipynb #03646c1c
