@@ -12,7 +12,14 @@ import sys
 
 import click
 
-from . import cli_data, cli_models, cli_serving, cli_training  # noqa: F401  they add their commands to `main`
+from mlops_course.tools import (  # noqa: F401  they add their commands to `main`
+    cli_data,
+    cli_models,
+    cli_reviews,
+    cli_serving,
+    cli_timetables,
+    cli_training,
+)
 from .cli_group import example_epilog, main, treat_sigterm_as_ctrl_c
 
 # %% ../../nbs/tools/cli.ipynb #c0000001
