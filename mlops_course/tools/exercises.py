@@ -165,6 +165,7 @@ def try_answer(
 def exercise_faults(
     path:Path,                        # A solved notebook
     seeds:tuple[int, ...]=(0, 1, 7),  # The solution and each right answer must pass for all
+    wrong_seeds:tuple[int, ...]=(),   # Each wrong answer must fail for all; those of `seeds` if none
 ) -> list[str]:                       # What is broken, a line each
     "Every promise of the exercise at `path` that does not hold."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
@@ -196,7 +197,7 @@ def exercise_faults(
                           f"{bare} do not")
             continue
         messages = [first.removeprefix('# wrong:').strip() for first in firsts]
-        for seed in seeds:
+        for seed in wrong_seeds or seeds:
             found = [try_answer(cells, question, wrong, seed) for wrong in of('wrong')]
             for i,message in enumerate(messages):
                 expect(f"{question}: wrong answer {i + 1} with seed {seed}", found[i], 'failed', message)
