@@ -43,6 +43,7 @@ def tuning_figures() -> Iterator[dict]:
 
     from mlops_course.reader.search import RECIPE, train_trial
     from mlops_course.store import open_store
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     objective = partial(train_trial, recipe=RECIPE.model_copy(update={'steps': 64}), names=['rate'])
     with TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         store = open_store(Path(tmp, 'mlflow.db'), 'bench')
