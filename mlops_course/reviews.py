@@ -82,7 +82,7 @@ def split_words(texts:Sequence[str]) -> pyarrow.Array:
     joined = f' {BREAK} '.join(['', *(o.replace(BREAK, ' ') for o in texts)])
     return pc.ascii_split_whitespace(pyarrow.array([clean_text(joined).strip()], pyarrow.large_string())).values
 
-# %% ../nbs/23_reviews.ipynb #01a3e9b4
+# %% ../nbs/23_reviews.ipynb #01a38a7c
 class WordCounts(TransformerMixin, BaseEstimator):
     "Counts of words and of pairs of neighbouring words, for scikit-learn."
     def __init__(self, min_words:int=2, min_pairs:int=3): # Rarer ones are left out; no pairs at all for 0
@@ -114,9 +114,11 @@ class WordCounts(TransformerMixin, BaseEstimator):
         return np.concatenate([rows[words], rows[places[known]]]),np.concatenate(columns)
 
     def transform(self, texts:Any) -> sparse.csr_matrix:
-        rows,columns = self.entries(texts := list(texts))
-        shape = (len(texts), len(self.words_) - 1 + len(self.pairs_))
-        return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape)
+        texts,width = list(texts),len(self.words_) - 1 + len(self.pairs_)
+        def block(some):
+            rows,columns = self.entries(some)
+            return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(some), width))
+        return sparse.vstack([block(texts[i:i + 2000]) for i in range(0, max(1, len(texts)), 2000)], format='csr')
 
     def get_feature_names_out(self, input_features:Any=None) -> np.ndarray:
         words,codes = self.words_.to_pylist(),self.pairs_.to_numpy()

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['REJECTED_TEXT', 'FULL', 'open_model', 'Scored', 'parse_batch', 'score_batch', 'Progress', 'record_batches',
-           'open_workers', 'predict_file', 'score_all', 'predict_frame']
+           'end_with_parent', 'open_workers', 'predict_file', 'score_all', 'predict_frame']
 
-# %% ../nbs/library/reviews_batch.ipynb #f5c8de98
+# %% ../nbs/library/reviews_batch.ipynb #f5c85de4
 import csv
 import errno
 import io
 import json
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ from tqdm import tqdm
 from .base.files import MB, replace_text_file
 from .reviews import ReviewModel, load_reviews
 from .reviews_files import Columns, parse_row, read_columns, read_records, row_problem
-from .workers import WorkerPool, ignore_sigint, open_pool
+from .workers import WorkerPool, open_pool
 
 # %% ../nbs/library/reviews_batch.ipynb #f5c83800
 @lru_cache(maxsize=2)
@@ -170,18 +172,28 @@ def record_batches(
                 batch,size = [],0
         if batch: yield batch,end
 
-# %% ../nbs/library/reviews_batch.ipynb #f5c8e42a
+# %% ../nbs/library/reviews_batch.ipynb #f5c8a258
+def end_with_parent() -> None:
+    "Let this worker process leave Ctrl+C to its parent, and end when the parent does, even if that was killed."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    def watch():
+        if parent: parent.join()
+        os._exit(1)
+    Thread(target=watch, daemon=True).start()
+
+# %% ../nbs/library/reviews_batch.ipynb #f5c8507a
 @contextmanager
 def open_workers(jobs:int, scheduler:str|None=None) -> Iterator[WorkerPool]:
     "Processes on this machine, or the workers of a Dask `scheduler`."
     if scheduler or jobs == 1:
         with open_pool(scheduler) as pool: yield pool
         return
-    with ignore_sigint(): processes = ProcessPoolExecutor(jobs, get_context('spawn'))
+    processes = ProcessPoolExecutor(jobs, get_context('spawn'), initializer=end_with_parent)
     try: yield WorkerPool(processes, lambda: jobs, ())
     finally: processes.shutdown(cancel_futures=True)
 
-# %% ../nbs/library/reviews_batch.ipynb #f5c836c7
+# %% ../nbs/library/reviews_batch.ipynb #f5c836c3
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 def predict_file(
@@ -208,6 +220,9 @@ def predict_file(
             if e.errno not in FULL: raise
             raise OSError(e.errno, f"The disk is full: {progress.at['row']} rows of {source} are done. "
                           "Make room, then give the same command again: it goes on there") from e
+        except BrokenExecutor as e:
+            raise ConnectionError(f"A worker died, perhaps of too little memory: {progress.at['row']} rows of {source} "
+                                  "are done. Give the same command again, with fewer jobs: it goes on there") from e
         finally: progress.close()
         progress.finish()
     finally:

@@ -13,7 +13,9 @@ import dask.dataframe as dd
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+from conftest import until
 
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
@@ -194,8 +196,8 @@ def test_killed_again_and_again_nothing_is_lost_or_twice(folder, tmp_path):
     while kills < 3:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             process.stdout.readline()
-            until = time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < until: # let it come further than the last one
+            end = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < end: # let it come further than the last one
                 if note.exists() and (row := json.loads(note.read_text())['at']['row']) > at:
                     at = row
                     break
@@ -210,6 +212,16 @@ def test_killed_again_and_again_nothing_is_lost_or_twice(folder, tmp_path):
     predict_file(folder, source, tmp_path/'once.csv')
     for name in ('{}.csv', '{}.rejects.csv'):
         assert (tmp_path/name.format('out')).read_bytes() == (tmp_path/name.format('once')).read_bytes()
+
+
+def test_workers_end_with_a_killed_parent(folder, tmp_path):
+    source = write_csv(tmp_path/'in.csv', [(i, 'a great film '*40) for i in range(100_000)])
+    with subprocess.Popen([COURSE, 'reviews', 'predict', folder, source, tmp_path/'out.csv', '--jobs', '2'], stderr=subprocess.DEVNULL) as process:
+        def started(): return [o for o in psutil.Process(process.pid).children(recursive=True) if 'spawn_main' in ' '.join(o.cmdline())]
+        until(lambda: len(started()) == 2, 60)
+        workers = started()
+        process.kill()
+    assert psutil.wait_procs(workers, 60)[1] == []
 
 
 @pytest.mark.parametrize('step', range(3))
