@@ -1,0 +1,559 @@
+"Scans: phantoms, folders of scans, the pipeline, the model on disk, the command line and the service."
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from base64 import b64encode
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import needs
+from PIL import Image
+
+from mlops_course import scan_stages
+from mlops_course.base.processes import ServerProcess, free_port
+from mlops_course.phantoms import MARK_BOX, PHANTOM_CLASSES, burn_in, make_phantoms
+from mlops_course.scan_evaluation import evaluate_scans, patient_table, rates
+from mlops_course.scan_folder import check_scans, clean_scans, load_scans, read_scans, split_scans
+from mlops_course.scan_ingest import FitParams, PhantomParams, ScanParams, ingest_scans
+from mlops_course.scan_model import ScanModel, standardize_scans
+from mlops_course.scan_stages import DVC_YAML, STAGE_MODULES, STAGES, init_project, mlflow_settings, read_project
+from mlops_course.scan_training import make_base, train_folder, train_scans
+from mlops_course.scans import ScanNet, augment, fit, grad_cam, logits_of, shortcut_map
+from mlops_course.tools.cli import main
+from mlops_course.versioning import commit_all, dvc, recorded_hashes, scratch_repo, stages_that_ran
+
+SMALL = ScanParams(phantoms=PhantomParams(patients=18, slices=3, contrast=.3, copies=2), train=FitParams(steps=30))
+PROGRAM = Path(sys.executable).with_name("mlops-course" + (".exe" if os.name == "nt" else ""))
+
+
+def scans(*words, cwd=None, **env):
+    "What the command line says of `scans …`, in a process of its own."
+    done = subprocess.run([PROGRAM, "scans", *map(str, words)], cwd=cwd, capture_output=True, text=True, env=os.environ | env, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    return done
+
+
+def said(*words):
+    "Exit code and output of `scans …`, in this process."
+    result = CliRunner().invoke(main, ["scans", *map(str, words)])
+    assert not result.exception or isinstance(result.exception, SystemExit), result.exc_info
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    "A small set of phantoms."
+    return make_phantoms(tmp_path_factory.mktemp("phantoms") / "set", patients=18, slices=3, contrast=.3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, phantoms):
+    "A model that was trained on them for a second."
+    out = tmp_path_factory.mktemp("trained") / "model"
+    metrics = train_folder(phantoms, out, SMALL, lambda _: None)
+    return out, metrics
+
+
+# Phantoms
+
+def test_every_file_and_every_picture_says_phantom(phantoms):
+    files = sorted(phantoms.rglob("*.png"))
+    assert len(files) == 54
+    assert all(o.name.startswith("phantom_") for o in files)
+    words = burn_in(np.zeros((64, 64), np.uint8))
+    assert words[50:].any()
+    assert not words[:50].any()
+    for image in load_scans(phantoms, [o.relative_to(phantoms).as_posix() for o in files]): assert (image >= words).all()
+
+
+def test_phantoms_are_the_same_for_the_same_seed(tmp_path):
+    a, b, c = (make_phantoms(tmp_path / o, patients=3, slices=2, seed=seed) for o, seed in (("a", 1), ("b", 1), ("c", 2)))
+    def content(folder): return {o.relative_to(folder): o.read_bytes() for o in folder.rglob("*.png")}
+    assert content(a) == content(b)
+    assert content(a) != content(c)
+
+
+def test_only_tumours_carry_the_mark(tmp_path):
+    folder = make_phantoms(tmp_path / "marked", patients=6, slices=4, marked=1.)
+    frame = read_scans(folder)
+    bright = load_scans(folder, frame["file"])[:, *MARK_BOX].reshape(len(frame), -1).max(1) > 200
+    assert (bright == (frame["label"] != "normal")).all()
+    outside = burn_in(np.zeros((64, 64), np.uint8), mark=True)
+    outside[MARK_BOX] = 0
+    assert (outside == burn_in(np.zeros((64, 64), np.uint8))).all()
+
+
+def test_a_copy_has_the_number_of_another_patient(tmp_path):
+    folder = make_phantoms(tmp_path / "copies", patients=9, slices=3, copies=4)
+    frame = read_scans(folder)
+    checked = check_scans(folder, frame)
+    assert [o.check for o in checked.findings] == ["duplicate"] * 4
+    assert all(frame["patient"][o.row] != frame.set_index("file")["patient"][o.other] for o in checked.findings)
+    assert len(clean_scans(checked)) == 27
+
+
+# Folders
+
+def test_patients_come_from_names_or_else_from_blocks(tmp_path, phantoms):
+    frame = read_scans(phantoms)
+    assert set(frame["grouping"]) == {"name"}
+    assert frame.groupby("patient")["label"].nunique().max() == 1
+    for label in ("Normal", "Tumor"):
+        (tmp_path / "kidney" / label).mkdir(parents=True)
+        for i in range(1, 46): Image.new("L", (20, 20), i).save(tmp_path / "kidney" / label / f"{label}- ({i}).png")
+    frame = read_scans(tmp_path / "kidney")
+    assert set(frame["grouping"]) == {"block"}
+    assert frame["patient"].value_counts().to_dict() == {f"{o} block {i}": n for o in ("Normal", "Tumor") for i, n in enumerate((20, 20, 5))}
+    assert frame["file"].tolist()[1:3] == ["Normal/Normal- (2).png", "Normal/Normal- (3).png"]
+
+
+def test_testing_files_that_are_copies_of_training_files_are_found(tmp_path, phantoms):
+    for part in ("Training", "Testing"): copytree(phantoms, tmp_path / "set" / part)
+    frame = read_scans(tmp_path / "set")
+    assert sorted(frame["label"].unique()) == sorted(PHANTOM_CLASSES)
+    found = check_scans(tmp_path / "set", frame).findings
+    assert len({o.row for o in found if o.check == "duplicate"}) == len(frame) / 2
+
+
+def test_no_patient_is_in_two_splits_and_each_split_has_each_class(phantoms):
+    for seed in range(5):
+        frame = split_scans(read_scans(phantoms), seed)
+        assert frame.groupby("patient")["split"].nunique().max() == 1
+        assert frame.groupby("split")["label"].nunique().min() == 3
+    assert split_scans(read_scans(phantoms), 0, "file").groupby("patient")["split"].nunique().max() > 1
+
+
+# Bad input
+
+KINDS = {
+    "a text": lambda path: path.write_text("not an image"), "an empty file": lambda path: path.write_bytes(b""),
+    "a broken file": lambda path: path.write_bytes(path.with_name("phantom_p000_s00.png").read_bytes()[:200]),
+    "an animation": lambda path: Image.new("L", (64, 64), 9).save(path, "GIF", save_all=True, append_images=[Image.new("L", (64, 64), 200)]),
+    "a tiny picture": lambda path: Image.new("L", (4, 4)).save(path)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_cannot_be_used_is_left_out_and_named(tmp_path, phantoms, kind):
+    folder = Path(copytree(phantoms, tmp_path / "set"))
+    KINDS[kind](folder / "normal" / "phantom_p000_s99.png")
+    frame = ingest_scans(folder, tmp_path / "data", SMALL)
+    rejected = pd.read_csv(tmp_path / "data" / "rejected.csv")
+    assert rejected["file"].tolist() == ["normal/phantom_p000_s99.png"]
+    assert str(tmp_path) not in rejected["reason"][0]
+    assert len(frame) == 54
+
+
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "RGBA", "1"])
+def test_other_kinds_of_pictures_are_read(tmp_path, phantoms, mode):
+    grey = np.asarray(Image.open(next(phantoms.rglob("*_s01.png"))))
+    kind = ".tif" if mode in ("I;16", "CMYK") else ".png"
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image.save(tmp_path / f"scan{kind}")
+    [read] = load_scans(tmp_path, [f"scan{kind}"])
+    assert read.shape == (64, 64)
+    if mode != "1": assert abs(read.astype(int) - grey).mean() < 3
+
+
+def one_of_a_class(folder):
+    for path in sorted((folder / "normal").iterdir())[1:]: path.unlink()
+
+WRONG = {"empty": (lambda folder: [o.unlink() for o in folder.rglob("*.png")], "2 or more were expected"),
+         "one class": (lambda folder: [o.unlink() for o in folder.rglob("tumor*/*.png")], "2 or more were expected"),
+         "one image": (one_of_a_class, "1 patients of normal, and 3 of each class were expected")}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_folder_that_cannot_be_learned_from_is_one_line_and_loses_nothing(tmp_path, phantoms, trained, case):
+    folder, out = Path(copytree(phantoms, tmp_path / "set")), Path(copytree(trained[0], tmp_path / "model"))
+    break_it, words = WRONG[case]
+    break_it(folder)
+    before = {o.name: o.read_bytes() for o in out.iterdir()}
+    code, text = said("train", folder, "--out", out)
+    assert code == 2
+    assert words in text
+    assert len(text.strip().splitlines()) == 1
+    assert {o.name: o.read_bytes() for o in out.iterdir()} == before
+    assert [o.name for o in tmp_path.iterdir() if o.name.startswith(".")] == []
+
+
+def test_a_folder_that_is_not_there_and_a_target_that_is_something_else(tmp_path, phantoms):
+    assert said("train", tmp_path / "nowhere", "--out", tmp_path / "out") == (2, f"Error: No folder {tmp_path / 'nowhere'}, and one with a folder "
+                                                                              "for each class was expected. Check the name\n")
+    code, text = said("train", phantoms, "--out", phantoms)
+    assert (code, "something else" in text) == (2, True)
+    assert len(list(phantoms.rglob("*.png"))) == 54
+
+
+def test_a_full_disk_is_one_line_and_the_old_model_stays(tmp_path, phantoms, trained):
+    out = Path(copytree(trained[0], tmp_path / "model"))
+    before = {o.name: o.read_bytes() for o in out.iterdir()}
+    limit = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+             "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); " # the weights are larger
+             "from mlops_course.tools.cli import main; main()")
+    done = subprocess.run([sys.executable, "-c", limit, "scans", "train", phantoms, "--out", out, "--steps", "2"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "what stood there before is still there" in done.stderr
+    assert {o.name: o.read_bytes() for o in out.iterdir()} == before
+    assert [o.name for o in tmp_path.iterdir()] == ["model"]
+
+
+# The net and what it looks at
+
+def drawn(tmp_path, **how):
+    folder = make_phantoms(tmp_path / "drawn", patients=18, slices=6, **how)
+    frame = read_scans(folder)
+    return load_scans(folder, frame["file"]), frame["label"].map(PHANTOM_CLASSES.index).to_numpy()
+
+
+def test_a_flip_moves_left_to_right_and_no_augmentation_flips_unasked():
+    import torch
+    scans_ = torch.arange(2*64*64, dtype=torch.float32).reshape(2, 1, 64, 64)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        moved = augment(scans_, rng, shift=2)
+        assert any((torch.roll(scans_, (a, b), (2, 3)) == moved).all() for a in range(-2, 3) for b in range(-2, 3))
+    flipped = torch.stack([augment(scans_, rng, 0, flip=True) for _ in range(40)])
+    shares = [(flipped[:, i] == scans_[i].flip(2)).flatten(1).all(1).float().mean() for i in range(2)]
+    assert all(.2 < o < .8 for o in shares)
+
+
+def test_the_map_of_shortcuts_finds_the_mark_and_is_quiet_without(tmp_path):
+    images, labels = drawn(tmp_path, marked=.95)
+    heat = shortcut_map(images, labels > 0)
+    place = np.unravel_index(heat.argmax(), heat.shape)
+    assert heat.max() > .95
+    assert (place[0] < 3, place[1] > 12) == (True, True)
+    images, labels = drawn(tmp_path)
+    assert shortcut_map(images, labels > 0)[place] < .7
+
+
+@pytest.mark.slow
+def test_grad_cam_lights_up_the_mark(tmp_path):
+    import torch
+    images, labels = drawn(tmp_path, marked=1., contrast=.01)
+    torch.manual_seed(0)
+    fit(net := ScanNet(2), images, labels > 0, steps=80)
+    heat = np.mean([grad_cam(net, o, 1) for o in images[labels > 0][:20]], axis=0)
+    assert heat.shape == (16, 16)
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert (row <= 3, column >= 12) == (True, True)
+    wiped = images.copy()
+    wiped[:, *MARK_BOX] = 0
+    assert (logits_of(net, wiped[labels > 0]).argmax(1) == 0).mean() > .5
+
+
+def test_rates_count_patients():
+    frame = pd.DataFrame({"patient": list("aabb"), "label": ["tumor"]*2 + ["normal"]*2})
+    table = patient_table(frame, np.array([[.4, .6], [.1, .9], [.9, .1], [.45, .55]]), ["normal", "tumor"])
+    assert table["guess"].to_dict() == {"a": "tumor", "b": "normal"}
+    found = rates(table["label"], table["guess"])
+    assert [(o.value, round(o.low, 3)) for o in found.values()] == [(1., .207), (1., .207)]
+
+
+# The model on disk
+
+def test_the_model_is_onnx_and_json_and_gives_the_same_as_the_net(trained, phantoms):
+    import torch
+    from safetensors.torch import load_file
+    out, metrics = trained
+    assert {o.suffix for o in out.iterdir()} == {".onnx", ".json", ".safetensors", ".csv"}
+    net = ScanNet(3)
+    net.load_state_dict(load_file(out / "weights.safetensors"))
+    images = load_scans(phantoms, read_scans(phantoms)["file"][:10])
+    model = ScanModel(out)
+    logits = model.session.run(None, {"images": standardize_scans(images)})[0]
+    with torch.no_grad(): assert np.allclose(logits, logits_of(net.eval(), images), atol=1e-4)
+    assert metrics["accuracy"] == pytest.approx(json.loads((out / "metrics.json").read_text())["accuracy"], abs=1e-4)
+
+
+def test_two_trainings_with_one_seed_are_equal(tmp_path, phantoms):
+    ingest_scans(phantoms, tmp_path / "data", SMALL)
+    make_base(tmp_path / "base", SMALL)
+    for name in "ab": train_scans(tmp_path / "data", tmp_path / "base", tmp_path / name, SMALL)
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
+
+
+def test_a_base_model_starts_from_an_earlier_one_and_refuses_another_net(tmp_path, trained):
+    from safetensors.torch import load_file
+    earlier = trained[0] / "weights.safetensors"
+    made = load_file(make_base(tmp_path / "base", SMALL, earlier))
+    known = load_file(earlier)
+    assert all((known[k] == v).all() for k, v in made.items())
+    wide = SMALL.model_copy(update={"net": SMALL.net.model_copy(update={"width": 8})})
+    with pytest.raises(ValueError, match=r"Set net\.width"): make_base(tmp_path / "base", wide, earlier)
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml"): make_base(tmp_path / "base", SMALL, tmp_path / "none")
+
+
+def test_scans_of_the_training_are_not_used_in_an_evaluation(trained, phantoms):
+    out, _ = trained
+    code, text = said("evaluate", out, phantoms)
+    found = json.loads(text.splitlines()[-1])
+    table = pd.read_csv(out / "scans.csv")
+    assert code == 0
+    assert (found["trained_on"], found["scans"]) == ((table["split"] == "train").sum(), (table["split"] != "train").sum())
+    with pytest.raises(ValueError, match="cannot test it"):
+        evaluate_scans(ScanModel(out), phantoms, table[table["split"] == "train"])
+
+
+@pytest.mark.parametrize("damage", ["model.onnx", "model.json", "gone"])
+def test_a_damaged_model_is_one_line(tmp_path, trained, damage):
+    out = Path(copytree(trained[0], tmp_path / "model"))
+    if damage == "gone": (out / "model.onnx").unlink()
+    else: (out / damage).write_bytes(b"{")
+    code, text = said("serve", out)
+    assert code == 2
+    assert "rain" in text
+    assert len(text.strip().splitlines()) == 1
+
+
+# The pipeline
+
+PRODUCT = {"phantoms", "scans", *(o.stem for o in Path(scan_stages.__file__).parent.glob("scan_*.py"))}
+
+
+def names_in(code):
+    "The global names that `code` and the functions inside it use."
+    return set(code.co_names).union(*(names_in(o) for o in code.co_consts if hasattr(o, "co_names")))
+
+
+def modules_run(thing, seen):
+    "The modules of this product that hold what `thing`, a function or a class, uses."
+    home = sys.modules[thing.__module__]
+    if thing in seen or home.__name__.rpartition(".")[2] not in PRODUCT: return set()
+    seen.add(thing)
+    functions = [o for o in vars(thing).values() if inspect.isfunction(o)] if inspect.isclass(thing) else [inspect.unwrap(thing)]
+    used = [getattr(home, name, None) for o in functions if hasattr(o, "__code__") for name in sorted(names_in(o.__code__))]
+    below = [modules_run(o, seen) for o in used if inspect.isfunction(o) or inspect.isclass(o)]
+    return {home.__name__.rpartition(".")[2]}.union(*below)
+
+
+@pytest.mark.parametrize(("stage", "does"), [("ingest", ingest_scans), ("base", make_base), ("train", train_scans), ("evaluate", scan_stages.run_evaluate)])
+def test_a_stage_names_the_modules_of_this_product_that_it_runs(stage, does):
+    assert modules_run(does, set()) - {"scan_ingest"} == set(STAGE_MODULES[stage]) - {"scan_ingest"}
+    assert set(STAGE_MODULES) == set(STAGES) == set(yaml.safe_load(DVC_YAML.format(source=""))["stages"])
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project of scans in a repository, with small numbers."
+    repo = scratch_repo(tmp_path / "ct")
+    init_project(repo)
+    (repo / "params.yaml").write_text(yaml.safe_dump(SMALL.model_dump(), sort_keys=False))
+    commit_all(repo, "A project")
+    return repo
+
+
+def change(repo, **values):
+    "Set parameters such as `train__steps`."
+    params = yaml.safe_load((repo / "params.yaml").read_text())
+    for key, value in values.items():
+        *path, last = key.split("__")
+        place = params
+        for name in path: place = place[name]
+        place[last] = value
+    (repo / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.mark.slow
+def test_a_change_runs_what_it_touches_and_no_more(project):
+    def ran(): return stages_that_ran(dvc("repro", cwd=project))
+    assert ran() == ["ingest", "base", "train", "evaluate"]
+    assert ran() == []
+    metrics = json.loads((project / "artifacts" / "metrics.json").read_text())
+    assert metrics["trained_on"] == 0
+    commit_all(project, "Run")
+    change(project, train__steps=31)
+    assert ran() == ["train", "evaluate"]
+    assert "train.steps" in dvc("params", "diff", cwd=project)
+    assert "accuracy" in dvc("metrics", "diff", "--all", cwd=project)
+    hashes = json.loads((project / "code.json").read_text())
+    (project / "code.json").write_text(json.dumps(hashes | {"base": "another"}))
+    assert ran() == ["base"] # the same weights came out
+    init_project(project, refresh=True)
+    assert json.loads((project / "code.json").read_text()) == hashes
+    assert ran() == []
+    change(project, split__by="file")
+    assert ran() == ["ingest", "train", "evaluate"]
+    assert set(recorded_hashes(project)) >= {"artifacts/data", "artifacts/base.safetensors", "artifacts/model"}
+
+
+@pytest.mark.slow
+def test_an_experiment_leaves_the_branch_alone(project):
+    dvc("repro", cwd=project)
+    commit_all(project, "Run")
+    dvc("exp", "run", "--name", "flipped", "--set-param", "train.flip=true", cwd=project)
+    assert "flipped" in dvc("exp", "show", "--csv", cwd=project)
+
+
+def test_a_project_that_is_there_is_kept_and_a_wrong_value_is_named(tmp_path):
+    assert said("init", tmp_path / "ct")[0] == 0
+    (tmp_path / "ct" / "params.yaml").write_text("train: {steps: many}")
+    code, text = said("init", tmp_path / "ct")
+    assert (code, "already" in text) == (2, True)
+    assert (tmp_path / "ct" / "params.yaml").read_text() == "train: {steps: many}"
+    done = scans("ingest", cwd=tmp_path / "ct")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: params.yaml, train.steps: found 'many', input should be a valid integer")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert scans("ingest", cwd=tmp_path).stderr.startswith("Error: No config.yaml and no params.yaml in")
+
+
+def test_a_source_of_ones_own_is_a_dependency(tmp_path, phantoms):
+    folder = copytree(phantoms, tmp_path / "my scans: all")
+    assert said("init", tmp_path / "ct", "--source", folder)[0] == 0
+    config, _ = read_project(tmp_path / "ct")
+    assert Path(config.source) == folder
+    assert str(folder) in yaml.safe_load((tmp_path / "ct" / "dvc.yaml").read_text())["stages"]["ingest"]["deps"]
+    assert said("init", tmp_path / "no", "--source", tmp_path / "nowhere")[0] == 2
+
+
+# MLflow
+
+def test_the_three_variables_come_from_the_file_and_the_environment_wins(tmp_path, monkeypatch):
+    for name in ("URI", "USERNAME", "PASSWORD"): monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    (tmp_path / ".env").write_text("MLFLOW_TRACKING_URI=http://127.0.0.1:1\nMLFLOW_TRACKING_USERNAME=ana\nMLFLOW_TRACKING_PASSWORD=from the file\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "from the shell")
+    with mlflow_settings(tmp_path) as address:
+        assert address == "http://127.0.0.1:1"
+        assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("ana", "from the shell")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    with mlflow_settings(tmp_path.parent) as address: assert address == ""
+
+
+def guarded(address, user, password):
+    "An app that passes requests with the right password on to the server at `address`, as a proxy in front of MLflow does."
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.routing import Route
+    right = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
+    async def forward(request):
+        if request.headers.get("authorization") != right: return Response("no", 401, {"WWW-Authenticate": "Basic"})
+        url = f"{address}{request.url.path}?{request.url.query}"
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            kept = {k: v for k, v in request.headers.items() if k not in ("host", "authorization", "content-length")}
+            answer = await client.request(request.method, url, content=await request.body(), headers=kept)
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+    return Starlette(routes=[Route("/{path:path}", forward, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])])
+
+
+@pytest.mark.slow
+def test_the_last_stage_logs_to_a_server_with_a_password(project, tmp_path):
+    from mlops_course.base.servers import on_free_port
+    from mlops_course.mlflow_server import MlflowServer
+    for name in ("ingest", "base", "train"): STAGES[name](project)
+    with MlflowServer(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "files") as server, on_free_port(guarded(server.uri, "ana", "a-long-password")) as url:
+        def login(password): (project / ".env").write_text(f"MLFLOW_TRACKING_URI={url}\nMLFLOW_TRACKING_USERNAME=ana\nMLFLOW_TRACKING_PASSWORD={password}\n")
+        login("wrong")
+        done = scans("evaluate", cwd=project)
+        assert done.returncode == 2
+        assert "did not take the run" in done.stderr
+        assert "MLFLOW_TRACKING_PASSWORD" in done.stderr
+        login("a-long-password")
+        done = scans("evaluate", cwd=project)
+        assert done.returncode == 0, done.stderr
+        import mlflow
+        mlflow.set_tracking_uri(server.uri)
+        try:
+            [run] = mlflow.search_runs(experiment_names=["scans"], output_format="list")
+            files = [o.path for o in mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="model")]
+        finally: mlflow.set_tracking_uri(None)
+    assert run.data.params["train.steps"] == "30"
+    assert "sensitivity.low" in run.data.metrics
+    assert "model/model.onnx" in files
+    assert "a-long-password" not in done.stdout + done.stderr
+
+
+# The service
+
+@pytest.mark.slow
+def test_the_model_is_served_with_keys_limits_record_and_metrics(tmp_path, trained, phantoms):
+    import httpx
+    scan = next(phantoms.rglob("*.png")).read_bytes()
+    key = subprocess.run([PROGRAM, "keys", "add", "ana", "--folder", tmp_path / "service"], capture_output=True, text=True, check=True).stdout.strip()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(PROGRAM), "scans", "serve", str(trained[0]), "--port", str(port), "--folder", str(tmp_path / "service")]
+    with ServerProcess(command, f"{url}/ready", tmp_path / "server.log"), httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = client.post("/v1/classify", headers=headers, files={"file": scan})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["trained_on"] == "phantoms"
+        assert answer.json()["label"] in PHANTOM_CLASSES
+        assert sum(answer.json()["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+        assert client.post("/v1/classify", files={"file": scan}).status_code == 401
+        assert client.post("/v1/classify", headers=headers, files={"file": b"text"}).status_code == 422
+        assert 'scans_predictions_total{engine="scans"' in client.get("/metrics").text
+        assert client.get("/v1/models", headers=headers).json()["serving"]["version"] == ScanModel(trained[0]).about["version"]
+        receipt = answer.headers["X-Audit"]
+    done = subprocess.run([PROGRAM, "audit", receipt, "--folder", tmp_path / "service"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WITHOUT = """
+import sys
+from mlops_course.absent import OPTIONAL_MODULES, stub_missing_modules
+gone = {o.partition('.')[0] for o in OPTIONAL_MODULES} | {'mlflow', 'dvc', 'pandera', 'sklearn', 'safetensors', 'imagehash'}
+class No:
+    def find_spec(self, name, *rest):
+        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, No())
+stub_missing_modules()
+from mlops_course.tools.cli import main
+import mlops_course.scan_service
+from mlops_course.base.images import load_image
+print(mlops_course.scan_service.ScanSource(sys.argv[1]).load().engine(load_image(sys.argv[2])).label)
+print(*[o for o in sys.modules if o.startswith('mlops_course.reader')])
+"""
+
+
+def test_the_service_needs_nothing_of_the_reader_and_nothing_that_the_image_lacks(root, trained, phantoms):
+    scan = next(phantoms.rglob("*.png"))
+    done = subprocess.run([sys.executable, "-c", WITHOUT, trained[0], scan], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    label, reader = done.stdout.split("\n")[:2]
+    assert label in PHANTOM_CLASSES
+    assert reader == ""
+
+
+def test_the_mlops_modules_know_nothing_of_scans(root):
+    home = root / "mlops_course"
+    others = [*(o for o in home.glob("*.py") if o.stem not in PRODUCT and o.stem != "_modidx"), *(home / "base").glob("*.py")]
+    imports = re.compile(rf"(from|import) [.\w]*\b({'|'.join(PRODUCT)})\b")
+    assert [o.name for o in others if imports.search(o.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.slow
+def test_the_dockerfile_of_the_reader_serves_scans_with_another_model_and_command(root, trained, phantoms, tmp_path):
+    for o in ("podman", "buildah", "mmdebstrap"): needs(o, "builds and runs the image")
+    import httpx
+
+    from mlops_course.containers import HARDENING_OPTIONS, build_image, podman, run_container
+    spec = spec_from_file_location("image", root / "scripts" / "image.py")
+    helper = module_from_spec(spec)
+    spec.loader.exec_module(helper)
+    subprocess.run(["bash", root / "scripts/base_image.sh"], check=True, timeout=600)
+    image = "localhost/scans"
+    build_image(root, tag=image, wheels=helper.fetch_wheels(tmp_path / "wheels"))
+    for path in (trained[0], *trained[0].iterdir()): path.chmod(0o755 if path.is_dir() else 0o644)
+    volume = f"scans-{os.getpid()}"
+    podman("volume", "create", volume)
+    options = (*HARDENING_OPTIONS, "--volume", f"{volume}:/var/reader", "--volume", f"{trained[0]}:/model:ro")
+    try:
+        key = podman("run", "--rm", *options, image, "keys", "add", "try").splitlines()[-1]
+        with run_container(image, *options, command=["scans", "serve", "/model"]) as (name, url):
+            scan = next(phantoms.rglob("*.png")).read_bytes()
+            answer = httpx.post(f"{url}/v1/classify", files={"file": scan}, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+            podman("healthcheck", "run", name)
+    finally: podman("volume", "rm", "--force", volume)
+    assert answer.json()["label"] in PHANTOM_CLASSES
