@@ -18,7 +18,7 @@ GROUPS: dict[str, Callable[[], Iterator[dict]]] = dict(
     serving=services.serving_figures, vision=services.vision_figures, containers=services.container_figures,
     pipelines=records.pipeline_figures, release=services.release_figures, monitoring=monitors.monitoring_figures,
     drift=monitors.drift_figures, performance=monitors.performance_figures, reviews=models.review_figures,
-    timetables=tables.timetable_figures)
+    scans=models.scan_figures, timetables=tables.timetable_figures)
 
 
 def figures(

@@ -16,6 +16,7 @@ from mlops_course.tools import (  # noqa: F401  they add their commands to `main
     cli_data,
     cli_models,
     cli_reviews,
+    cli_scans,
     cli_serving,
     cli_timetables,
     cli_training,
