@@ -95,14 +95,16 @@ MINUTES_RULE = (f"The minutes are those of a person, and an estimate: {WORDS_A_M
         f"{', '.join(f'{v} if it is {k}' for k,v in QUESTIONS.items())}. The seconds are those of a machine.")
 
 # %% ../../nbs/tools/overview.ipynb #dcbae185
-TOOLS = {'Papermill': 'papermill', 'pydantic': 'pydantic', 'structlog': 'structlog', 'OpenCV': 'cv2', 'EasyOCR': 'easyocr|easyocr_reader',
-         'RapidOCR': 'rapidocr|rapidocr_reader', 'Tesseract': 'pytesseract|tesserocr|load_tesseract', 'RapidFuzz': 'rapidfuzz',
-         'SciPy': 'scipy', 'pandera': 'pandera', 'ImageHash': 'imagehash', 'DVC': 'dvc', 'PyTorch': 'torch', 'MLflow': 'mlflow',
-         'Optuna': 'optuna', 'PEFT': 'peft', 'ONNX Runtime': 'onnxruntime|export_onnx', 'scikit-learn': 'sklearn', 'pytest': 'pytest',
-         'Hypothesis': 'hypothesis', 'Schemathesis': 'schemathesis', 'FastAPI': 'fastapi', 'Gradio': 'gradio', 'HTTPX': 'httpx',
-         'Google Vision': 'vision', 'Podman': 'podman', 'Prefect': 'prefect', 'act': 'act', 'statsmodels': 'statsmodels',
-         'Prometheus': 'prometheus_client|promtool|PrometheusServer', 'Evidently': 'evidently', 'Dask': 'dask|distributed',
-         'cProfile': 'cProfile', 'diskcache': 'diskcache'} # name -> words in the code of a lesson that uses it
+TOOLS = { # name -> words in the code of a lesson that uses it
+    'Papermill': 'papermill', 'pydantic': 'pydantic', 'structlog': 'structlog', 'OpenCV': 'cv2',
+    'EasyOCR': 'easyocr|easyocr_reader', 'RapidOCR': 'rapidocr|rapidocr_reader',
+    'Tesseract': 'pytesseract|tesserocr|load_tesseract', 'RapidFuzz': 'rapidfuzz', 'SciPy': 'scipy',
+    'pandera': 'pandera', 'ImageHash': 'imagehash', 'DVC': 'dvc', 'PyTorch': 'torch', 'MLflow': 'mlflow',
+    'Optuna': 'optuna', 'PEFT': 'peft', 'ONNX Runtime': 'onnxruntime|export_onnx', 'scikit-learn': 'sklearn',
+    'pytest': 'pytest', 'Hypothesis': 'hypothesis', 'Schemathesis': 'schemathesis', 'FastAPI': 'fastapi',
+    'Gradio': 'gradio', 'HTTPX': 'httpx', 'Google Vision': 'vision', 'Podman': 'podman', 'Prefect': 'prefect',
+    'act': 'act', 'statsmodels': 'statsmodels', 'Prometheus': 'prometheus_client|promtool|PrometheusServer',
+    'Evidently': 'evidently', 'Dask': 'dask|distributed', 'cProfile': 'cProfile', 'diskcache': 'diskcache'}
 
 def tools_of(
     lesson:Lesson,
@@ -110,7 +112,8 @@ def tools_of(
     "The names of the tools that the code of `lesson` calls or imports, in the order of `TOOLS`."
     codes = [''.join(o['source']) for o in lesson.cells if o['cell_type'] == 'code']
     text = re.sub(r"'[^'\n]*'|\"[^\"\n]*\"|#[^|\n][^\n]*", '', '\n'.join(codes))
-    return [tool for tool,words in TOOLS.items() if re.search(rf'\b({words})\b[.(]|^ *(import|from) ({words})\b', text, re.M)]
+    return [tool for tool,words in TOOLS.items()
+            if re.search(rf'\b({words})\b[.(]|^ *(import|from) ({words})\b', text, re.M)]
 
 def needed_lessons(
     lesson:Lesson,
