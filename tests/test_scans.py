@@ -242,7 +242,7 @@ def test_grad_cam_lights_up_the_mark(tmp_path):
     import torch
     images, labels = drawn(tmp_path, marked=1., contrast=.01)
     torch.manual_seed(0)
-    fit(net := ScanNet(2), images, labels > 0, steps=80)
+    fit(net := ScanNet(2), images, (labels > 0).astype(int), steps=80)
     heat = np.mean([grad_cam(net, o, 1) for o in images[labels > 0][:20]], axis=0)
     assert heat.shape == (16, 16)
     row, column = np.unravel_index(heat.argmax(), heat.shape)
