@@ -119,9 +119,10 @@ def test_two_stores_live_side_by_side_and_nothing_global_changes(tmp_path):
 
 @pytest.mark.slow
 def test_importing_does_nothing_visible(tmp_path):
-    check = "import os, sys; from mlops_course import tracking; print(sorted(os.listdir('.')), 'mlflow' in sys.modules)"
+    check = ("import os, mlflow; before = mlflow.get_tracking_uri(); from mlops_course import tracking; "
+             "print(os.listdir('.'), mlflow.get_tracking_uri() == before)")
     done = subprocess.run([sys.executable, '-c', check], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (done.stdout.strip(), done.stderr) == ('[] False', '')
+    assert (done.stdout.strip(), done.stderr) == ('[] True', '')
 
 
 def test_a_deleted_experiment_is_named(store):
