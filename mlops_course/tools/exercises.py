@@ -164,8 +164,8 @@ def try_answer(
 # %% ../../nbs/tools/exercises.ipynb #609bddd3
 def exercise_faults(
     path:Path,                        # A solved notebook
-    seeds:tuple[int, ...]=(0, 1, 7),  # The solution and each right answer must pass for all
-    wrong_seeds:tuple[int, ...]=(),   # Each wrong answer must fail for all; those of `seeds` if none
+    seeds:tuple[int, ...]=(0, 1, 7),  # The solution must pass for all
+    other_seeds:tuple[int, ...]=(),   # For the right and wrong answers beside it; those of `seeds` if none
 ) -> list[str]:                       # What is broken, a line each
     "Every promise of the exercise at `path` that does not hold."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
@@ -187,7 +187,7 @@ def exercise_faults(
         for seed in seeds:
             expect(f"{question}: the solution with seed {seed}", try_answer(cells, question, answer, seed), 'passed')
         for i,right in enumerate(of('right'), 1):
-            for seed in seeds:
+            for seed in other_seeds or seeds:
                 expect(f"{question}: right answer {i} with seed {seed}",
                        try_answer(cells, question, right, seed), 'passed')
         firsts = [wrong.splitlines()[0] for wrong in of('wrong')]
@@ -197,7 +197,7 @@ def exercise_faults(
                           f"{bare} do not")
             continue
         messages = [first.removeprefix('# wrong:').strip() for first in firsts]
-        for seed in wrong_seeds or seeds:
+        for seed in other_seeds or seeds:
             found = [try_answer(cells, question, wrong, seed) for wrong in of('wrong')]
             for i,message in enumerate(messages):
                 expect(f"{question}: wrong answer {i + 1} with seed {seed}", found[i], 'failed', message)
