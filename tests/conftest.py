@@ -17,6 +17,18 @@ os.environ['MLOPS_COURSE_BATCH'] = '1'
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all that tests start
 
 
+@pytest.fixture(autouse=True)
+def tracking_address():
+    "`mlflow.set_tracking_uri` also sets an environment variable. What a test sets there, no other test sees."
+    before = os.environ.get('MLFLOW_TRACKING_URI')
+    yield
+    if os.environ.get('MLFLOW_TRACKING_URI') == before: return
+    import mlflow
+    mlflow.set_tracking_uri(None)
+    os.environ.pop('MLFLOW_TRACKING_URI', None)
+    if before: os.environ['MLFLOW_TRACKING_URI'] = before
+
+
 @pytest.fixture(scope='session')
 def root():
     return find_root()
