@@ -4,7 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from math import isnan, nan
 
@@ -348,7 +348,11 @@ def test_a_killed_caller_loses_two_trials_at_most_and_they_are_repeated(path):
     study = open_search(path, PLAIN)
     (path.parent/'caller.py').write_text(CALLER)
     caller = subprocess.Popen([sys.executable, 'caller.py'], cwd=path.parent)
-    wait_for(lambda: states(study).count('RUNNING') == 2 and states(study).count('COMPLETE') > 2)
+    def beating():
+        "How many running trials have a heartbeat. One that is killed before its first stays RUNNING for good."
+        with closing(sqlite3.connect(path)) as db:
+            return db.execute("SELECT count(*) FROM trial_heartbeats JOIN trials USING (trial_id) WHERE state = 'RUNNING'").fetchone()[0]
+    wait_for(lambda: states(study).count('COMPLETE') > 2 and states(study).count('RUNNING') == beating() == 2)
     caller.kill()
     caller.wait()
     wait_for(lambda: states(study).count('RUNNING') <= 1) # the worker ends after its trial
