@@ -33,21 +33,26 @@ def serving_folder(folder:str|None) -> Any:
 @folder_option
 def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
     "Serve the champion of the registry, or the shipped recogniser where there is none, until Ctrl+C."
+    import sys
+
+    from mlops_course.absent import MissingModule
     from mlops_course.base.processes import set_quiet_env
     from mlops_course.base.servers import serve as serve_app
     from mlops_course.base.servers import uvicorn_options
     from mlops_course.base.settings import load_settings
     from mlops_course.reader.serving import create_app
-    from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes
     set_quiet_env()
     limits = load_settings().services.api
     limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
     tls = 'ssl_certfile' in uvicorn_options(limits)
     try: app = create_app(folder=serving_folder(folder), limits=limits)
     except BlockingIOError as e: raise UserError(str(e)) from e # another service has the folder
-    add_timetable_routes(app, app.state.service)
+    tables = not isinstance(sys.modules.get('rapidfuzz'), MissingModule) # the image is without pandas and rapidfuzz
+    if tables:
+        from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes
+        add_timetable_routes(app, app.state.service)
+        if page: add_timetable_page(app)
     if page:
-        add_timetable_page(app)
         from mlops_course.reader.line_engines import open_engine
         from mlops_course.reader.page import add_page
         from mlops_course.reader.vision import open_vision
@@ -59,7 +64,7 @@ def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> N
     def told(port):
         click.echo(f"Serving {service.model.version} ({service.model.why}) on "
                    f"http{'s' if tls else ''}://{limits.host}:{port}. Described at /openapi.json")
-        if page: click.echo("Its page for people: /page. The one for timetables: /timetable")
+        if page: click.echo("Its page for people: /page." + tables*" The one for timetables: /timetable")
     serve_app(app, told)
 
 @main.group(epilog=example_epilog("mlops-course keys list"))
