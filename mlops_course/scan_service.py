@@ -7,22 +7,20 @@ __all__ = ['EXAMPLE_SCAN_ANSWER', 'ScanSource', 'ScanAnswer', 'classify_jobs', '
 
 # %% ../nbs/library/scan_service.ipynb #b9f54c89
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Response
 from pydantic import BaseModel
 
 from .base.files import sha256_of_file
 from .base.settings import ApiSettings, load_settings
 from .batching import isolate_failures
 from .http import error_responses, example_response
-from .keys import ApiKey
 from .scan_model import ScanModel
-from .serving import ServedModel, Service, build_app, key_dependency
-from .uploads import Upload, load_upload, receive_images, upload_schema
+from .serving import ServedModel, Service, build_app
+from .uploads import Upload, load_upload, upload_dependency, upload_schema
 
 # %% ../nbs/library/scan_service.ipynb #c8860113
 class ScanSource:
@@ -65,9 +63,7 @@ def classify_jobs(
 # %% ../nbs/library/scan_service.ipynb #ebe574d9
 def add_scan_routes(app:FastAPI, service:Service) -> None:
     "Add /v1/classify."
-    known = key_dependency(service)
-    async def one(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
-        async with receive_images(service, request, key) as upload: yield upload
+    one = upload_dependency(service)
 
     @app.post('/v1/classify', tags=['scans'], openapi_extra=upload_schema(),
               responses={**example_response(EXAMPLE_SCAN_ANSWER),

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
@@ -26,7 +26,6 @@ from ..base.logs import get_logger
 from ..base.settings import ApiSettings, load_settings
 from ..batching import Deferred, isolate_failures
 from ..http import INTERNAL_ERROR, error_responses, example_response
-from ..keys import ApiKey
 from ..model_versions import list_versions
 from .custom import CustomEngine, load_custom, read_without_detector, warm_up_engine
 from .layout import Line, mean_confidence
@@ -34,9 +33,9 @@ from .package import load_version
 from .recognition import OnnxRecogniser
 from .weights import export_onnx
 from ..registry_history import MODEL_NAME
-from ..serving import ServedModel, Service, build_app, key_dependency
+from ..serving import ServedModel, Service, build_app
 from ..store import Store, explain_store_errors, open_store
-from ..uploads import Upload, load_upload, receive_images, upload_schema
+from ..uploads import Upload, load_upload, upload_dependency, upload_schema
 
 # %% ../../nbs/library/serving.ipynb #10f30e04
 METRIC_PREFIX = 'ocr' # of the metrics
@@ -148,11 +147,7 @@ LineQuery = Annotated[bool, Query(description='Is each image one line, rather th
 # %% ../../nbs/library/serving.ipynb #79a9caf9
 def add_reading_routes(app:FastAPI, service:Service) -> None:
     "Add /v1/read and /v1/batch."
-    known = key_dependency(service)
-    async def one(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
-        async with receive_images(service, request, key) as upload: yield upload
-    async def many(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
-        async with receive_images(service, request, key, service.limits.images) as upload: yield upload
+    one,many = upload_dependency(service),upload_dependency(service, service.limits.images)
 
     @app.post('/v1/read', tags=['reading'], openapi_extra=upload_schema(),
               responses={**example_response(EXAMPLE_ANSWER),

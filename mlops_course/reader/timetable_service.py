@@ -8,27 +8,25 @@ __all__ = ['LabelName', 'EXAMPLE_TIMETABLE', 'ORANGE', 'TimetableAnswer', 'tabul
 
 # %% ../../nbs/library/timetable_service.ipynb #9d1371e9
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Response
 from pydantic import BaseModel
 
 from ..base.logs import get_logger
 from ..http import INTERNAL_ERROR, error_responses, example_response, http_error
-from ..keys import ApiKey
 from .layout import Line, Reading, draw_boxes
 from .page import PAGE_CSS, message_html
 from .serving import Answer, read_image
 from .timetable_pages import Timetable
 from .timetable_reading import open_label
-from ..serving import Service, key_dependency
+from ..serving import Service
 from ..timetables import as_time, timetable_of
-from ..uploads import Upload, load_upload, receive_images, upload_schema
+from ..uploads import Upload, load_upload, upload_dependency, upload_schema
 
 # %% ../../nbs/library/timetable_service.ipynb #6a4fae3e
 class TimetableAnswer(BaseModel):
@@ -62,9 +60,7 @@ EXAMPLE_TIMETABLE = {'route': '110', 'destination': 'Airport', 'stops': ['Pier',
 
 def add_timetable_routes(app:FastAPI, service:Service) -> None:
     "Add /v1/timetable to an app of the reader's service."
-    known = key_dependency(service)
-    async def one(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
-        async with receive_images(service, request, key) as upload: yield upload
+    one = upload_dependency(service)
 
     @app.post('/v1/timetable', tags=['reading'], openapi_extra=upload_schema(),
               responses={**example_response(EXAMPLE_TIMETABLE),
