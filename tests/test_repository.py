@@ -239,7 +239,7 @@ class TestNotebook:
 LAYERS = {
     "base": [
         "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
-        "base.processes", "base.servers", "base.settings", "base.stats"],
+        "base.packages", "base.processes", "base.servers", "base.settings", "base.stats"],
     "mlops": [
         "absent", "batching", "behaviour", "cache", "containers", "contract", "dashboards", "dockerfiles",
         "drift", "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",

@@ -7,21 +7,17 @@ __all__ = ['FEED_PACKAGE', 'FEED', 'FEED_SHA256', 'FEED_CREDIT', 'FETCH_HINT', '
            'Feed', 'load_feed']
 
 # %% ../../nbs/library/feed.ipynb #952bab5d
-import os
 import string
-import subprocess
-import sys
-import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from zipfile import ZipFile
 
 import pandas as pd
 
+from ..base.packages import fetch_from_package
 from ..base.settings import load_settings
 
 # %% ../../nbs/library/feed.ipynb #f626aae8
@@ -57,25 +53,7 @@ def fetch_feed(
     "Download the timetable feed with pip, unless it is there already."
     target = feed_file(folder)
     if target.exists(): return check_feed(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix='.fetch-') as tmp:
-        wanted = Path(tmp)/'wanted.txt'
-        wanted.write_text(FEED_PACKAGE, encoding='utf-8')
-        pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-input', '--no-deps',
-               '--no-binary=gtfs-kit', '--require-hashes', f'--dest={tmp}', f'-r{wanted}']
-        done = subprocess.run(pip, capture_output=True, text=True, encoding='utf-8', errors='replace', check=False)
-        archives = list(Path(tmp).glob('*.tar.gz'))
-        if done.returncode or not archives:
-            said = ' '.join(done.stderr.split())[-700:] or 'no archive was downloaded'
-            raise ConnectionError(f"pip could not download {FEED_PACKAGE.split()[0]}, which holds the feed: {said}. "
-                                  "Expected a network and a package index: check both, and pip's own settings, "
-                                  "then call this again")
-        with tarfile.open(archives[0]) as archive:
-            wanted_member = next(o for o in archive.getmembers() if o.name.endswith(f'/data/{FEED}'))
-            member = archive.extractfile(wanted_member)
-            (Path(tmp)/FEED).write_bytes(member.read() if member else b'')
-        os.replace(check_feed(Path(tmp)/FEED), target) # atomic
-    return target
+    return fetch_from_package(FEED_PACKAGE, '--no-binary=gtfs-kit', f'/data/{FEED}', target, check_feed, 'the feed')
 
 # %% ../../nbs/library/feed.ipynb #b53f6cdf
 class Trip(NamedTuple):
