@@ -59,17 +59,15 @@ def predict_reviews_command(model:str, source:str, target:str, jobs:int, schedul
               "[default: reviews in _course]")
 def serve_reviews_command(model:str, host:str|None, port:int|None, folder:str|None) -> None:
     "Serve the model in DIR until Ctrl+C. Keys: mlops-course keys add NAME --folder FOLDER."
+    from functools import partial
     from pathlib import Path
 
     from mlops_course.base.servers import serve
-    from mlops_course.base.settings import load_settings
     from mlops_course.reviews_service import create_reviews_app
+    from mlops_course.tools.cli_serving import open_app
     from mlops_course.tools.house import runs_folder
-    limits = load_settings().services.api
-    limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
     place = Path(folder) if folder else runs_folder()/'reviews'
-    try: app = create_reviews_app(model, place, limits)
-    except BlockingIOError as e: raise UserError(str(e)) from e # another service has the folder
+    app,limits = open_app(partial(create_reviews_app, model, place), host, port)
     service = app.state.service
     if not list(service.keys):
         click.echo(f"Nobody has a key yet: mlops-course keys add NAME --folder {place}", err=True)

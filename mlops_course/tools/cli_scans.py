@@ -119,16 +119,14 @@ def evaluate_scans_command(model:str|None, folder:str|None) -> None:
               "serving in _course, as for `mlops-course serve`]")
 def serve_scans_command(model:str, host:str|None, port:int|None, folder:str|None) -> None:
     "Serve the MODEL in a folder, until Ctrl+C. Keys come from `mlops-course keys add NAME`."
+    from functools import partial
+
     from mlops_course.base.processes import set_quiet_env
     from mlops_course.base.servers import serve as serve_app
-    from mlops_course.base.settings import load_settings
     from mlops_course.scan_service import create_scan_app
-    from mlops_course.tools.cli_serving import serving_folder
+    from mlops_course.tools.cli_serving import open_app, serving_folder
     set_quiet_env()
-    limits = load_settings().services.api
-    limits = limits.model_copy(update={k: v for k,v in dict(host=host, port=port).items() if v is not None})
-    try: app = create_scan_app(model, serving_folder(folder), limits)
-    except BlockingIOError as e: raise UserError(str(e)) from e # another service has the folder
+    app,limits = open_app(partial(create_scan_app, model, serving_folder(folder)), host, port)
     service = app.state.service
     if not list(service.keys): click.echo("Nobody has a key yet: mlops-course keys add NAME", err=True)
     serve_app(app, lambda port: click.echo(f"Serving {service.model.version} ({service.model.why}) on "
