@@ -150,11 +150,11 @@ def review_figures() -> Iterator[dict]:
     import os
 
     from mlops_course.base.memory import peak_memory_mb
-    from mlops_course.reviews import load_reviews
-    from mlops_course.reviews_batch import predict_file
-    from mlops_course.reviews_data import reviews_file
-    from mlops_course.reviews_files import read_table
-    from mlops_course.reviews_training import train_reviews
+    from mlops_course.reviews.batch import predict_file
+    from mlops_course.reviews.data import reviews_file
+    from mlops_course.reviews.files import read_table
+    from mlops_course.reviews.model import load_reviews
+    from mlops_course.reviews.training import train_reviews
     frame,_ = read_table(reviews_file())
     imdb,lines = (frame[(frame['source'] == 'imdb') == o]['review'].tolist() for o in (True, False))
     with TemporaryDirectory() as tmp:
@@ -184,11 +184,11 @@ def review_figures() -> Iterator[dict]:
 # Scans are phantoms, drawn for the measurement. The same net is trained on files split at random and on patients kept whole.
 def scan_figures() -> Iterator[dict]:
     "Seconds of a training on phantoms, its accuracy with each way of splitting, and milliseconds for a scan."
-    from mlops_course.phantoms import make_phantoms
-    from mlops_course.scan_folder import load_scans, read_scans
-    from mlops_course.scan_ingest import PhantomParams, ScanParams, SplitParams
-    from mlops_course.scan_model import ScanModel
-    from mlops_course.scan_training import train_folder
+    from mlops_course.scans.folder import load_scans, read_scans
+    from mlops_course.scans.ingest import PhantomParams, ScanParams, SplitParams
+    from mlops_course.scans.model import ScanModel
+    from mlops_course.scans.phantoms import make_phantoms
+    from mlops_course.scans.training import train_folder
     with TemporaryDirectory() as tmp:
         folder = make_phantoms(Path(tmp, 'phantoms'), copies=24)
         for by in ('file', 'patient'):

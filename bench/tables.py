@@ -13,7 +13,7 @@ def timetable_figures() -> Iterator[dict]:
     from mlops_course.reader.custom import load_custom
     from mlops_course.reader.timetable_pages import LAYOUTS, draw_timetable, photograph_timetable
     from mlops_course.reader.timetable_reading import open_label
-    from mlops_course.timetables import build_timetable, score_timetable, summarize, timetable_of
+    from mlops_course.reader.timetables import build_timetable, score_timetable, summarize, timetable_of
     engine,models = load_custom(),('rule', 'tokens', 'second')
     for group in LAYOUTS:
         for photo in (False, True):

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 
 from mlops_course.containers import podman
 from mlops_course.reader.feed import FEED_PACKAGE
-from mlops_course.reviews_data import REVIEWS_PACKAGE
+from mlops_course.reviews.data import REVIEWS_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "_course" / "bare"

@@ -87,8 +87,8 @@ def main() -> None:
     once("export", [lock, *packaging, *notebooks], exported(notebooks), (program("nbdev_export"),))
     feed = "from mlops_course.reader.feed import fetch_feed; fetch_feed()"
     once("feed", [lock, ROOT / "mlops_course" / "reader" / "feed.py"], [ROOT / "data" / "feed" / "cairns_gtfs.zip"], (PYTHON, "-c", feed))
-    reviews = "from mlops_course.reviews_data import fetch_reviews; fetch_reviews()"
-    once("reviews", [lock, ROOT / "mlops_course" / "reviews_data.py"], [ROOT / "data" / "reviews" / "reviews.csv"], (PYTHON, "-c", reviews))
+    reviews = "from mlops_course.reviews.data import fetch_reviews; fetch_reviews()"
+    once("reviews", [lock, ROOT / "mlops_course" / "reviews" / "data.py"], [ROOT / "data" / "reviews" / "reviews.csv"], (PYTHON, "-c", reviews))
     jupyter = "from mlops_course.tools.house import install_jupyter; install_jupyter()"
     share = VENV / "share" / "jupyter"
     once("jupyter", [lock, ROOT / "mlops_course" / "tools" / "house.py"],

@@ -19,12 +19,12 @@ from conftest import until
 
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
-from mlops_course.reviews import BREAK, ReviewModel, WordCounts, check_reviews, clean_text, load_reviews, review_pipeline, save_reviews, split_reviews
-from mlops_course.reviews_batch import predict_file, predict_frame
-from mlops_course.reviews_data import REVIEWS_PACKAGE, check_reviews_file, fetch_reviews, reviews_file
-from mlops_course.reviews_files import MOST_BYTES, MOST_CHARACTERS, read_columns, read_records, read_table
-from mlops_course.reviews_service import create_reviews_app
-from mlops_course.reviews_training import train_reviews
+from mlops_course.reviews.batch import predict_file, predict_frame
+from mlops_course.reviews.data import REVIEWS_PACKAGE, check_reviews_file, fetch_reviews, reviews_file
+from mlops_course.reviews.files import MOST_BYTES, MOST_CHARACTERS, read_columns, read_records, read_table
+from mlops_course.reviews.model import BREAK, ReviewModel, WordCounts, check_reviews, clean_text, load_reviews, review_pipeline, save_reviews, split_reviews
+from mlops_course.reviews.service import create_reviews_app
+from mlops_course.reviews.training import train_reviews
 from mlops_course.workers import local_cluster
 
 COURSE = Path(sys.executable).with_name('mlops-course')
@@ -189,7 +189,7 @@ def test_every_row_is_scored_or_rejected(folder, tmp_path, jobs):
 
 def test_killed_again_and_again_nothing_is_lost_or_twice(folder, tmp_path):
     source = write_csv(tmp_path/'in.csv', [(i, 'a great film '*40 if i%9 else '') for i in range(60_000)])
-    script = ("import sys\nfrom mlops_course.reviews_batch import predict_file\n"
+    script = ("import sys\nfrom mlops_course.reviews.batch import predict_file\n"
               "print('ready', flush=True)\nprint(predict_file(*sys.argv[1:4], rows=200, every_s=.05))")
     command = [sys.executable, '-c', script, folder, source, tmp_path/'out.csv']
     note,kills,at = tmp_path/'out.csv.progress',0,0
@@ -270,7 +270,7 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(folder, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(folder, tmp_path):
-    script = ("import sys\nfrom mlops_course.reviews_batch import predict_file\nfrom mlops_course.base.memory import peak_memory_mb\n"
+    script = ("import sys\nfrom mlops_course.reviews.batch import predict_file\nfrom mlops_course.base.memory import peak_memory_mb\n"
               "predict_file(*sys.argv[1:4], rows=500)\nprint(peak_memory_mb())")
     peaks = []
     for n in (5_000, 50_000):
@@ -405,6 +405,6 @@ def test_command_trains_predicts_and_serves(tmp_path):
 
 
 def test_nothing_of_the_reader_is_imported():
-    script = "import sys, mlops_course.reviews_service, mlops_course.reviews_batch, mlops_course.reviews_training; print(*sys.modules)"
+    script = "import sys, mlops_course.reviews.service, mlops_course.reviews.batch, mlops_course.reviews.training; print(*sys.modules)"
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
     assert [o for o in done.stdout.split() if o.startswith(('mlops_course.reader', 'mlops_course.tools'))] == []

@@ -19,11 +19,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from mlops_course import timetables as t
 from mlops_course.base.images import write_png
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.reader import gtfs
+from mlops_course.reader import timetables as t
 from mlops_course.reader.custom import load_custom
 from mlops_course.reader.fonts import FONTS, load_font
 from mlops_course.reader.layout import Line

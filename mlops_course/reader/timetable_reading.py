@@ -22,7 +22,7 @@ from ..base.images import load_image
 from ..base.settings import load_settings
 from .layout import Line
 from .timetable_pages import TOKEN_ROLES, Timetable
-from ..timetables import label_by_rule, timetable_of
+from .timetables import label_by_rule, timetable_of
 
 # %% ../../nbs/library/timetable_reading.ipynb #51bbdf3e
 Label = Callable[[Sequence[Line]], list[str]] # Boxes -> a role for each

@@ -24,8 +24,8 @@ from .page import PAGE_CSS, message_html
 from .serving import Answer, read_image
 from .timetable_pages import Timetable
 from .timetable_reading import open_label
+from .timetables import as_time, timetable_of
 from ..serving import Service
-from ..timetables import as_time, timetable_of
 from ..uploads import Upload, load_upload, upload_dependency, upload_schema
 
 # %% ../../nbs/library/timetable_service.ipynb #6a4fae3e

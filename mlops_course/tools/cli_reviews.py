@@ -28,7 +28,7 @@ def train_reviews_command(source:str, out:str, seed:int, only:tuple[str, str]|No
 
     Rejected rows and their reasons go to rejected.csv in the folder.
     """
-    from mlops_course.reviews_training import train_reviews
+    from mlops_course.reviews.training import train_reviews
     try: print_json(out=out, **train_reviews(source, out, seed, only, refit))
     except OSError as e: raise UserError(str(e)) from e
 
@@ -45,7 +45,7 @@ def predict_reviews_command(model:str, source:str, target:str, jobs:int, schedul
 
     Rows that cannot be scored go to OUT.rejects.csv, with their reasons.
     """
-    from mlops_course.reviews_batch import predict_file
+    from mlops_course.reviews.batch import predict_file
     treat_sigterm_as_ctrl_c()
     try: print_json(out=target, **predict_file(model, source, target, jobs, scheduler))
     except OSError as e: raise UserError(e.strerror if e.strerror and not e.filename else str(e)) from e
@@ -63,7 +63,7 @@ def serve_reviews_command(model:str, host:str|None, port:int|None, folder:str|No
     from pathlib import Path
 
     from mlops_course.base.servers import serve
-    from mlops_course.reviews_service import create_reviews_app
+    from mlops_course.reviews.service import create_reviews_app
     from mlops_course.tools.cli_serving import open_app
     from mlops_course.tools.house import runs_folder
     place = Path(folder) if folder else runs_folder()/'reviews'

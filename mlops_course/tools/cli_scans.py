@@ -32,7 +32,7 @@ def run_stage(name:str) -> None:
     "Run a stage of the project in this folder."
     from pathlib import Path
 
-    from mlops_course.scan_stages import STAGES
+    from mlops_course.scans.stages import STAGES
     with one_line_errors(): click.echo(f"{name}: {STAGES[name](Path.cwd())}")
 
 # %% ../../nbs/tools/cli_scans.ipynb #4fea634e
@@ -49,7 +49,7 @@ def init_command(folder:str, source:str, refresh:bool) -> None:
     "Make a project of four DVC stages in FOLDER."
     from pathlib import Path
 
-    from mlops_course.scan_stages import init_project
+    from mlops_course.scans.stages import init_project
     if source != 'phantoms' and not Path(source).is_dir():
         raise UserError(f"No folder {source}, and one with a folder for each class was expected. Check the name")
     with one_line_errors():
@@ -84,8 +84,8 @@ def train_scans_command(folder:str|None, out:str|None, by:str, steps:int, side:i
     if folder is None: return run_stage('train')
     if out is None: raise UserError("Where does the model go? Add --out DIR")
     with one_line_errors():
-        from mlops_course.scan_ingest import ScanParams
-        from mlops_course.scan_training import train_folder
+        from mlops_course.scans.ingest import ScanParams
+        from mlops_course.scans.training import train_folder
         params:Any = {'seed': seed, 'split': {'by': by}, 'net': {'side': side}, 'train': {'steps': steps}}
         found = train_folder(folder, out, ScanParams(**params), lambda line: click.echo(line, err=True))
     print_json(**found)
@@ -101,9 +101,9 @@ def evaluate_scans_command(model:str|None, folder:str|None) -> None:
     if model is None: return run_stage('evaluate')
     if folder is None: raise UserError("On which scans? Name a folder with a folder of images for each class")
     with one_line_errors():
-        from mlops_course.scan_evaluation import evaluate_scans
-        from mlops_course.scan_folder import check_scans, read_scans
-        from mlops_course.scan_model import ScanModel
+        from mlops_course.scans.evaluation import evaluate_scans
+        from mlops_course.scans.folder import check_scans, read_scans
+        from mlops_course.scans.model import ScanModel
         loaded,checked = ScanModel(model),check_scans(folder, read_scans(folder))
         frame = checked.frame.drop(index=sorted(checked.rejected)).reset_index(drop=True)
         for o in checked.findings[:5]: click.echo(f"left out: {o.file}: {o.reason}", err=True)
@@ -123,7 +123,7 @@ def serve_scans_command(model:str, host:str|None, port:int|None, folder:str|None
 
     from mlops_course.base.processes import set_quiet_env
     from mlops_course.base.servers import serve as serve_app
-    from mlops_course.scan_service import create_scan_app
+    from mlops_course.scans.service import create_scan_app
     from mlops_course.tools.cli_serving import open_app, serving_folder
     set_quiet_env()
     app,limits = open_app(partial(create_scan_app, model, serving_folder(folder)), host, port)

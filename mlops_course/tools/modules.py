@@ -36,8 +36,8 @@ def shown_imports(
 
 # %% ../../nbs/tools/modules.ipynb #e01e2623
 # folder -> its name
-WINGS = {'base': 'Base', '': 'MLOps modules', 'reader': 'The product: a reader of pages',
-         'tools': 'Tools of the course'}
+WINGS = {'base': 'Base', '': 'MLOps modules', 'reader': 'A product: pages read, and timetables from them',
+         'reviews': 'A product: reviews', 'scans': 'A product: scans', 'tools': 'Tools of the course'}
 
 def modules(
     root:Path|None=None, # The project; found if none
