@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO
 
+from .base.files import MB
 from .http import body_too_large, http_error
 
 # %% ../nbs/library/fetching.ipynb #ee5fc639
@@ -51,7 +52,7 @@ async def fetch_image(
     if parsed.scheme != 'https' or not parsed.host or parsed.userinfo:
         raise http_error(422, "An address like https://example.org/page.png was expected: https, and no password in it")
     place = await asyncio.to_thread(public_address, parsed.host, allowed)
-    file = SpooledTemporaryFile(2**20) # noqa: SIM115 (the caller closes it)
+    file = SpooledTemporaryFile(MB) # noqa: SIM115 (the caller closes it)
     try: # to the very address that was checked: a second look-up could give another one
         async with httpx.AsyncClient(timeout=timeout_s, verify=verify, trust_env=False) as client:
             async with client.stream('GET', parsed.copy_with(host=place),

@@ -14,6 +14,8 @@ from typing import Any
 from fastapi import HTTPException
 from pydantic import BaseModel
 
+from .base.files import MB
+
 # %% ../nbs/library/http.ipynb #87b634cb
 def http_error(
     status:int,           # HTTP status code
@@ -43,7 +45,7 @@ def limit_body(
 # %% ../nbs/library/http.ipynb #0ea744e3
 def body_too_large(most:int) -> HTTPException:
     "The error for a body above `most` bytes. It closes the connection, so the rest is not received."
-    return http_error(413, f"More than {most/2**20:.1f} MB came, and that is the limit. Send a smaller file, or fewer",
+    return http_error(413, f"More than {most/MB:.1f} MB came, and that is the limit. Send a smaller file, or fewer",
                       headers={'Connection': 'close'})
 
 # %% ../nbs/library/http.ipynb #a5eb8854

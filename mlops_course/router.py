@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .base.files import MB
 from .base.history import sha256_of_text
 from .experiments import ARMS, assign_arm
 from .http import limit_body
@@ -54,7 +55,7 @@ class Router:
         seed:int=0,
     ):
         self.path,self.differ = path,differ
-        self.routes,self.timeout_s,self.most = routes,timeout_s,int(most_mb*2**20)
+        self.routes,self.timeout_s,self.most = routes,timeout_s,int(most_mb*MB)
         self.counts:Counter[str] = Counter() # requests by arm, repeated, turned away, compared, strange
         self.rng,self.tasks = np.random.default_rng(seed),set() # type: ignore[var-annotated]
         methods = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']

@@ -18,6 +18,7 @@ import numpy as np
 from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
+from .base.files import MB
 from .base.images import check_image_file, load_image, open_header
 from .fetching import fetch_image
 from .http import body_too_large, http_error
@@ -60,7 +61,7 @@ async def receive_images(
 ) -> AsyncIterator[Upload]:
     "The images in `request`, after checks of key, rate and slot. Their files are deleted at the end."
     limits,files = service.limits,list[BinaryIO]()
-    size = int(limits.image_mb*2**20)
+    size = int(limits.image_mb*MB)
     async with entered(service, request, key, most*size + 2**16) as visit, AsyncExitStack() as after:
         async with arriving(service, visit):
             form = await visit.request.form(max_files=most, max_fields=most)
