@@ -24,6 +24,9 @@ from click.testing import CliRunner
 from conftest import Shelf, until
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, RedirectResponse
+from limits import parse as parse_limit
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from PIL import Image
 
 from mlops_course import http as serving_http
@@ -381,6 +384,18 @@ def test_a_bucket_fills_again_and_never_beyond_its_brim():
     assert (bucket.wait(), bucket.tokens) == (0, 3)
     bucket.pay(7) # more than there are
     assert bucket.wait() == pytest.approx(2.5)
+
+
+def test_a_batch_above_the_burst_is_let_in_once_and_paid_for_as_it_never_is_with_limits():
+    theirs, twenty = MovingWindowRateLimiter(MemoryStorage()), parse_limit("20 per 2 seconds")
+    assert not theirs.hit(twenty, "ana", cost=30)
+    assert not theirs.hit(twenty, "bob", cost=21) # a fresh key: no waiting helps
+    now = [0.]
+    ours = TokenBucket(10, 20, lambda: now[0])
+    assert ours.wait() == 0
+    ours.pay(30)
+    now[0] = ours.wait() + 1e-6
+    assert (now[0] > 1, ours.wait()) == (True, 0)
 
 
 def test_a_full_service_says_so_at_once_and_is_alive(held, tmp_path, line):

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import cv2
 import httpx
 import numpy as np
+import pybreaker
 import pytest
 from click.testing import CliRunner
 
@@ -329,6 +330,24 @@ def test_late_news_changes_nothing():
     failing(breaker)
     breaker.leave(slow, True)
     assert breaker.state == 'open'
+
+
+def calls_meet(call):
+    "Whether two threads can be inside `call` at the same time."
+    both = threading.Barrier(2)
+    def meet(_):
+        try: call(partial(both.wait, 1))
+        except threading.BrokenBarrierError: return False
+        return True
+    with ThreadPoolExecutor(2) as pool: return list(pool.map(meet, range(2))) == [True, True]
+
+
+def test_callers_do_not_wait_for_each_other_as_they_do_with_pybreaker():
+    ours, theirs = CircuitBreaker(), pybreaker.CircuitBreaker(fail_max=9)
+    def guarded(wait):
+        with ours.asking(): wait()
+    assert calls_meet(guarded)
+    assert not calls_meet(theirs.call) # it holds its lock during the call: one slow answer blocks all callers
 
 
 def test_an_open_breaker_asks_nobody(vision, stand_in, white):
