@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,12 +156,17 @@ class ReviewModel:
         weights = (ratios.ratios_*classifier.coef_[0]).astype(np.float32)
         return cls(counts, weights, float(classifier.intercept_[0]), card)
 
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray]: # The last entry of each is 0, for what is unknown
+        "Weights of words, and of pairs."
+        n = len(self.counts.words_) - 1
+        return np.append(self.weights[:n], 0.),np.append(self.weights[n:], 0.)
+
     def __call__(self, texts:Sequence[str]) -> np.ndarray: # The probability that each is positive
         if not len(texts): return np.zeros(0)
-        counts,n = self.counts,len(self.counts.words_)
-        of_words,of_pairs = (np.array([*some, 0.]) for some in (self.weights[:n - 1], self.weights[n - 1:]))
+        counts,(of_words,of_pairs) = self.counts,self.tables
         numbers = counts.numbers_of(split_words(texts))
-        adds = of_words[np.where(numbers > 0, numbers - 1, -1)] # the last is 0, for what is unknown
+        adds = of_words[np.where(numbers > 0, numbers - 1, -1)]
         places,codes = counts.pairs_in(numbers)
         adds[places] += of_pairs[counts.pairs_.get_indexer(codes)]
         return expit(np.add.reduceat(adds, np.flatnonzero(numbers == 0)) + self.intercept)
