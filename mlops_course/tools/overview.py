@@ -103,8 +103,8 @@ LESSON_TOOLS = { # name -> words in the code of a lesson that uses it
     'pandera': 'pandera', 'ImageHash': 'imagehash', 'DVC': 'dvc', 'PyTorch': 'torch', 'MLflow': 'mlflow',
     'Optuna': 'optuna', 'PEFT': 'peft', 'ONNX Runtime': 'onnxruntime|export_onnx', 'scikit-learn': 'sklearn',
     'pytest': 'pytest', 'Hypothesis': 'hypothesis', 'Schemathesis': 'schemathesis', 'FastAPI': 'fastapi',
-    'Gradio': 'gradio', 'HTTPX': 'httpx', 'Google Vision': 'vision', 'Podman': 'podman', 'Prefect': 'prefect',
-    'act': 'act', 'statsmodels': 'statsmodels', 'Prometheus': 'prometheus_client|promtool|PrometheusServer',
+    'Gradio': 'gradio', 'HTTPX': 'httpx', 'Google Vision': 'vision', 'Podman': 'podman', 'hadolint': 'lint_dockerfile',
+    'Prefect': 'prefect', 'act': 'act', 'statsmodels': 'statsmodels', 'Prometheus': 'prometheus_client|promtool|PrometheusServer',
     'Evidently': 'evidently', 'Dask': 'dask|distributed', 'cProfile': 'cProfile', 'diskcache': 'diskcache'}
 
 def tools_of(
@@ -178,7 +178,7 @@ def learning_path_page(
         text += [f'## {part}\n', f'{level}. About {hours(some)}.\n']
         for lesson in some:
             text += [f'### [{lesson.number}. {lesson.title}](nbs/{lesson.path.name})\n', f'{lesson.question}\n',
-                     f'{time_line(needed[lesson.name])} {tool_line(lesson)}\n', lesson_links(lesson, root, '')]
+                     f'{time_line(needed[lesson.name])}\n', lesson_links(lesson, root, '')]
     return '\n'.join(text)
 
 # %% ../../nbs/tools/overview.ipynb #2cb8a672
