@@ -104,7 +104,8 @@ LESSON_TOOLS = { # name -> words in the code of a lesson that uses it
     'Optuna': 'optuna', 'PEFT': 'peft', 'ONNX Runtime': 'onnxruntime|export_onnx', 'scikit-learn': 'sklearn',
     'pytest': 'pytest', 'Hypothesis': 'hypothesis', 'Schemathesis': 'schemathesis', 'FastAPI': 'fastapi',
     'Gradio': 'gradio', 'HTTPX': 'httpx', 'Google Vision': 'vision', 'Podman': 'podman', 'hadolint': 'lint_dockerfile',
-    'Prefect': 'prefect', 'act': 'act', 'statsmodels': 'statsmodels', 'Prometheus': 'prometheus_client|promtool|PrometheusServer',
+    'Prefect': 'prefect', 'act': 'act', 'statsmodels': 'statsmodels',
+    'Prometheus': 'prometheus_client|promtool|PrometheusServer',
     'Evidently': 'evidently', 'Dask': 'dask|distributed', 'cProfile': 'cProfile', 'diskcache': 'diskcache'}
 
 def tools_of(
