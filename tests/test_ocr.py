@@ -443,6 +443,17 @@ def test_tesseract_reads_a_page(engine):
     reads(engine('tesseract'), 'render_4.png', .05) # measured: 0
 
 
+@pytest.mark.parametrize('name', [pytest.param('easyocr', marks=pytest.mark.slow), 'rapidocr', 'tesseract'])
+def test_a_stored_reading_of_a_prepared_page_is_what_the_engine_reads(engine, name):
+    if name == 'tesseract': needs(name, 'the third engine of lesson 02')
+    page = 'photo_simulated_1.jpg' # Tesseract reads no row of it correctly unless it is prepared
+    with (PAGES.parent/'readings'/'prepared.csv').open(encoding='utf-8', newline='') as f:
+        [stored] = [o['text'] for o in csv.DictReader(f) if (o['engine'], o['file']) == (name, page)]
+    read = engine(name)(prepare(load_image(PAGES/page))).text
+    rate = Levenshtein.distance(read, stored)/len(stored) # other processors and versions round differently
+    assert rate < .02, f"{rate:.3f}, so run python data/read_pages.py:\n{read}"
+
+
 @pytest.mark.slow
 def test_the_engines_do_not_make_pillow_accept_half_a_file(engine):
     engine('rapidocr'), engine('easyocr')

@@ -347,22 +347,29 @@ def test_a_percentile_lies_between_0_and_100(percentile):
 
 # --- the saved readings
 
-def test_every_page_has_a_reading_by_each_engine_and_is_unchanged_since():
-    labels, saved = pd.read_csv(DATA / "pages" / "labels.csv"), pd.read_csv(DATA / "readings" / "readings.csv", keep_default_na=False)
+@pytest.fixture(params=["readings.csv", "prepared.csv"])
+def saved(request):
+    return pd.read_csv(DATA / "readings" / request.param, keep_default_na=False)
+
+
+def test_every_page_has_a_reading_by_each_engine_and_is_unchanged_since(saved):
+    labels = pd.read_csv(DATA / "pages" / "labels.csv")
     assert not saved.duplicated(["engine", "file"]).any()
     for _, rows in saved.groupby("engine"):
         assert set(rows["file"]) == set(labels["file"])
         assert rows["version"].nunique() == 1
-    changed = [o for o, digest in zip(saved["file"], saved["sha256"]) if sha256((DATA / "pages" / o).read_bytes()).hexdigest() != digest]
+    digests = {o: sha256((DATA / "pages" / o).read_bytes()).hexdigest() for o in labels["file"]}
+    changed = [o for o, digest in zip(saved["file"], saved["sha256"]) if digests[o] != digest]
     assert not changed, f"{changed} changed since they were read: run python data/read_pages.py"
     assert set(saved["engine"]) == {"easyocr", "rapidocr", "tesseract"}
 
 
-def test_saved_readings_come_from_the_locked_versions():
-    saved = pd.read_csv(DATA / "readings" / "readings.csv").drop_duplicates("engine").set_index("engine")["version"]
+def test_saved_readings_come_from_the_locked_versions(saved):
+    versions = saved.drop_duplicates("engine").set_index("engine")["version"]
     lock = (DATA.parent / "requirements.lock").read_text(encoding="utf-8").splitlines()
     for engine in ("easyocr", "rapidocr"):
-        assert f"{engine}=={saved[engine]}" in lock, f"read with {engine} {saved[engine]}, which the lock does not name: run python data/read_pages.py"
+        named = f"{engine}=={versions[engine]}"
+        assert named in lock, f"read with {named}, which the lock does not name: run python data/read_pages.py"
 
 
 # --- the lesson
