@@ -192,6 +192,7 @@ def test_a_folder_that_is_not_there_and_a_target_that_is_something_else(tmp_path
     assert len(list(phantoms.rglob("*.png"))) == 54
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_old_model_stays(tmp_path, phantoms, trained):
     out = Path(copytree(trained[0], tmp_path / "model"))
     before = {o.name: o.read_bytes() for o in out.iterdir()}
