@@ -120,10 +120,11 @@ def model_figures() -> Iterator[dict]:
 def compression_figures() -> Iterator[dict]:
     "Error, size and speed of lesson 10's teacher, a distilled student, and what ONNX and eight bits make of both."
     from mlops_course.reader import compression as c
+    from mlops_course.reader.quantisation import quantise
     from mlops_course.reader.recognition import OnnxRecogniser
     from mlops_course.reader.training import Recipe, draw_lines
-    from mlops_course.reader.weights import export_onnx, save_recogniser, weights_mb
-    teacher,_ = c.find_teacher(find_root()/'data'/'compression'/'teacher')
+    from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser, weights_mb
+    teacher = load_recogniser(find_root()/'data'/'compression'/'teacher')
     test,usual = draw_lines(300, 1, 'v1', 'test'),[o for o,_ in draw_lines(64, 4, 'v1', 'train')]
     displays = c.draw_kinds(display=1)
     new = displays(300, 3, '', 'test')
@@ -134,7 +135,7 @@ def compression_figures() -> Iterator[dict]:
             save_recogniser(net, folder/name)
             yield dict(figure='variant', variant=name, mb=weights_mb(folder/name), **c.measure_model(net, test))
             whole = export_onnx(net, folder/f'{name}.onnx')
-            static,dynamic = c.quantise(whole, folder/f'{name}8.onnx', usual),c.quantise(whole, folder/f'{name}d.onnx', dynamic=True)
+            static,dynamic = quantise(whole, folder/f'{name}8.onnx', usual),quantise(whole, folder/f'{name}d.onnx', dynamic=True)
             for way,path in {'ONNX': whole, 'int8': static, 'int8 dynamic': dynamic}.items():
                 yield dict(figure='variant', variant=f'{name}, {way}', mb=weights_mb(path), **c.measure_model(OnnxRecogniser(path), test))
         adapted,_ = c.adapt(teacher, Recipe(steps=100), displays, every=100)

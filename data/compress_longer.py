@@ -20,17 +20,20 @@ from mlops_course.reader.compression import (
     adapt,
     draw_from,
     draw_kinds,
-    find_teacher,
     make_distillation_loss,
-    repeat_lines,
     save_adapter,
 )
 from mlops_course.reader.net import Recogniser
 from mlops_course.reader.training import Recipe, draw_lines, model_cer, train
-from mlops_course.reader.weights import save_recogniser, weights_mb
+from mlops_course.reader.weights import load_recogniser, save_recogniser, weights_mb
 
 FILE = Path(__file__).resolve().parent/'compression'/'longer.json'
 TEACHER_STEPS,STUDENT_STEPS,LONGER_STEPS,ADAPT_STEPS,LABELLED,SEEDS = 700, 300, 540, 200, 256, (0, 1)
+
+
+def same_lines(n: int, _seed: int, *rest) -> list:
+    "The same lines for every chunk of a training."
+    return draw_lines(n, 0, *rest)
 
 
 def students(teacher: Recogniser, folder: str) -> list[dict]:
@@ -41,7 +44,7 @@ def students(teacher: Recogniser, folder: str) -> list[dict]:
         longer = recipe.model_copy(update={'steps': LONGER_STEPS})
         ways: dict[tuple[str, str], dict] = {
             ('few', 'labels'): {'draw': draw_from(draw_lines(LABELLED, 2 + seed, 'v1', 'train'))},
-            ('none', 'teacher'): {'draw': repeat_lines(), 'loss': make_distillation_loss(answers, alpha=1)},
+            ('none', 'teacher'): {'draw': same_lines, 'loss': make_distillation_loss(answers, alpha=1)},
             ('unlimited', 'labels'): {},
             ('unlimited', 'labels and teacher'): {'loss': make_distillation_loss(answers)},
             ('unlimited', 'labels, longer'): {'recipe': longer}} # about as long as the teacher needs to answer
@@ -60,8 +63,7 @@ def adapters(teacher: Recogniser, folder: Path) -> list[dict]:
     save_recogniser(teacher, folder/'teacher')
     recipe,rows = Recipe(steps=ADAPT_STEPS),[]
     def everything(draw):
-        copy = find_teacher(folder/'teacher')[0]
-        return train(recipe.model_copy(update={'rate': 1e-3}), net=copy, draw=draw, every=ADAPT_STEPS, valid=new[:20])[0]
+        return train(recipe.model_copy(update={'rate': 1e-3}), net=load_recogniser(folder/'teacher'), draw=draw, every=ADAPT_STEPS, valid=new[:20])[0]
     def lora(**how): return adapt(teacher, recipe, displays, every=ADAPT_STEPS, valid=new[:20], **how)[0]
     ways = {'nothing': lambda: teacher, 'all weights': lambda: everything(displays), 'all weights, old lines too': lambda: everything(mixture),
             **{f'LoRA rank {rank}': lambda rank=rank: lora(rank=rank, alpha=2*rank) for rank in (1, 4, 16)},
@@ -78,8 +80,9 @@ def adapters(teacher: Recogniser, folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    teacher,_ = find_teacher(sys.argv[1] if len(sys.argv) > 1 else '', TEACHER_STEPS)
-    if len(sys.argv) == 1: save_recogniser(teacher, FILE.parent/'teacher', data='v1', steps=TEACHER_STEPS, seed=0) # lesson 10 begins with it
+    named = len(sys.argv) > 1
+    teacher = load_recogniser(sys.argv[1]) if named else train(Recipe(steps=TEACHER_STEPS), every=TEACHER_STEPS)[0]
+    if not named: save_recogniser(teacher, FILE.parent/'teacher', data='v1', steps=TEACHER_STEPS, seed=0) # lesson 10 begins with it
     error = model_cer(teacher, draw_lines(300, 1, 'v1', 'test'))
     with TemporaryDirectory() as tmp:
         about = {'date': datetime.now(UTC).date().isoformat(), 'machine': f'{platform.machine()}, {platform.system()}', 'torch': torch.__version__,

@@ -13,24 +13,21 @@ from mlops_course.reader.compression import (
     TeacherCache,
     adapt,
     adapter_layers,
-    add_adapter,
     apply_temperature,
     distill,
     draw_from,
     draw_kinds,
-    find_teacher,
     load_adapter,
     make_distillation_loss,
     measure_model,
     merge_adapter,
-    quantise,
-    repeat_lines,
     save_adapter,
     soft_target_loss,
 )
 from mlops_course.reader.net import Batch, Recogniser, ctc_loss
+from mlops_course.reader.quantisation import quantise
 from mlops_course.reader.recognition import Design, OnnxRecogniser, stack_lines
-from mlops_course.reader.training import Recipe, draw_lines, train
+from mlops_course.reader.training import Recipe, draw_lines
 from mlops_course.reader.weights import export_onnx, load_recogniser, save_recogniser, weights_fingerprint, weights_mb
 from mlops_course.tools.cli import main
 
@@ -80,7 +77,7 @@ def test_another_teacher_is_asked_itself(images, tmp_path):
 @pytest.mark.slow
 def test_a_training_with_the_same_lines_asks_once_about_each_batch(lines, tmp_path):
     def kept_after_a_training():
-        distill(tiny(), SHORT, tmp_path, alpha=1, draw=repeat_lines(draw_from(lines)), every=3, valid=lines[:2])
+        distill(tiny(), SHORT, tmp_path, alpha=1, draw=lambda n, _seed, *rest: draw_from(lines)(n, 0), every=3, valid=lines[:2])
         return {o.name: o.stat().st_mtime_ns for o in tmp_path.glob("*.npy")}
     first = kept_after_a_training()
     assert 1 <= len(first) <= SHORT.steps # of so few lines two batches may be alike
@@ -168,19 +165,19 @@ def test_an_adapter_off_leaves_the_net_as_it_was_to_the_bit(adapted, images):
     assert weights_fingerprint(worn) == weights_fingerprint(net) == weights_fingerprint(tiny())
 
 
-def test_training_without_care_moves_the_net_below(images):
-    careless, _ = train(SHORT, net=add_adapter(tiny()), draw=DISPLAYS, every=3)
-    assert weights_fingerprint(careless) != weights_fingerprint(tiny())
+def adapted_on(lines, **how):
+    "A tiny net with an adapter that has learnt from `lines` in one step."
+    return adapt(tiny(), Recipe(steps=1, batch=2), draw_from(lines), valid=lines[:2], **how)[0]
 
 
 @pytest.mark.parametrize("targets", [("eye",), ("along", "say")])
-def test_only_the_target_modules_learn(targets):
-    names = [name for name, o in add_adapter(tiny(), targets=targets).named_parameters() if o.requires_grad]
+def test_only_the_target_modules_learn(targets, lines):
+    names = [name for name, o in adapted_on(lines, targets=targets).named_parameters() if o.requires_grad]
     assert {name.removeprefix("base_model.model.").split(".")[0] for name in names} == set(targets)
 
 
-def test_the_adapter_grows_with_its_rank():
-    one, four = (sum(o.numel() for o in add_adapter(tiny(), rank=rank).parameters() if o.requires_grad) for rank in (1, 4))
+def test_the_adapter_grows_with_its_rank(lines):
+    one, four = (adapted_on(lines, rank=rank).get_nb_trainable_parameters()[0] for rank in (1, 4))
     assert four == 4*one
 
 
@@ -189,8 +186,8 @@ def test_unknown_target_modules_are_refused(targets):
     with pytest.raises(ValueError, match=", ".join(NET_PARTS)): adapter_layers(tiny(), targets)
 
 
-def test_rank_zero_is_refused():
-    with pytest.raises(ValueError, match="1 or more"): add_adapter(tiny(), rank=0)
+def test_rank_zero_is_refused(lines):
+    with pytest.raises(ValueError, match="positive integer"): adapted_on(lines, rank=0)
 
 
 def test_a_merged_net_is_an_ordinary_one_that_reads_the_same(adapted, images, tmp_path):
@@ -262,7 +259,7 @@ def test_quantising_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="export_onnx"): quantise(tmp_path/"none.onnx", tmp_path/"small.onnx", dynamic=True)
 
 
-# Measuring, and finding the teacher
+# Measuring
 
 def test_an_adapter_s_size_is_that_of_its_weights(adapted, tmp_path):
     save_adapter(adapted[1], tmp_path)
@@ -274,14 +271,6 @@ def test_a_measure_is_an_error_rate_and_a_time(lines):
     found = measure_model(tiny(), lines, timed=3)
     assert found["ms"] > 0
     assert found["cer"] > .5 # it has learnt nothing
-
-
-def test_the_named_teacher_is_found(tmp_path):
-    save_recogniser(tiny(), tmp_path/"mine")
-    net, which = find_teacher(tmp_path/"mine")
-    assert weights_fingerprint(net) == weights_fingerprint(tiny())
-    assert "mine" in which
-    with pytest.raises(FileNotFoundError, match="save_recogniser"): find_teacher(tmp_path/"none")
 
 
 # The commands
@@ -338,5 +327,5 @@ def test_a_wrong_word_is_one_line_and_no_file(folder, words):
 
 def test_a_net_is_not_changed_by_what_is_made_of_it(adapted, images):
     net = deepcopy(adapted[0])
-    merge_adapter(add_adapter(net))
+    merge_adapter(adapt(net, SHORT, DISPLAYS, every=3)[0])
     assert weights_fingerprint(net) == weights_fingerprint(tiny())

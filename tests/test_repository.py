@@ -254,7 +254,7 @@ LAYERS = {
         "reader.datasets", "reader.degradations", "reader.easyocr", "reader.engines", "reader.evaluation",
         "reader.features", "reader.feed", "reader.folder", "reader.fonts", "reader.google", "reader.gtfs",
         "reader.layout", "reader.line_engines", "reader.lines", "reader.metrics", "reader.net", "reader.package",
-        "reader.page", "reader.pages", "reader.plugin", "reader.preparation", "reader.recognition",
+        "reader.page", "reader.pages", "reader.plugin", "reader.preparation", "reader.quantisation", "reader.recognition",
         "reader.releases", "reader.search", "reader.services", "reader.serving", "reader.sources", "reader.steps",
         "reader.timetable_pages", "reader.timetable_reading", "reader.timetable_service", "reader.timetable_tokens",
         "reader.timetables",

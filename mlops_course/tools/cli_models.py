@@ -117,14 +117,14 @@ def quantise_command(model:str|None, out:str, lines:int, data:str, dynamic:bool,
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from mlops_course.reader import compression as c
+    from mlops_course.reader.quantisation import quantise
     from mlops_course.reader.recognition import OnnxRecogniser
     from mlops_course.reader.training import draw_lines, model_cer
     from mlops_course.reader.weights import export_onnx, load_recogniser, weights_mb
     net = load_recogniser(model or shipped_folder())
     with TemporaryDirectory() as tmp:
         whole = export_onnx(net, Path(tmp)/'whole.onnx')
-        c.quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
+        quantise(whole, out, [o for o,_ in draw_lines(lines, seed, data, 'train')], dynamic)
         test = draw_lines(200, seed, data, 'test')
         print_json(out=out, mb=weights_mb(out), mb_before=weights_mb(whole),
                    cer=model_cer(OnnxRecogniser(out), test), cer_before=model_cer(net, test))
