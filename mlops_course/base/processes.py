@@ -37,11 +37,12 @@ def wait_until_ready(
     "Wait until a server is ready."
     import httpx
     until = time.monotonic() + wait_s
-    while alive() and time.monotonic() < until:
-        try:
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200: return True
-        except httpx.TransportError: pass
-        time.sleep(.1)
+    with httpx.Client(timeout=5, trust_env=False) as client: # one for all attempts: to make one takes time
+        while alive() and time.monotonic() < until:
+            try:
+                if client.get(url).status_code == 200: return True
+            except httpx.TransportError: pass
+            time.sleep(.1)
     return False
 
 # %% ../../nbs/library/processes.ipynb #bb65bb4c
