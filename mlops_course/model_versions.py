@@ -87,7 +87,7 @@ def download_version(
                          "whether its files are whole. Call seal_version right after a registration")
     package = download_files(store, version, folder)
     if (said := fingerprint(package)) != version['fingerprint']:
-        raise ValueError(f"The files of version {version['version']} have the fingerprint {said}, "
+        raise ValueError(f"The files of version {version['version']} of {version['name']} have the fingerprint {said}, "
                          f"and {version['fingerprint']} was registered: "
                          "damaged or exchanged, so not loaded. Bring them back from a backup, or train the run again")
     return package

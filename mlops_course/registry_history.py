@@ -75,7 +75,8 @@ def model_history(
     expected = str(expected_aliases(entries).get('champion', 'nothing'))
     if (actual := str(model.aliases.get('champion', 'nothing'))) != expected:
         raise ValueError(f"The champion of {name} was moved by hand, or a step was cut off: champion points to "
-                         f"{actual}, and the history says {expected}. Put it back with restore_aliases(store)")
+                         f"{actual}, and the history says {expected}. "
+                         f"Put it back with restore_aliases(store, {name!r})")
     return entries
 
 # %% ../nbs/library/registry_history.ipynb #4c956d09
