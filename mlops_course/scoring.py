@@ -164,13 +164,14 @@ METRICS = { # columns whose sums are the numerator and the denominator
 
 def counts(
     rows:pd.DataFrame,   # From `score`
-    metric:str='cer',    # cer, wer or exact
+    metric:str='cer',    # cer, wer, exact, or a column with one number for each item
     unit:str|None=None,  # Column whose items are added up first, such as `page`
 ) -> pd.DataFrame:       # For each unit: numerator `above` and denominator `below`
     "The numerator and denominator of `metric`, for each item or each `unit`."
-    if metric not in METRICS: raise ValueError(f"No metric {metric!r}: choose one of {', '.join(METRICS)}")
+    if metric not in {*METRICS, *rows}:
+        raise ValueError(f"No metric {metric!r}: choose one of {', '.join(METRICS)}")
     rows = rows.assign(items=1)
-    above,below = METRICS[metric]
+    above,below = METRICS.get(metric, (metric, 'items'))
     if missing := [o for o in (unit or 'item', above, below) if o not in rows]:
         raise ValueError(f"`rows` has no column {', '.join(missing)}; it has {', '.join(rows.columns)}. "
                          "Make it with `score` or `score_lines`")
