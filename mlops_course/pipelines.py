@@ -68,11 +68,11 @@ def code_files(does:Callable, root:Path) -> list[Path]:
     finder,functions = ModuleFinder([str(root)]),[unwrap(does)]
     for function in functions: # grows
         finder.scan_code(function.__code__, Module('__main__'))
-        for name,value in function.__globals__.items():
+        for name in globals_in(function.__code__) & function.__globals__.keys():
+            value = function.__globals__[name]
             home = getattr(value, '__module__', None) or ''
             if home == function.__module__:
-                if name in globals_in(function.__code__) and isfunction(own := unwrap(value)) and own not in functions:
-                    functions.append(own)
+                if isfunction(own := unwrap(value)) and own not in functions: functions.append(own)
             elif home.startswith('mlops_course.'): finder.import_hook(home)
     files = [getattr(o, '__file__', None) for o in finder.modules.values()]
     found = {root.joinpath(*does.__module__.split('.')).with_suffix('.py'), *(Path(o) for o in files if o)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MLFLOW_SETTINGS', 'mask_credentials', 'tracking_uri', 'explain_store_errors', 'Store', 'find_or_create_experiment',
-           'make_mlflow_database', 'open_store', 'read_artifact', 'find_runs', 'compare_runs']
+           'make_mlflow_database', 'open_store', 'project_store', 'read_artifact', 'find_runs', 'compare_runs']
 
 # %% ../nbs/library/store.ipynb #35c39609
 import os
@@ -142,6 +142,14 @@ def open_store(
         artifacts = (folder/'artifacts'/experiment).as_uri() if local else None
         number = find_or_create_experiment(client, experiment, artifacts)
     return Store(client, uri, experiment, number, folder/'outbox'/fingerprint(mask_credentials(uri)))
+
+# %% ../nbs/library/store.ipynb #4ede1451
+def project_store() -> Store|None:
+    "The project's tracking store, or None if there is none."
+    settings = load_settings()
+    database = settings.paths.runs/'tracking'/'mlflow.db'
+    there = settings.secrets.mlflow_tracking_uri.get_secret_value() or database.is_file()
+    return open_store() if there else None
 
 # %% ../nbs/library/store.ipynb #c27bfd9e
 def read_artifact(

@@ -21,18 +21,20 @@ import yaml
 from click.testing import CliRunner
 from filelock import FileLock
 
-from mlops_course import pipelines, prefect_server, workflows
+from mlops_course import delivery, pipelines, prefect_server, workflows
 from mlops_course.base import processes
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.processes import ServerProcess, free_port, wait_until_ready
 from mlops_course.base.settings import Params
+from mlops_course.delivery import production_client, reload_champion, smoke_test
 from mlops_course.pipelines import GateRefused, PipelineView, Step, code_files, count_journal, order_folder, read_journal
 from mlops_course.prefect_server import PrefectServer
 from mlops_course.reader import steps
-from mlops_course.reader.steps import Order, production_client, reload_champion, smoke_test
+from mlops_course.reader.steps import READER, Order
 
 GIVEN = {'data': {'rows': 1}, 'train': {'run': 'a'}, 'register': {'version': 1}, 'approval': {'by': 'Ana'}}
 TINY = Order(start='', steps=2, lines=2)
+register_step,release_step = partial(delivery.register_step, READER),partial(delivery.release_step, READER)
 
 
 @pytest.fixture
@@ -169,25 +171,25 @@ def test_code_of_a_step_names_what_its_imports_import(root):
 # Steps
 
 def test_quality_says_what_is_wrong(monkeypatch):
-    monkeypatch.setitem(steps.QUALITY_COMMANDS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
-    with pytest.raises(GateRefused, match='ruff found problems: line 3 is bad'): steps.quality_step(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(delivery.QUALITY_COMMANDS, 'ruff', (Path(sys.executable).name, '-c', 'print("line 3 is bad"); raise SystemExit(1)'))
+    with pytest.raises(GateRefused, match='ruff found problems: line 3 is bad'): delivery.quality_step(Order(checks=('ruff',)), {})
 
 
 def test_quality_names_a_missing_program(monkeypatch):
-    monkeypatch.setitem(steps.QUALITY_COMMANDS, 'ruff', ('no-such-program',))
-    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): steps.quality_step(Order(checks=('ruff',)), {})
+    monkeypatch.setitem(delivery.QUALITY_COMMANDS, 'ruff', ('no-such-program',))
+    with pytest.raises(FileNotFoundError, match='no-such-program is not installed'): delivery.quality_step(Order(checks=('ruff',)), {})
 
 
 def test_failed_tests_are_named(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('def test_good(): pass\ndef test_bad(): assert 1 == 2\n')
-    with pytest.raises(GateRefused, match='1 tests failed: test_bad'): steps.tests_step(Order(tests=(str(path),)), {})
+    with pytest.raises(GateRefused, match='1 tests failed: test_bad'): delivery.tests_step(Order(tests=(str(path),)), {})
 
 
 def test_passed_tests_of_a_folder_are_counted(tmp_path):
     path = tmp_path/'test_it.py'
     path.write_text('import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_skipped(): pass\n')
-    assert steps.tests_step(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
+    assert delivery.tests_step(Order(tests=(str(tmp_path),)), {}) == {'passed': 1}
 
 
 def test_data_is_refused_where_many_rows_are_bad(monkeypatch):
@@ -234,12 +236,12 @@ def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
 @pytest.mark.slow
 def test_registering_twice_makes_one_version(runs):
     done = {'train': steps.train_step(TINY, GIVEN)}
-    assert steps.register_step(TINY, done) == {'version': 1}
-    assert steps.register_step(TINY, done) == {'version': 1}
+    assert register_step(TINY, done) == {'version': 1}
+    assert register_step(TINY, done) == {'version': 1}
 
 
 @contextmanager
-def well(version):
+def well(product, version):
     "A service that is well."
     yield None
 
@@ -247,11 +249,11 @@ def well(version):
 @pytest.fixture
 def two_versions(runs, monkeypatch):
     "A champion that reads nothing, and the shipped recogniser as its challenger."
-    monkeypatch.setattr(steps, 'production_client', well)
-    monkeypatch.setattr(steps, 'smoke_test', lambda client, version, order: {'reads': 0})
+    monkeypatch.setattr(delivery, 'production_client', well)
+    monkeypatch.setattr(delivery, 'smoke_test', lambda product, client, version, order: {'reads': 0})
     orders = [TINY.model_copy(update={'lines': 24}), TINY.model_copy(update={'start': 'recogniser', 'lines': 24})]
-    done = [{**GIVEN, 'register': steps.register_step(o, {'train': steps.train_step(o, GIVEN)})} for o in orders]
-    assert steps.release_step(orders[0], done[0])['champion'] == 1
+    done = [{**GIVEN, 'register': register_step(o, {'train': steps.train_step(o, GIVEN)})} for o in orders]
+    assert release_step(orders[0], done[0])['champion'] == 1
     return orders,done
 
 
@@ -266,27 +268,27 @@ def champion():
 @pytest.mark.slow
 def test_release_keeps_who_approved_and_may_be_done_twice(two_versions):
     (_,order),(_,done) = two_versions
-    assert steps.release_step(order, done)['champion'] == 2
+    assert release_step(order, done)['champion'] == 2
     version,last = champion()
     assert (version, last['who'], last['what']) == (2, 'Ana', 'promoted')
-    assert steps.release_step(order, done)['champion'] == 2
+    assert release_step(order, done)['champion'] == 2
     assert champion()[1]['n'] == last['n']
 
 
 @pytest.mark.slow
 def test_release_that_the_gates_refuse_changes_nothing(two_versions):
     (old,order),(before,done) = two_versions
-    steps.release_step(order, done)
-    with pytest.raises(GateRefused, match='Version 1 stays a challenger'): steps.release_step(old, before)
+    release_step(order, done)
+    with pytest.raises(GateRefused, match='Version 1 stays a challenger'): release_step(old, before)
     assert champion()[0] == 2
 
 
 @pytest.mark.slow
 def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
     (_,order),(_,done) = two_versions
-    def ill(client, version, order): raise ConnectionError('503')
-    monkeypatch.setattr(steps, 'smoke_test', ill)
-    with pytest.raises(GateRefused, match='Version 2 failed its test in production, so version 1 was restored: 503'): steps.release_step(order, done)
+    def ill(product, client, version, order): raise ConnectionError('503')
+    monkeypatch.setattr(delivery, 'smoke_test', ill)
+    with pytest.raises(GateRefused, match='Version 2 failed its test in production, so version 1 was restored: 503'): release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -309,8 +311,8 @@ HTTPServer(('127.0.0.1', PORT), Service).serve_forever()
 def dying(tmp_path, monkeypatch):
     "A service in production that dies of its first read, and none of the stand-ins."
     port = free_port()
-    monkeypatch.setattr(steps, 'production_client', production_client)
-    monkeypatch.setattr(steps, 'smoke_test', smoke_test)
+    monkeypatch.setattr(delivery, 'production_client', production_client)
+    monkeypatch.setattr(delivery, 'smoke_test', smoke_test)
     monkeypatch.setenv('PRODUCTION_URL', f'http://127.0.0.1:{port}')
     monkeypatch.setenv('PRODUCTION_KEY', 'any')
     with ServerProcess([sys.executable, '-c', DYING.replace('PORT', str(port))], f'http://127.0.0.1:{port}', tmp_path/'dying.log'): yield
@@ -319,20 +321,20 @@ def dying(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_release_whose_service_dies_is_taken_back(two_versions, dying):
     (_,order),(_,done) = two_versions
-    with pytest.raises(GateRefused, match=r'version 1 was restored: The service does not answer.*has not loaded it yet'): steps.release_step(order, done)
+    with pytest.raises(GateRefused, match=r'version 1 was restored: The service does not answer.*has not loaded it yet'): release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
 
 def test_first_release_that_fails_says_that_it_stays(runs, monkeypatch, dying):
     from mlops_course import registry_history
-    monkeypatch.setattr(registry_history, 'model_history', lambda store: [{'what': 'promoted', 'version': 1}])
-    with pytest.raises(ConnectionError, match='It stays champion, since there is no other: The service does not answer'): steps.release_step(TINY, GIVEN)
+    monkeypatch.setattr(registry_history, 'model_history', lambda store, name: [{'what': 'promoted', 'version': 1}])
+    with pytest.raises(ConnectionError, match='It stays champion, since there is no other: The service does not answer'): release_step(TINY, GIVEN)
 
 
 def test_service_that_is_gone_is_a_failure_that_may_pass():
     with httpx.Client(base_url=f'http://127.0.0.1:{free_port()}') as client:
-        for ask in (reload_champion, partial(smoke_test, version=1, order=TINY)):
+        for ask in (reload_champion, partial(smoke_test, READER, version=1, order=TINY)):
             with pytest.raises(ConnectionError, match='The service does not answer'): ask(client)
 
 
@@ -340,7 +342,7 @@ def test_production_asks_for_a_key(monkeypatch):
     monkeypatch.setenv('PRODUCTION_URL', 'http://127.0.0.1:9')
     monkeypatch.delenv('PRODUCTION_KEY', raising=False)
     with pytest.raises(PermissionError, match='mlops-course keys add pipeline --role admin'):
-        with steps.production_client(1): pass
+        with production_client(READER, 1): pass
 
 
 def answering(handle):
@@ -355,7 +357,7 @@ def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
     def handle(request):
         if 'line=true' not in str(request.url): return httpx.Response(stranger)
         return httpx.Response(status, json={'model': model, 'text': ''})
-    with pytest.raises((GateRefused, ConnectionError), match=said): steps.smoke_test(answering(handle), 2, Order(), reads=3)
+    with pytest.raises((GateRefused, ConnectionError), match=said): smoke_test(READER, answering(handle), 2, Order(), reads=3)
 
 
 # One step at a time

@@ -241,7 +241,7 @@ LAYERS = {
         "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
         "base.packages", "base.processes", "base.servers", "base.settings", "base.stats"],
     "mlops": [
-        "absent", "batching", "behaviour", "cache", "containers", "contract", "dashboards", "dockerfiles",
+        "absent", "batching", "behaviour", "cache", "containers", "contract", "dashboards", "delivery", "dockerfiles",
         "drift", "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",
         "limits", "lineage", "load", "mlflow_server", "model_versions", "monitoring", "mutation", "performance", "pictures",
         "pipelines", "prefect_server", "probe", "promql", "quality_report", "record", "registry", "registry_history", "release",
@@ -260,7 +260,7 @@ LAYERS = {
         "reader.timetables",
         "reader.tracked", "reader.training", "reader.trials", "reader.vision", "reader.weights", "reviews.batch",
         "reviews.data", "reviews.files", "reviews.model", "reviews.service", "reviews.training", "scans.evaluation",
-        "scans.folder", "scans.ingest", "scans.model", "scans.net", "scans.phantoms", "scans.service", "scans.stages",
+        "scans.folder", "scans.ingest", "scans.model", "scans.net", "scans.phantoms", "scans.service", "scans.stages", "scans.steps",
         "scans.training"],
     "tools": [
         "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_reviews", "tools.cli_scans",

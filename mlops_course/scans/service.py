@@ -17,23 +17,31 @@ from pydantic import BaseModel
 from ..base.files import sha256_of_file
 from ..base.settings import ApiSettings, load_settings
 from ..batching import isolate_failures
+from ..delivery import RegistrySource
 from ..http import error_responses, example_response
 from .model import ScanModel
 from ..serving import ServedModel, Service, build_app
+from ..store import Store, project_store
 from ..uploads import Upload, load_upload, upload_dependency, upload_schema
 
 # %% ../../nbs/library/scan_service.ipynb #c8860113
-class ScanSource:
-    "The model in a folder. It is read again at each reload."
-    def __init__(self, folder:str|Path): self.folder = Path(folder)
-    def __repr__(self): return f"ScanSource({self.folder})"
-    def load(self) -> ServedModel:
-        "Load the model to serve."
+class ScanSource(RegistrySource):
+    "The champion of a registry, or else the model in a folder. It is read again at each reload."
+    def __init__(self,
+        folder:str|Path,
+        store:Store|None=None, # With a registry; only the folder counts if none
+        version:int=0,         # The champion if 0
+    ):
+        super().__init__(store, 'scans', 'error', version)
+        self.folder = Path(folder)
+    def open_package(self, package:Path) -> ScanModel:
+        "The model in `package`."
+        return ScanModel(package)
+    def shipped(self, why:str) -> ServedModel:
+        "The model in the folder."
         model = ScanModel(self.folder)
-        return ServedModel(model, model.about['version'], f"the model in {self.folder.name}")
-    def models(self) -> list[dict]:
-        "The versions that are there: one."
-        return [{'version': ScanModel(self.folder).about['version'], 'aliases': ['champion']}]
+        why = f', since {why}' if self.store else ''
+        return ServedModel(model, model.about['version'], f"the model in {self.folder.name}{why}")
 
 # %% ../../nbs/library/scan_service.ipynb #9ed8ebe4
 class ScanAnswer(BaseModel):
@@ -81,14 +89,16 @@ def add_scan_routes(app:FastAPI, service:Service) -> None:
 
 # %% ../../nbs/library/scan_service.ipynb #fb7bec8f
 def create_scan_app(
-    model:str|Path,             # The folder of a model
+    source:Any=None,            # The folder of a model, or a `ScanSource`; the project's champion or data/scans if none
     folder:str|Path|None=None,  # For keys.json and audit.jsonl; `serving_scans` among the project's runs if none
     limits:ApiSettings|None=None, # Those in config.yaml if none
 ) -> FastAPI:                   # Its `state.service` is the `Service` behind it
     "The service for scans as an ASGI app with its model loaded."
     settings = load_settings()
     limits = limits or settings.services.api
-    service = Service(ScanSource(model), folder or settings.paths.runs/'serving_scans', limits,
+    if source is None: source = ScanSource(settings.paths.data/'scans', project_store())
+    if not isinstance(source, ScanSource): source = ScanSource(source)
+    service = Service(source, folder or settings.paths.runs/'serving_scans', limits,
                       partial(classify_jobs, max_pixels=limits.max_pixels), 'scans', 'images')
     return build_app(service, add_scan_routes, name='scans', title='Scans', version='1',
                      summary='Classifies phantoms and other pictures. For teaching only')
