@@ -266,7 +266,7 @@ LAYERS = {
         "tools.cli", "tools.cli_data", "tools.cli_group", "tools.cli_models", "tools.cli_reviews", "tools.cli_scans",
         "tools.cli_serving", "tools.cli_timetables", "tools.cli_training", "tools.doctor", "tools.engine",
         "tools.exercises", "tools.house", "tools.links", "tools.modules", "tools.mutants", "tools.overview",
-        "tools.pages", "tools.practice", "tools.programs", "tools.progress", "tools.readme", "tools.running",
+        "tools.pages", "tools.practice", "tools.products", "tools.programs", "tools.progress", "tools.readme", "tools.running",
         "tools.site", "tools.trials", "tools.verifying"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from .cli_group import UserError, example_epilog, main, print_json, treat_sigterm_as_ctrl_c
+from .products import PRODUCTS
 
 # %% ../../nbs/tools/cli_serving.ipynb #d89e0fb2
 def open_app(
@@ -43,10 +44,12 @@ def serving_folder(folder:str|None) -> Any:
 @main.command(epilog=example_epilog("mlops-course serve --port 8000"))
 @click.option('--host', help="Address to listen on; 0.0.0.0 lets other machines in.")
 @click.option('--port', type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option('--product', default=PRODUCTS[0], envvar='MLOPS_COURSE_PRODUCT', show_default=True, show_envvar=True,
+              type=click.Choice(PRODUCTS), help="Which product's model is served.")
 @click.option('--page', is_flag=True, help="With a page for people under /page, where they sign in with name and key.")
 @folder_option
-def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> None:
-    "Serve the champion of the registry, or the shipped recogniser where there is none, until Ctrl+C."
+def serve_command(host:str|None, port:int|None, product:str, page:bool, folder:str|None) -> None:
+    "Serve the champion of the registry, or the shipped model where there is none, until Ctrl+C."
     import sys
     from functools import partial
 
@@ -54,11 +57,13 @@ def serve_command(host:str|None, port:int|None, page:bool, folder:str|None) -> N
     from mlops_course.base.processes import set_quiet_env
     from mlops_course.base.servers import serve as serve_app
     from mlops_course.base.servers import uvicorn_options
-    from mlops_course.reader.serving import create_app
+    from mlops_course.tools.products import app_factory
     set_quiet_env()
-    app,limits = open_app(partial(create_app, folder=serving_folder(folder)), host, port)
+    if page and product != 'reader': raise UserError(f"There is no page for {product}. Leave out --page")
+    app,limits = open_app(partial(app_factory(product), folder=serving_folder(folder)), host, port)
     tls = 'ssl_certfile' in uvicorn_options(limits)
-    tables = not isinstance(sys.modules.get('rapidfuzz'), MissingModule) # the image is without pandas and rapidfuzz
+    # the image is without pandas and rapidfuzz
+    tables = product == 'reader' and not isinstance(sys.modules.get('rapidfuzz'), MissingModule)
     if tables:
         from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes
         add_timetable_routes(app, app.state.service)
@@ -154,7 +159,7 @@ def services_command(folder:str|None) -> None:
     except KeyboardInterrupt: click.echo("Stopped")
 
 # %% ../../nbs/tools/cli_serving.ipynb #3acd90b1
-def run_with_view(order:Any, approve:str) -> bool: # Is all done?
+def run_with_view(steps:Any, order:Any, approve:str) -> bool: # Is all done?
     "The whole flow with a live view; where nobody has approved, it asks, if somebody is there to be asked."
     import signal
 
@@ -163,11 +168,10 @@ def run_with_view(order:Any, approve:str) -> bool: # Is all done?
 
     from mlops_course.pipelines import PipelineView, make_flow
     from mlops_course.prefect_server import PrefectServer
-    from mlops_course.reader.steps import STEPS, Order
-    board,console = PipelineView(STEPS),Console()
+    board,console = PipelineView(steps),Console()
     live = Live(board, console=console, refresh_per_second=4)
     def run(approved_by):
-        with live: make_flow(STEPS, Order, board)(order, approved_by)
+        with live: make_flow(steps, type(order), board)(order, approved_by)
     def stop(*_): # at once: Prefect would wait for its threads and for the server, which Ctrl+C has ended too
         live.stop()
         click.echo("\nStopped. The same command goes on where it was", err=True)
@@ -193,8 +197,8 @@ def run_with_view(order:Any, approve:str) -> bool: # Is all done?
 
 @main.command(epilog=example_epilog("mlops-course pipeline -p data v2 -p steps 600 --approve ana"))
 @click.argument('steps', nargs=-1)
-@click.option('-p', 'fields', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a field of the order: data, "
-              "seed, start, steps, rate, lines, ...")
+@click.option('-p', 'fields', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a field of the order: "
+              "product, data, seed, start, steps, rate, lines, ...")
 @click.option('--order', 'text', default='{}', envvar='MLOPS_COURSE_ORDER', show_envvar=True,
               help="The order as JSON; -p wins.")
 @click.option('--approve', default='', metavar='NAME', help="Who answers for the release. Without it, the pipeline "
@@ -215,32 +219,34 @@ def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str,
     from mlops_course import pipelines
     from mlops_course.base.environment import fingerprint
     from mlops_course.base.processes import set_quiet_env
-    from mlops_course.reader.steps import STEPS, Order
+    from mlops_course.tools.products import find_product
     from mlops_course.tools.running import parse_value
     set_quiet_env()
-    if wait and (steps or fields or approve or text != '{}'):
-        raise UserError("--wait takes no steps, order or approval: the schedule orders what is usual, and an event "
-                        "says what it asks for. Leave them out")
     try:
         if not isinstance(given := json.loads(text), dict):
             raise UserError(f"The order is {text:.60}. One like {{\"data\": \"v2\"}} was expected")
-        order = Order(**(given | {k: parse_value(v) for k,v in fields}))
+        given |= {k: parse_value(v) for k,v in fields}
+        product,table = find_product(given.pop('product', PRODUCTS[0]))
+        if wait and (steps or approve or given):
+            raise UserError("--wait takes no steps, no approval and no order but its product: the schedule orders what "
+                            "is usual, and an event says what it asks for. Leave them out")
+        order = product.order(**given)
     except json.JSONDecodeError as e:
         raise UserError(f"The order is not JSON: {e}. One like {{\"data\": \"v2\"}} was expected") from e
     except ValidationError as e:
         said = '; '.join(f"{o['loc'][0]}: {o['msg']}" for o in e.errors())
-        raise UserError(f"{said}. The fields of an order are {', '.join(Order.model_fields)}") from e
+        raise UserError(f"{said}. The fields of an order are {', '.join(product.order.model_fields)}") from e
     if wait:
         from mlops_course.prefect_server import PrefectServer
         with PrefectServer() as server:
             click.echo(f"Waiting for {pipelines.RETRAINING_CRON!r} and for the event {pipelines.DATA_CHANGED_EVENT} at "
                        f"{server.url}. Ctrl+C ends it")
-            pipelines.serve_retraining('mlops_course.reader.steps.deliver', Order())
+            pipelines.serve_retraining(f'mlops_course.{product.name}.steps.deliver', order, f'{product.name}.data')
     elif steps:
         try:
             for name in steps:
-                print_json(step=name, order=fingerprint(order), **pipelines.run_one_step(STEPS, name, order, approve))
+                print_json(step=name, order=fingerprint(order), **pipelines.run_one_step(table, name, order, approve))
         except pipelines.GateRefused as e:
             click.echo(f"Refused: {e}", err=True)
             sys.exit(1)
-    else: sys.exit(not run_with_view(order, approve))
+    else: sys.exit(not run_with_view(table, order, approve))
