@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple
 
 # %% ../nbs/library/dockerfiles.ipynb #7be83336
@@ -65,11 +66,15 @@ class Instruction(NamedTuple):
 def parse_dockerfile(
     dockerfile:str, # Its text
 ) -> list[Instruction]:
-    "The instructions of `dockerfile`, with continued lines joined."
+    "The instructions of `dockerfile`, with continued lines joined. COPY names files by the defaults of each ARG."
     lines = [o for o in dockerfile.splitlines() if o.strip() and not o.lstrip().startswith('#')]
     found:list[Instruction] = []
+    defaults:dict[str, str] = {}
     for line in re.sub(r'\\\n\s*', '', '\n'.join(lines)).splitlines():
         word,_,rest = line.strip().partition(' ')
+        name,equals,value = rest.partition('=')
+        if word.upper() == 'ARG' and equals: defaults[name] = value
+        if word.upper() in ('COPY', 'ADD'): rest = Template(rest).safe_substitute(defaults)
         found.append(Instruction(word.upper(), rest.strip(), (found[-1].stage if found else -1)
                                  + (word.upper() == 'FROM')))
     first = found[0].word if found else 'nothing'

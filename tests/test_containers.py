@@ -144,16 +144,21 @@ def test_the_last_line_that_means_a_file_decides():
     assert context_files(["a"], "# a\n\n") == ["a"]
 
 
+MODEL_FILES = ("model.onnx", "model.json", "recogniser.json")
+
+
 def test_only_what_the_image_holds_travels(root):
     ignore = (root / ".dockerignore").read_text(encoding="utf-8")
     stays = [".env", ".git/config", ".venv/bin/python", "_course/tracking/mlflow.db", "deploy/secrets/postgres", "data/v1/x.png", "nbs/a.ipynb",
              "mlops_course/.env", "mlops_course/tools/.env", "mlops_course/reader/.env", "mlops_course/__pycache__/serving.cpython-311.pyc",
-             "mlops_course/reader/__pycache__/custom.cpython-311.pyc", "bench/course.py"]
+             "mlops_course/reader/__pycache__/custom.cpython-311.pyc", "bench/course.py", "data/recogniser/weights.safetensors",
+             "data/scans/weights.safetensors", "data/scans/metrics.json"]
     assert context_files(stays, ignore) == []
     text = (root / "deploy/Dockerfile").read_text(encoding="utf-8")
     named = [w for o in parse_dockerfile(text) if o.word == "COPY" and "--from" not in o.rest for w in o.rest.split()[:-1]]
     for o in named: # each thing that is copied is there, and travels
-        files = [p.relative_to(root).as_posix() for p in ([root / o] if (root / o).is_file() else (root / o).rglob("*.py"))]
+        inside = [root / o] if (root / o).is_file() else [p for p in (root / o).rglob("*") if p.name in MODEL_FILES or p.suffix == ".py"]
+        files = [p.relative_to(root).as_posix() for p in inside]
         assert files, o
         assert context_files(files, ignore) == files
 

@@ -681,6 +681,14 @@ def test_the_name_is_that_of_the_approver(reviews, token, by, tmp_path):
     assert (asked() != 0) == bool(token)
 
 
+def test_only_the_order_says_which_product_the_workflow_delivers():
+    from mlops_course.tools.products import PRODUCTS
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding='utf-8'))
+    assert workflow['env'].pop('PRODUCT') == "${{ fromJSON(inputs.order || vars.ORDER || '{}').product || 'reader' }}"
+    text = json.dumps(workflow).replace('/var/reader', '') # where every image keeps its keys and its record
+    assert [o for o in (*PRODUCTS, 'recogniser') if o in text] == []
+
+
 def test_without_a_variable_the_workflow_takes_the_whole_order():
     workflow = yaml.safe_load(WORKFLOW.read_text(encoding='utf-8'))
     assert workflow['env']['MLOPS_COURSE_ORDER'].endswith("|| '{}' }}")
