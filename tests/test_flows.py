@@ -402,7 +402,9 @@ def say(*words):
 
 @pytest.mark.parametrize(('words', 'said'), [(['trian'], "No step 'trian'"), (['-p', 'speed', '3'], 'The fields of an order are data, seed'),
                                              (['--order', '{data'], 'The order is not JSON'), (['-p', 'steps', '0'], 'steps: Input should be greater'),
-                                             (['--order', '[1]'], 'The order is [1]. One like'), (['--wait', '-p', 'data', 'v2'], '--wait takes no steps')])
+                                             (['--order', '[1]'], 'The order is [1]. One like'), (['--wait', '-p', 'data', 'v2'], '--wait takes no steps'),
+                                             (['-p', 'product', 'scan'], 'The products are reader, scans'),
+                                             (['-p', 'product', 'scans', '-p', 'lines', '7'], 'The fields of an order are seed, phantoms')])
 def test_command_says_what_is_wrong(words, said):
     code,output = say(*words)
     assert code == 2
@@ -458,6 +460,13 @@ def test_command_prints_a_line_of_json_for_each_step(runs, monkeypatch):
     code,output = say('a', '-p', 'steps', '7')
     assert code == 0
     assert json.loads(output)['steps'] == 7
+
+
+def test_naming_the_reader_changes_no_order(runs, monkeypatch):
+    monkeypatch.setattr(steps, 'STEPS', {'a': Step(lambda order, done: {})})
+    found = {json.loads(say('a', *words)[1])['order'] for words in ([], ['-p', 'product', 'reader'])}
+    assert found == {fingerprint(Order())}
+    assert 'product' not in Order.model_fields
 
 
 # The board

@@ -7,7 +7,7 @@ import sys
 from base64 import b64encode
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, ignore_patterns
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from conftest import needs
 from PIL import Image
 
 from mlops_course.base.processes import ServerProcess, free_port
+from mlops_course.pipelines import GateRefused, code_files, step_key
 from mlops_course.scans import stages as scan_stages
 from mlops_course.scans.evaluation import evaluate_scans, patient_table, rates
 from mlops_course.scans.folder import check_scans, clean_scans, load_scans, read_scans, split_scans
@@ -26,6 +27,7 @@ from mlops_course.scans.model import ScanModel, standardize_scans
 from mlops_course.scans.net import ScanNet, augment, fit, grad_cam, logits_of, shortcut_map
 from mlops_course.scans.phantoms import MARK_BOX, PHANTOM_CLASSES, burn_in, make_phantoms
 from mlops_course.scans.stages import DVC_YAML, STAGE_MODULES, STAGES, init_project, mlflow_settings, read_project
+from mlops_course.scans.steps import SCAN_STEPS, SCANS, ScanOrder
 from mlops_course.scans.training import make_base, train_folder, train_scans
 from mlops_course.tools.cli import main
 from mlops_course.versioning import commit_all, dvc, recorded_hashes, scratch_repo, stages_that_ran
@@ -474,6 +476,115 @@ def test_the_last_stage_logs_to_a_server_with_a_password(project, tmp_path):
     assert "a-long-password" not in done.stdout + done.stderr
 
 
+# The delivery
+
+TINY = ScanOrder(phantoms=PhantomParams(patients=18, slices=3, contrast=.6, copies=2), train=FitParams(steps=100), patients=10, errors=.9)
+FAIR = TINY.model_copy(update={"train": FitParams(steps=15)})
+WEAK = TINY.model_copy(update={"train": FitParams(steps=2), "errors": 1.})
+GIVEN = {"train": {"run": "a"}, "data": {"scans": 1}, "register": {"version": 1}, "approval": {"by": "Ana"}}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    "A store of its own, and gates that few patients can pass."
+    monkeypatch.setenv("MLOPS_COURSE_PATHS__RUNS", str(tmp_path / "runs"))
+    for name, value in {"P95_MS": "1000000", "LINES": "2", "SLICE_WORSE": "1"}.items():
+        monkeypatch.setenv(f"MLOPS_COURSE_PARAMS__GATES__{name}", value)
+    for name in ("PRODUCTION_URL", "MLFLOW_TRACKING_URI"): monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def deliver(order, *names):
+    "What the steps `names` return, one after the other."
+    done = {"approval": {"by": "Ana"}}
+    for name in names: done[name] = SCAN_STEPS[name].does(order, done)
+    return done
+
+
+def history():
+    "The champion of the scans, and what happened last."
+    from mlops_course.registry_history import expected_aliases, model_history
+    from mlops_course.store import open_store
+    entries = model_history(open_store(), "scans")
+    return expected_aliases(entries).get("champion"), entries[-1]["what"]
+
+
+REGISTERED = ("data", "train", "validate", "register")
+
+
+@pytest.mark.slow
+def test_an_order_goes_the_way_from_its_data_to_production(runs):
+    done = deliver(TINY, *REGISTERED, "stage", "release")
+    assert done["stage"]["model"] == done["release"]["model"] == "scans/1"
+    assert history() == (1, "promoted")
+    assert deliver(TINY, *REGISTERED) == {k: v for k, v in done.items() if k not in ("stage", "release")} # nothing is done twice
+    result = CliRunner().invoke(main, ["models", "export", "--name", "scans", "--out", str(runs / "out")])
+    assert result.exit_code == 0, result.output
+    assert sorted(o.name for o in (runs / "out").iterdir()) == ["model.json", "model.onnx"]
+    assert ScanModel(runs / "out").about["classes"] == list(PHANTOM_CLASSES)
+
+
+def test_a_model_beyond_the_limit_is_refused_with_its_number(runs):
+    with pytest.raises(GateRefused, match=r"The model is refused\. error: 0\.\d+ of the patients at the upper end, at most 0\.01 is allowed"):
+        deliver(WEAK.model_copy(update={"errors": .01}), "data", "train", "validate")
+
+
+@pytest.mark.slow
+def test_a_refused_gate_leaves_the_champion(runs):
+    deliver(TINY, *REGISTERED, "release")
+    with pytest.raises(GateRefused, match=r"Version 2 stays a challenger\. whole: ERROR"): deliver(WEAK, *REGISTERED, "release")
+    assert history() == (1, "refused")
+
+
+@pytest.mark.slow
+def test_a_version_that_is_broken_in_production_is_taken_back(runs, monkeypatch):
+    from mlops_course.base.servers import on_free_port
+    from mlops_course.scans.service import ScanSource, create_scan_app
+    from mlops_course.store import open_store
+
+    class Source(ScanSource):
+        def open_package(self, package):
+            model = super().open_package(package)
+            if self.aliases()["champion"] == 2: model.session = None # each scan is an error now
+            return model
+    deliver(FAIR, *REGISTERED, "release")
+    app = create_scan_app(Source(runs / "none", open_store()), runs / "service")
+    with on_free_port(app) as url:
+        monkeypatch.setenv("PRODUCTION_URL", url)
+        monkeypatch.setenv("PRODUCTION_KEY", app.state.service.keys.add("pipeline", "admin"))
+        with pytest.raises(GateRefused, match="Version 2 failed its test in production, so version 1 was restored: 8 of 8 reads"):
+            deliver(TINY, *REGISTERED, "stage", "release")
+        assert app.state.service.model.version == "scans/1"
+    assert history() == (1, "rolled back")
+
+
+def test_a_smoke_test_needs_more_than_one_answer_to_everything():
+    probe = SCANS.probe(ScanOrder(), 8)
+    for name in PHANTOM_CLASSES: assert "wrong on" in probe.judge([{"label": name}]*8)[1]
+
+
+def test_an_order_says_what_it_may_and_names_its_product():
+    assert ScanOrder.model_validate_json(TINY.model_dump_json()) == TINY
+    for step in SCAN_STEPS.values(): assert set(step.uses) <= set(ScanOrder.model_fields)
+    with pytest.raises(ValueError, match="product"): ScanOrder(product="reader")
+    with pytest.raises(ValueError, match="speed"): ScanOrder(speed=3)
+
+
+def test_two_products_share_the_checks_and_nothing_else():
+    from mlops_course.reader.steps import STEPS, Order
+    assert list(SCAN_STEPS) == list(STEPS)
+    given = {**GIVEN, "train": {"run": "b"}}
+    same = {o for o in STEPS if o != "register" # each has a run of its own
+            and step_key(SCAN_STEPS, o, ScanOrder(), given) == step_key(STEPS, o, Order(), given)}
+    assert same == {"quality", "tests", "build", "release"} # the last is never kept
+
+
+def test_a_training_depends_on_the_modules_that_it_runs(root):
+    found = {o.relative_to(root / "mlops_course").as_posix() for o in code_files(SCAN_STEPS["train"].does, root)}
+    assert {"scans/steps.py", "scans/net.py", "scans/phantoms.py", "scans/training.py", "spool.py"} <= found
+    assert not {o for o in found if o.startswith("reader/") or o in ("delivery.py", "serving.py", "registry.py")}
+
+
 # The service
 
 @pytest.mark.slow
@@ -526,16 +637,22 @@ def test_the_service_needs_nothing_of_the_reader_and_nothing_that_the_image_lack
     assert reader == ""
 
 
-@pytest.mark.slow
-def test_the_dockerfile_of_the_reader_serves_scans_with_another_model_and_command(root, trained, phantoms, tmp_path):
+@pytest.fixture
+def helper(root):
+    "scripts/image.py as a module, and the base image."
     for o in ("podman", "buildah", "mmdebstrap"): needs(o, "builds and runs the image")
+    spec = spec_from_file_location("image", root / "scripts" / "image.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    subprocess.run(["bash", root / "scripts/base_image.sh"], check=True, timeout=600)
+    return module
+
+
+@pytest.mark.slow
+def test_the_dockerfile_of_the_reader_serves_scans_with_another_model_and_command(root, trained, phantoms, tmp_path, helper):
     import httpx
 
     from mlops_course.containers import HARDENING_OPTIONS, build_image, podman, run_container
-    spec = spec_from_file_location("image", root / "scripts" / "image.py")
-    helper = module_from_spec(spec)
-    spec.loader.exec_module(helper)
-    subprocess.run(["bash", root / "scripts/base_image.sh"], check=True, timeout=600)
     image = "localhost/scans"
     build_image(root, tag=image, wheels=helper.fetch_wheels(tmp_path / "wheels"))
     for path in (trained[0], *trained[0].iterdir()): path.chmod(0o755 if path.is_dir() else 0o644)
@@ -550,3 +667,14 @@ def test_the_dockerfile_of_the_reader_serves_scans_with_another_model_and_comman
             podman("healthcheck", "run", name)
     finally: podman("volume", "rm", "--force", volume)
     assert answer.json()["label"] in PHANTOM_CLASSES
+
+
+@pytest.mark.slow
+def test_the_image_of_the_scans_is_that_of_the_reader_with_another_name(root, trained, tmp_path, helper):
+    from mlops_course.containers import build_image, podman
+    copytree(root, tmp_path / "course", ignore=ignore_patterns(".git", ".venv", "_course", "_site", "__pycache__", "nbs"))
+    copytree(trained[0], tmp_path / "course" / "data" / "scans")
+    build_image(tmp_path / "course", tag="localhost/scans", wheels=helper.fetch_wheels(tmp_path / "wheels"), product="scans", model="data/scans")
+    assert helper.try_out("scans")["error"] < 1 # it answers without a command
+    about = json.loads(podman("image", "inspect", "localhost/scans"))[0]
+    assert about["Labels"]["org.opencontainers.image.title"] == "scans"
