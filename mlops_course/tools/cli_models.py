@@ -165,24 +165,21 @@ def show_command(which:str, name:str) -> None:
 
 @models_group.command('export', epilog=example_epilog("mlops-course models export champion --out data/recogniser"))
 @click.argument('which', default='champion')
-@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for model.onnx and "
-              "recogniser.json.")
+@click.option('--out', type=click.Path(file_okay=False), help="Folder for model.onnx and its JSON file.  [default: "
+              "that from which the image takes the model, such as data/recogniser]")
 @name_option
-def export_version_command(which:str, out:str, name:str) -> None:
+def export_version_command(which:str, out:str|None, name:str) -> None:
     "Write WHICH, an alias or a number, for onnxruntime: what the image of the service is built with."
     from pathlib import Path
-    from shutil import copyfile
     from tempfile import TemporaryDirectory
 
     from mlops_course.model_versions import download_version, find_version
-    from mlops_course.reader.weights import export_onnx, load_recogniser
     from mlops_course.store import open_store
-    store = open_store()
-    version = find_version(store, which, name)
-    with TemporaryDirectory() as tmp:
-        found = download_version(store, version, Path(tmp))/'artifacts'/'recogniser'
-        export_onnx(load_recogniser(found), Path(out)/'model.onnx')
-        copyfile(found/'recogniser.json', Path(out)/'recogniser.json')
+    from mlops_course.tools.products import PRODUCTS, find_product
+    store,product = open_store(),find_product(name if name in PRODUCTS else PRODUCTS[0])[0]
+    version,out = find_version(store, which, name),out or product.model_folder
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as tmp: product.export(download_version(store, version, Path(tmp)), Path(out))
     print_json(out=out, version=version['version'])
 
 @models_group.command(epilog=example_epilog("mlops-course models history"))
