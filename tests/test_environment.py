@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -92,21 +93,22 @@ def test_a_wrong_python_is_refused_by_name(root):
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='the tests already run as an ordinary user')
-def test_an_ordinary_user_sets_up_and_runs_a_lesson(root, tmp_path_factory):
+def test_an_ordinary_user_sets_up_and_runs_a_lesson(root):
     python = Path('/usr/bin/python3')
     if subprocess.run([python, '-c', 'import ensurepip, sys; assert sys.version_info >= (3, 11)'], capture_output=True).returncode:
         pytest.fail(f"{python} cannot make a virtual environment. scripts/debian.sh installs python3-venv")
-    home = tmp_path_factory.mktemp('an ordinary user')
-    folder = fresh_copy(root, home/'my course')
-    for place in (home, *home.rglob('*')): os.chown(place, NOBODY, NOBODY)
-    for place in (home, *home.parents[:3]): place.chmod(place.stat().st_mode | 0o055) # pytest keeps its folders to itself
-    def demote():
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-    env = dict(HOME=str(home), MPLCONFIGDIR=str(home), UV_CACHE_DIR=str(home/'uv'))
-    ready = make(folder, 'env', python, preexec_fn=demote, env=env)
-    assert ready.returncode == 0, ready.stdout + ready.stderr
-    course = folder/'.venv'/'bin'/'mlops-course'
-    ran = subprocess.run([course, 'run', '01'], cwd=folder, capture_output=True, text=True, preexec_fn=demote, env=os.environ | env)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    # not in pytest's folder: each session of pytest closes that to others when it starts, and other tests start one
+    with TemporaryDirectory(prefix='an ordinary user ') as place:
+        home = Path(place)
+        folder = fresh_copy(root, home/'my course')
+        for o in (home, *home.rglob('*')): os.chown(o, NOBODY, NOBODY)
+        def demote():
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        env = dict(HOME=str(home), MPLCONFIGDIR=str(home), UV_CACHE_DIR=str(home/'uv'))
+        ready = make(folder, 'env', python, preexec_fn=demote, env=env)
+        assert ready.returncode == 0, ready.stdout + ready.stderr
+        course = folder/'.venv'/'bin'/'mlops-course'
+        ran = subprocess.run([course, 'run', '01'], cwd=folder, capture_output=True, text=True, preexec_fn=demote, env=os.environ | env)
+        assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -1,6 +1,7 @@
 "Exercises: made from solutions, true to their contract, and gradable by plain papermill."
 import gc
 import json
+import logging
 import subprocess
 import sys
 from textwrap import dedent
@@ -110,6 +111,15 @@ def test_a_rejected_right_answer_breaks_the_contract(tmp_path):
     said = '\n'.join(exercise_faults(path, seeds=(0,)))
     assert "right answer 2 with seed 0: expected passed '', got failed" in said
     assert 'right answer 1' not in said
+
+
+def test_logs_that_an_exercise_silences_are_loud_for_the_next_one(tmp_path):
+    path = f1_exercise(['each', 'harmonic', 'never called'], tmp_path/'21_f1.ipynb')
+    nb = nbformat.read(path, 4)
+    nb.cells[1].source += '\nimport logging\nlogging.disable(logging.ERROR)'
+    nbformat.write(nb, path)
+    exercise_faults(path, seeds=(0,))
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_exercises_are_what_the_solutions_make():

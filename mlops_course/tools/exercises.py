@@ -9,6 +9,7 @@ __all__ = ['STUB', 'SOLUTION_MARK', 'TEACHER_ROLES', 'remove_solution', 'cell_ro
 
 # %% ../../nbs/tools/exercises.ipynb #3713ffd4
 import json
+import logging
 import os
 import re
 import subprocess
@@ -157,9 +158,12 @@ def try_answer(
 ) -> Outcome:         # What the check found
     "What the check of `question` finds in `answer`."
     names:dict = {'__name__': '__main__'}
-    with capture_output():
-        rest = next(rest for found,rest in at_answers(cells, seed, names) if found == question)
-        return check_answer(rest, names, answer)
+    disabled = logging.root.manager.disable
+    try:
+        with capture_output():
+            rest = next(rest for found,rest in at_answers(cells, seed, names) if found == question)
+            return check_answer(rest, names, answer)
+    finally: logging.disable(disabled) # the set-up of an exercise may silence logs; the next one needs them
 
 # %% ../../nbs/tools/exercises.ipynb #609bddd3
 def exercise_faults(
