@@ -15,6 +15,7 @@ from mlops_course.tools.mutants import (
     KnownSurvivors,
     answer_mutants,
     describe_change,
+    lab_fingerprint,
     listed_faults,
     load_survivors,
     mutants_of,
@@ -166,6 +167,23 @@ def test_a_survivor_is_listed_with_a_reason_or_named(tmp_path):
     assert 'is no mutant' in listed_faults(path, KnownSurvivors({}, ['double: return x → return y']))[0]
     assert 'more than two words' in listed_faults(path, KnownSurvivors({names[0]: 'why not'}, []))[0]
     assert 'Choose one' in listed_faults(path, KnownSurvivors({names[0]: 'a reason of five words'}, names))[0]
+
+
+@forks
+def test_a_sample_forgets_nothing_and_a_changed_lab_must_be_tried_whole(tmp_path):
+    cells = lab('def double(x):\n    # solution\n    return x + 1', 'double(0)')
+    path = write_notebook(tmp_path/'99_example.ipynb', *cells)
+    [trials] = try_mutants(path)
+    [whole,other] = [o.name for o in trials][:2]
+    known = KnownSurvivors({whole: 'a reason of five words', other: 'another reason of five words'}, [], most=1)
+    sample = [o for o in trials if o.name == whole]
+    assert survivor_faults(sample, known) == listed_faults(path, known) == []
+    assert update_survivors(sample, known) == known
+    tried = update_survivors(trials, known, lab_fingerprint(path))
+    assert listed_faults(path, tried) == []
+    assert tried.tried
+    [said] = listed_faults(write_notebook(path, *cells, code('more = 1')), tried)
+    assert '--mutants --all --update 99_example' in said
 
 
 def test_the_file_of_survivors_is_read_as_it_was_written(tmp_path):

@@ -115,17 +115,21 @@ def verify_command(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
 @click.option('--check', is_flag=True, help="Change nothing; fail on any difference.")
 @click.option('--mutants', is_flag=True, help="Try small changes of the solutions of LESSONS (all if none) "
               "against their checks; fail if one survives that solutions/survivors.json does not name.")
+@click.option('--all', 'whole', is_flag=True, help="With --mutants: all mutants, also of labs of which a sample is "
+              "tried otherwise.")
 @click.option('--update', is_flag=True, help="With --mutants: list new survivors as open, and remove killed ones.")
 @click.option('--jobs', default=2, show_default=True, type=click.IntRange(1), help="Mutants tried side by side.")
-def exercises_command(lessons:tuple[str, ...], check:bool, mutants:bool, update:bool, jobs:int) -> None:
+def exercises_command(lessons:tuple[str, ...], check:bool, mutants:bool, whole:bool, update:bool,
+                      jobs:int) -> None:
     "Make exercises/ from solutions/. Work of a learner is put aside, never overwritten."
     from mlops_course.tools.cli_group import UserError
     from mlops_course.tools.exercises import make_exercises, stale_exercises
     if mutants:
         from mlops_course.tools.mutants import report_mutants
         treat_sigterm_as_ctrl_c()
-        sys.exit(report_mutants(lessons, jobs, update))
-    if lessons or update: raise UserError("LESSONS and --update go with --mutants. Without it, all exercises are made")
+        sys.exit(report_mutants(lessons, jobs, update, whole))
+    if lessons or update or whole:
+        raise UserError("LESSONS, --all and --update go with --mutants. Without it, all exercises are made")
     said = stale_exercises() if check else make_exercises()
     for line in said: click.echo(line)
     if check and said: sys.exit("exercises/ differs from solutions/. If you changed a solution: mlops-course exercises")

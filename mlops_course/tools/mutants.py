@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AnswerMutant', 'describe_change', 'answer_mutants', 'mutants_of', 'MutantTrial', 'try_mutants', 'send_trials',
-           'try_labs', 'KnownSurvivors', 'survivors_file', 'load_survivors', 'save_survivors', 'survivor_faults',
-           'listed_faults', 'update_survivors', 'report_mutants', 'lab_names']
+           'try_labs', 'KnownSurvivors', 'survivors_file', 'load_survivors', 'save_survivors', 'lab_fingerprint',
+           'survivor_faults', 'listed_faults', 'update_survivors', 'report_mutants', 'lab_names']
 
 # %% ../../nbs/tools/mutants.ipynb #bdea173c
 import gc
@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 from IPython.utils.capture import capture_output
 
+from ..base.environment import fingerprint
 from ..base.files import find_root, replace_text_file
 from ..mutation import mutate_source, shared_start
 from .exercises import SOLUTION_MARK, at_answers, cell_role, check_answer, solution_paths
@@ -177,7 +178,8 @@ class KnownSurvivors(NamedTuple):
     "What `survivors.json` says of one notebook."
     equivalent: dict[str, str] # Mutant -> reason
     open: list[str]
-    most: int|None = None      # Mutants of each question; all if none
+    most: int|None = None      # Mutants of each question, if a sample is tried
+    tried: str = ''            # From `lab_fingerprint`, when all mutants were tried
 
 def survivors_file() -> Path: return find_root()/'solutions'/'survivors.json'
 
@@ -186,7 +188,7 @@ def load_survivors(path:Path|None=None) -> dict[str, KnownSurvivors]: # Notebook
     path = path or survivors_file()
     if not path.exists(): return {}
     told = json.loads(path.read_text(encoding='utf-8'))
-    return {name: KnownSurvivors(o.get('equivalent', {}), o.get('open', []), o.get('most')) for name,o in told.items()}
+    return {name: KnownSurvivors(**{'equivalent': {}, 'open': [], **o}) for name,o in told.items()}
 
 def save_survivors(known:dict[str, KnownSurvivors], path:Path|None=None) -> None:
     "Write the file of survivors."
@@ -195,6 +197,14 @@ def save_survivors(known:dict[str, KnownSurvivors], path:Path|None=None) -> None
                                                            ensure_ascii=False) + '\n')
 
 # %% ../../nbs/tools/mutants.ipynb #4fe2f863
+def lab_fingerprint(
+    path:Path, # A solved notebook
+) -> str:
+    "A hash of the code that decides which mutants survive: the set-up, the answers and the checks."
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    return fingerprint(*(''.join(o['source']) for o in cells
+                         if o['cell_type'] == 'code' and cell_role(o) not in ('right', 'wrong')))
+
 def survivor_faults(
     trials:list[MutantTrial], # Of one notebook
     known:KnownSurvivors,
@@ -206,15 +216,18 @@ def survivor_faults(
               for o in sorted(survived - listed)),
             *(f"is killed now: {o}. Remove it from survivors.json" for o in sorted(killed & listed)),
             *(f"is no mutant that was tried: {o}. Remove it from survivors.json, or write its new name"
-              for o in sorted(listed - survived - killed))]
+              for o in sorted(listed - survived - killed) if not known.most)]
 
 def listed_faults(
     path:Path,            # A solved notebook
     known:KnownSurvivors,
 ) -> list[str]:           # A line each; none if all is well
     "What is wrong with the list of a notebook, without trying any mutant."
-    mutants = {o.name for o in mutants_of(path, known.most)}
-    return [*(f"is no mutant: {o}. Remove it, or write its new name"
+    mutants = {o.name for o in mutants_of(path)}
+    changed = known.tried and known.tried != lab_fingerprint(path)
+    return [*(["was changed after all of its mutants were tried. Run: mlops-course exercises --mutants --all --update "
+               + path.stem] if changed else []),
+            *(f"is no mutant: {o}. Remove it, or write its new name"
               for o in [*known.equivalent, *known.open] if o not in mutants),
             *(f"is listed as equivalent and as open: {o}. Choose one" for o in known.open if o in known.equivalent),
             *(f"needs a reason of more than two words: {o}"
@@ -223,24 +236,29 @@ def listed_faults(
 def update_survivors(
     trials:list[MutantTrial], # Of one notebook
     known:KnownSurvivors,
+    tried:str='',             # From `lab_fingerprint`, if these are all mutants; else a sample
 ) -> KnownSurvivors:
     "`known` without what is killed or gone, and with new survivors as open."
-    survived = [o.name for o in trials if o.survived]
-    equivalent = {name: why for name,why in known.equivalent.items() if name in survived}
-    return KnownSurvivors(equivalent, [o for o in survived if o not in equivalent], known.most)
+    survived,names = [o.name for o in trials if o.survived],{o.name for o in trials}
+    def left(name): return name in survived or (name not in names and bool(known.most) and not tried)
+    equivalent = {name: why for name,why in known.equivalent.items() if left(name)}
+    still = [name for name in known.open if left(name) and name not in survived]
+    return known._replace(equivalent=equivalent, open=[*still, *(o for o in survived if o not in equivalent)],
+                          tried=(tried or known.tried) if known.most else '')
 
 # %% ../../nbs/tools/mutants.ipynb #2ffdae48
 def report_mutants(
     lessons:tuple[str, ...], # Numbers or topics, such as 03; all if none
     jobs:int=2,
     update:bool=False,       # Write new survivors to the list as open, and remove killed ones?
+    whole:bool=False,        # Try all mutants, also where else a sample is tried?
 ) -> int:                    # 1 if a survivor is not listed, or a listed one is killed; else 0
     "Try the mutants of `lessons` with a progress bar, and print what became of them."
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
     paths,known = [path for path in solution_paths() if not lessons or path.stem in lab_names(lessons)],load_survivors()
-    limits = {name: o.most for name,o in known.items() if o.most}
+    limits = {} if whole else {name: o.most for name,o in known.items() if o.most}
     total = sum(len(mutants_of(path, limits.get(path.stem))) for path in paths)
     console = Console(stderr=True)
     with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -249,7 +267,8 @@ def report_mutants(
         trials = try_labs(paths, limits, jobs, lambda number: bar.advance(task, number))
     none = KnownSurvivors({}, [])
     if update:
-        known |= {name: update_survivors(found, known.get(name, none)) for name,found in trials.items()}
+        prints = {path.stem: lab_fingerprint(path) if whole else '' for path in paths}
+        known |= {name: update_survivors(found, known.get(name, none), prints[name]) for name,found in trials.items()}
         save_survivors(known)
     table = Table('exercise', 'mutants', 'killed', 'equivalent', 'open', 'not listed')
     faults = []
