@@ -19,6 +19,7 @@ import yaml
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
+import mlops_course
 from ..base.environment import fingerprint
 from ..base.files import replace_text_file, save_atomically, write_json
 from ..base.settings import SettingsSection, read_yaml
@@ -78,7 +79,7 @@ STAGE_MODULES = {'ingest': ['phantoms', 'folder', 'ingest'],
 # %% ../../nbs/library/scan_stages.ipynb #404af587
 def code_hashes() -> dict[str, str]:
     "A hash of the modules that each stage runs."
-    home = Path(__file__).parent
+    home = Path(mlops_course.__path__[0])/'scans'
     return {stage: fingerprint(*(home/f'{name}.py' for name in names)) for stage,names in STAGE_MODULES.items()}
 
 def init_project(
