@@ -211,6 +211,10 @@ def test_no_survivor_is_open_where_the_lab_is_new():
     assert left == {}
 
 
+def test_all_mutants_were_tried_where_ci_tries_a_sample():
+    assert [name for name,o in load_survivors().items() if o.most and not o.tried] == []
+
+
 @forks
 @pytest.mark.slow
 def test_no_other_mutant_survives(root):
