@@ -224,11 +224,14 @@ def test_library_is_apart_from_the_lessons_and_the_reference(tab, host):
     tab.wait_for_url('**/nbs/library/net.html')
 
 
-def test_learning_path_says_what_time_a_person_needs(site):
+def test_learning_path_and_lessons_say_what_time_a_person_needs(site):
     text = (site/'learning_path.html').read_text(encoding='utf-8')
     assert len(re.findall(r'About \d+ minutes \(reading \d+, code \d+', text)) == len(lessons(ROOT/'nbs'))
     assert re.search(r'A person needs about <strong>[\d.]+ h</strong>', text)
     assert '200 words of prose' in text
+    for o in lessons(ROOT/'nbs'):
+        page = (site/'nbs'/f'{o.name}.html').read_text(encoding='utf-8')
+        assert re.search(r'About \d+ minutes \(reading \d+, code \d+', page), o.name
 
 
 def test_phone_opens_the_menu(tab, host):

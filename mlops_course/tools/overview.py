@@ -146,11 +146,12 @@ def lesson_links(
     root:Path,     # The project's top folder
     up:str='../',  # `../` for each folder the page is deep
 ) -> str:          # Markdown
-    "What stands under a lesson's title: its last run, and where to go from here."
+    "What stands under a lesson's title: minutes, tools, its last run, and where to go from here."
     links = [f'[Exercise]({up}exercises/{lesson.name}.ipynb)'] if (root/'exercises'/lesson.path.name).is_file() else []
     links += [f'[Quiz]({up}quiz.qmd#quiz-{lesson.name})'] if quizzes(lesson) else []
     links.append(download_link(f'nbs/{lesson.path.name}', up))
-    return f"::: {{.about}}\n{stamp_line(lesson, root)} {tool_line(lesson)}\n\n{' · '.join(links)}\n:::\n"
+    about = f'{time_line(minutes(lesson, root))} {tool_line(lesson)}'
+    return f"::: {{.about}}\n{about}\n\n{stamp_line(lesson, root)}\n\n{' · '.join(links)}\n:::\n"
 
 def quizzes(
     lesson:Lesson,
@@ -179,7 +180,7 @@ def learning_path_page(
         text += [f'## {part}\n', f'{level}. About {hours(some)}.\n']
         for lesson in some:
             text += [f'### [{lesson.number}. {lesson.title}](nbs/{lesson.path.name})\n', f'{lesson.question}\n',
-                     f'{time_line(needed[lesson.name])}\n', lesson_links(lesson, root, '')]
+                     lesson_links(lesson, root, '')]
     return '\n'.join(text)
 
 # %% ../../nbs/tools/overview.ipynb #2cb8a672
