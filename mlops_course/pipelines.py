@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dis import get_instructions
 from functools import lru_cache
-from inspect import isfunction, unwrap
+from inspect import isclass, isfunction, unwrap
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
@@ -68,11 +68,13 @@ def code_files(does:Callable, root:Path) -> list[Path]:
     finder,functions = ModuleFinder([str(root)]),[unwrap(does)]
     for function in functions: # grows
         finder.scan_code(function.__code__, Module('__main__'))
-        for name in globals_in(function.__code__) & function.__globals__.keys():
-            value = function.__globals__[name]
+        read = [function.__globals__[o] for o in globals_in(function.__code__) & function.__globals__.keys()]
+        read += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for value in [part for o in read for part in (o.values() if isinstance(o, dict) else [o])]:
             home = getattr(value, '__module__', None) or ''
             if home == function.__module__:
-                if isfunction(own := unwrap(value)) and own not in functions: functions.append(own)
+                own = [unwrap(o) for o in (vars(value).values() if isclass(value) else [value]) if callable(o)]
+                functions += [o for o in own if isfunction(o) and o not in functions]
             elif home.startswith('mlops_course.'): finder.import_hook(home)
     files = [getattr(o, '__file__', None) for o in finder.modules.values()]
     found = {root.joinpath(*does.__module__.split('.')).with_suffix('.py'), *(Path(o) for o in files if o)}
