@@ -56,6 +56,8 @@ def build_image(
     more = ['--volume', f'{wheels.resolve()}:/wheels:ro', '--build-arg', 'PIP_FIND_LINKS=/wheels', '--build-arg',
             'PIP_NO_INDEX=1'] if wheels else []
     for k,v in arguments.items(): more += ['--build-arg', f'{k.upper()}={v}']
+    if 'revision' in arguments: # buildah's cache takes a LABEL for equal whatever its arguments are
+        more += ['--label', f"org.opencontainers.image.revision={arguments['revision']}"]
     how = ('--isolation', 'chroot', '--pull-never', '--layers', '--format', 'docker') # that format keeps HEALTHCHECK
     podman('bud', *how, *more, '--file', folder/dockerfile, '--tag', tag, folder, program='buildah')
     return time.perf_counter() - start

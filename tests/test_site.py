@@ -209,7 +209,7 @@ def test_reference_leads_to_the_cell_that_explains(tab, host):
 
 
 def test_reference_leads_to_the_page_of_the_library_that_explains(tab, host):
-    tab.goto(f'{host}/api/net.html')
+    tab.goto(f'{host}/api/mlops_course.reader.net.html')
     tab.get_by_role('link', name='explained on its page').first.click()
     tab.wait_for_url('**/nbs/library/net.html#code-*')
     assert tab.locator(f'[id="{tab.url.partition("#")[2]}"]').count() == 1
