@@ -214,9 +214,7 @@ def survivor_faults(
     killed,listed = {o.name for o in trials} - survived,{*known.equivalent, *known.open}
     return [*(f"survives, and is not listed: {o}. Mend the check, or list it as equivalent with a reason"
               for o in sorted(survived - listed)),
-            *(f"is killed now: {o}. Remove it from survivors.json" for o in sorted(killed & listed)),
-            *(f"is no mutant that was tried: {o}. Remove it from survivors.json, or write its new name"
-              for o in sorted(listed - survived - killed) if not known.most)]
+            *(f"is killed now: {o}. Remove it from survivors.json" for o in sorted(killed & listed))]
 
 def listed_faults(
     path:Path,            # A solved notebook
@@ -272,12 +270,13 @@ def report_mutants(
         save_survivors(known)
     table = Table('exercise', 'mutants', 'killed', 'equivalent', 'open', 'not listed')
     faults = []
-    for name,found in trials.items():
+    for path in paths:
+        found = trials[name := path.stem]
         listed,survived = known.get(name, none),{o.name for o in found if o.survived}
         table.add_row(name, *map(str, (len(found), len(found) - len(survived), len(survived & listed.equivalent.keys()),
                                        len(survived.intersection(listed.open)),
                                        len(survived - {*listed.equivalent, *listed.open}))))
-        faults += [f"{name}: {o}" for o in survivor_faults(found, listed)]
+        faults += [f"{name}: {o}" for o in (*survivor_faults(found, listed), *listed_faults(path, listed))]
     Console().print(table)
     for line in faults: print(line)
     return int(bool(faults))
