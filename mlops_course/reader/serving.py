@@ -25,7 +25,7 @@ from ..base.logs import get_logger
 from ..base.settings import ApiSettings, load_settings
 from ..batching import Deferred, isolate_failures
 from ..delivery import RegistrySource
-from ..http import INTERNAL_ERROR, error_responses, example_response
+from ..http import INTERNAL_ERROR, error_responses
 from .custom import CustomEngine, load_custom, read_without_detector, warm_up_engine
 from .layout import Line, mean_confidence
 from .package import load_packaged
@@ -34,7 +34,7 @@ from .weights import export_onnx
 from ..registry_history import MODEL_NAME
 from ..serving import ServedModel, Service, build_app
 from ..store import Store, project_store
-from ..uploads import Upload, load_upload, upload_dependency, upload_schema
+from ..uploads import Upload, load_upload, upload_dependency, upload_responses, upload_schema
 
 # %% ../../nbs/library/serving.ipynb #10f30e04
 METRIC_PREFIX = 'ocr' # of the metrics
@@ -123,8 +123,7 @@ def add_reading_routes(app:FastAPI, service:Service) -> None:
     one,many = upload_dependency(service),upload_dependency(service, service.limits.images)
 
     @app.post('/v1/read', tags=['reading'], openapi_extra=upload_schema(),
-              responses={**example_response(EXAMPLE_ANSWER),
-              **error_responses(400, 401, 408, 413, 422, 429, 500, 503, 504)})
+              responses=upload_responses(EXAMPLE_ANSWER))
     async def read(upload:Annotated[Upload, Depends(one)], response:Response, line:LineQuery=False) -> Answer:
         "Read one image. The header `X-Audit` is the receipt of its entry in the audit log."
         answer,receipt = await read_image(service, upload.files[0], line, upload.key.name, upload.until)

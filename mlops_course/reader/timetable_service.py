@@ -18,7 +18,7 @@ from fastapi import Depends, FastAPI, HTTPException, Response
 from pydantic import BaseModel
 
 from ..base.logs import get_logger
-from ..http import INTERNAL_ERROR, error_responses, example_response, http_error
+from ..http import INTERNAL_ERROR, http_error
 from .layout import Line, Reading, draw_boxes
 from .page import PAGE_CSS, message_html
 from .serving import Answer, read_image
@@ -26,7 +26,7 @@ from .timetable_pages import Timetable
 from .timetable_reading import open_label
 from .timetables import as_time, timetable_of
 from ..serving import Service
-from ..uploads import Upload, load_upload, upload_dependency, upload_schema
+from ..uploads import Upload, load_upload, upload_dependency, upload_responses, upload_schema
 
 # %% ../../nbs/library/timetable_service.ipynb #6a4fae3e
 class TimetableAnswer(BaseModel):
@@ -63,8 +63,7 @@ def add_timetable_routes(app:FastAPI, service:Service) -> None:
     one = upload_dependency(service)
 
     @app.post('/v1/timetable', tags=['reading'], openapi_extra=upload_schema(),
-              responses={**example_response(EXAMPLE_TIMETABLE),
-                         **error_responses(400, 401, 408, 413, 422, 429, 500, 503, 504)})
+              responses=upload_responses(EXAMPLE_TIMETABLE))
     async def timetable(upload:Annotated[Upload, Depends(one)], response:Response,
                         roles:LabelName='rule') -> TimetableAnswer:
         "Read the timetable in one image. The header `X-Audit` is the receipt of its entry in the audit log."

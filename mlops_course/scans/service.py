@@ -18,11 +18,10 @@ from ..base.files import sha256_of_file
 from ..base.settings import ApiSettings, load_settings
 from ..batching import isolate_failures
 from ..delivery import RegistrySource
-from ..http import error_responses, example_response
 from .model import ScanModel
 from ..serving import ServedModel, Service, build_app
 from ..store import Store, project_store
-from ..uploads import Upload, load_upload, upload_dependency, upload_schema
+from ..uploads import Upload, load_upload, upload_dependency, upload_responses, upload_schema
 
 # %% ../../nbs/library/scan_service.ipynb #c8860113
 class ScanSource(RegistrySource):
@@ -74,8 +73,7 @@ def add_scan_routes(app:FastAPI, service:Service) -> None:
     one = upload_dependency(service)
 
     @app.post('/v1/classify', tags=['scans'], openapi_extra=upload_schema(),
-              responses={**example_response(EXAMPLE_SCAN_ANSWER),
-                         **error_responses(400, 401, 408, 413, 422, 429, 500, 503, 504)})
+              responses=upload_responses(EXAMPLE_SCAN_ANSWER))
     async def classify(upload:Annotated[Upload, Depends(one)], response:Response) -> ScanAnswer:
         "Classify one scan. The header `X-Audit` is the receipt of its entry in the audit log."
         model,file = service.model,upload.files[0]
