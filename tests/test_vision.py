@@ -712,6 +712,8 @@ class TestPage:
         with signed_in(browser, site, 'ana', site.key, width=1300, height=1000) as tab: # Chromium's camera films a bouncing ball
             tab.get_by_label('Capture from camera').click()
             tab.get_by_text('Click to Access Webcam').click()
+            # Gradio drops a click that comes before the first frame
+            tab.wait_for_function("() => [...document.querySelectorAll('video')].some(v => v.videoWidth && v.currentTime > 0)")
             tab.get_by_label('capture photo').click()
             tab.get_by_label('Remove Image').first.wait_for()
             tab.get_by_role('button', name='Read', exact=True).click()
