@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUALITY_COMMANDS', 'CHECKED_FILES', 'SmokeProbe', 'Product', 'RegistrySource', 'quality_step', 'tests_step',
            'build_step', 'register_step', 'serve_version', 'translate_transport_errors', 'smoke_test', 'stage_step',
-           'production_client', 'reload_champion', 'release_step', 'delivery_steps']
+           'production_client', 'reload_champion', 'promote_version', 'release_step', 'delivery_steps']
 
 # %% ../nbs/library/delivery.ipynb #37f17580
 import os
@@ -45,6 +45,7 @@ class Product:
     name: str             # Of its model in the registry, of its experiment and of its image
     order: type[BaseModel] # With checks, tests and seed; with a field `product`, unless that is the default
     metric: str           # The error that the gates compare
+    items: str            # The field of an order that says on how many of each kind a version is judged
     model_folder: str     # The image takes the model from here
     register: Callable[[Any, Store, str, str], int] # Order, store, run and why -> version
     trial: Callable[[Any, int], tuple[Callable[[Path], Any], Gates]] # Order and seed -> evaluation of a package, gates
@@ -214,18 +215,33 @@ def reload_champion(client:Any) -> None:
     if answer.status_code != 200:
         raise ConnectionError(f"The service could not load the champion: {answer.status_code} {answer.text[:200]}")
 
+# %% ../nbs/library/delivery.ipynb #29f1cb0f
+def promote_version(
+    product:Product,
+    order:Any,   # Its trial judges the version
+    store:Store,
+    who:str,
+    why:str,
+    which:str|int='challenger', # An alias, or a version number
+) -> Any:        # A `Decision`
+    "Promote a version to champion if it passes every gate on fresh items, other ones for each decision."
+    from mlops_course.gates import check_gates
+    from mlops_course.registry import promote
+    from mlops_course.registry_history import model_history, tries_against_champion
+    entries = model_history(store, product.name)
+    evaluate,gates = product.trial(order, 1000 + len(entries))
+    check = partial(check_gates, gates=gates, metric=product.metric, tries=tries_against_champion(entries))
+    return promote(store, evaluate, who, why, which, product.name, check)
+
 # %% ../nbs/library/delivery.ipynb #d9756078
 def release_step(product:Product, order:Any, done:StepResults) -> dict[str, Any]:
     "Promote the version, reload the service and test it. If a test fails, the previous champion is restored."
-    from mlops_course.gates import check_gates
-    from mlops_course.registry import promote, roll_back
-    from mlops_course.registry_history import champions, expected_aliases, model_history, tries_against_champion
+    from mlops_course.registry import roll_back
+    from mlops_course.registry_history import champions, expected_aliases, model_history
     store,name,who = open_store(experiment=product.name),product.name,str(done['approval']['by'])
-    version,entries = int(done['register']['version']),model_history(store, name)
-    if expected_aliases(entries).get('champion') != version: # unless an interrupted run has done it
-        evaluate,gates = product.trial(order, 1000 + len(entries)) # fresh items for each decision
-        check = partial(check_gates, gates=gates, metric=product.metric, tries=tries_against_champion(entries))
-        decision = promote(store, evaluate, who, f'order {fingerprint(order)}', version, name, check)
+    version = int(done['register']['version'])
+    if expected_aliases(model_history(store, name)).get('champion') != version: # unless an interrupted run has done it
+        decision = promote_version(product, order, store, who, f'order {fingerprint(order)}', version)
         if not decision.passed:
             raise GateRefused(f"Version {version} stays a challenger. {'; '.join(decision.refusals)}")
     with production_client(product, version) as client:

@@ -537,6 +537,19 @@ def test_a_refused_gate_leaves_the_champion(runs):
 
 
 @pytest.mark.slow
+def test_a_version_is_promoted_from_the_command_line_on_scans(runs):
+    def promote(*more):
+        return CliRunner().invoke(main, ["models", "promote", "--name", "scans", "--who", "ana", "--why", "Fewer misses", *more])
+    deliver(TINY, *REGISTERED)
+    result = promote("--lines", "10")
+    assert (result.exit_code, history()) == (0, (1, "promoted")), result.output
+    deliver(WEAK, *REGISTERED)
+    result = promote("2", "--lines", "10")
+    assert (result.exit_code, history()) == (1, (1, "refused")), result.output
+    assert "whole: ERROR" in result.output # judged by the share of patients, not by characters
+
+
+@pytest.mark.slow
 def test_a_version_that_is_broken_in_production_is_taken_back(runs, monkeypatch):
     from mlops_course.base.servers import on_free_port
     from mlops_course.scans.service import ScanSource, create_scan_app

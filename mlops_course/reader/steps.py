@@ -150,7 +150,7 @@ def probe_lines(order:Order, reads:int) -> SmokeProbe:
 
 # %% ../../nbs/library/steps.ipynb #a1c16004
 MODEL_CODE = ('data/broad/*', 'data/**/recogniser.json', 'data/**/*.safetensors')
-READER = Product(name='reader', order=Order, metric='cer', model_folder='data/recogniser', register=register_run,
+READER = Product(name='reader', order=Order, metric='cer', items='lines', model_folder='data/recogniser', register=register_run,
                  trial=trial_of_lines, create_app=create_version_app, probe=probe_lines, export=export_recogniser)
 STEPS = delivery_steps(
     READER,

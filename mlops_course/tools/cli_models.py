@@ -197,18 +197,27 @@ def history_command(name:str) -> None:
 @who_option
 @why_option
 @name_option
-@click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on.  [default: gates.lines in "
-              "params.yaml]")
+@click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on; for scans, patients of each "
+              "class.  [default: gates.lines in params.yaml; 100 patients]")
 def promote_command(which:str, who:str, why:str, name:str, lines:int|None) -> None:
     "Let WHICH, an alias or a number, become champion if it passes every gate. Exit code 1 if it does not."
-    from mlops_course.base.settings import load_settings
-    from mlops_course.reader.package import promote_reader
-    from mlops_course.reader.trials import draw_trial_lines
-    from mlops_course.registry_history import model_history
     from mlops_course.store import open_store
-    store,gates = open_store(),load_settings().params.gates
-    decision = promote_reader(store, draw_trial_lines(lines or gates.lines, len(model_history(store, name)),
-                                                      gates.slices), who, why, which, name, gates)
+    from mlops_course.tools.products import PRODUCTS
+    store = open_store()
+    if name in PRODUCTS[1:]:
+        from mlops_course.delivery import promote_version
+        from mlops_course.tools.products import find_product
+        product = find_product(name)[0]
+        order = product.order(**({product.items: lines} if lines else {}))
+        decision = promote_version(product, order, store, who, why, which)
+    else:
+        from mlops_course.base.settings import load_settings
+        from mlops_course.reader.package import promote_reader
+        from mlops_course.reader.trials import draw_trial_lines
+        from mlops_course.registry_history import model_history
+        gates = load_settings().params.gates
+        drawn = draw_trial_lines(lines or gates.lines, len(model_history(store, name)), gates.slices)
+        decision = promote_reader(store, drawn, who, why, which, name, gates)
     click.echo(decision)
     sys.exit(not decision.passed)
 

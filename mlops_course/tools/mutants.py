@@ -50,7 +50,8 @@ def describe_change(
         shared = shared_start(before, after)
         tail = shared_start(before[shared:][::-1], after[shared:][::-1])
         start,end = max(0, shared - around),max(0, tail - around)
-        before,after = (('…' if start else '') + o[start:len(o) - end] + ('…' if end else '') for o in (before, after))
+        before,after = (('…' if start else '') + o[start:len(o) - end] + ('…' if end else '')
+                        for o in (before, after))
         before,after = (o if len(o) <= longest else f"{o[:longest - around]}…{o[-around:]}" for o in (before, after))
     return f"{before or '(nothing)'} → {after or '(nothing)'}"
 
