@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 # %% ../nbs/library/absent.ipynb #aa344611
-OPTIONAL_MODULES = ('matplotlib', 'pandas', 'psutil', 'rapidfuzz', 'rapidfuzz.distance', 'scipy', 'scipy.stats',
-                    'torch', 'torch.nn')
+OPTIONAL_MODULES = ('matplotlib', 'pandas', 'psutil', 'rapidfuzz', 'rapidfuzz.distance', 'rapidfuzz.fuzz', 'scipy',
+                    'scipy.stats', 'torch', 'torch.nn')
 
 # %% ../nbs/library/absent.ipynb #821de570
 class MissingModule(ModuleType):

@@ -323,16 +323,22 @@ def test_without_an_engine_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(FileNotFoundError, match="apt-get install podman buildah"): podman("--version")
 
 
-def test_the_service_reads_without_what_the_image_leaves_out(root):
+def test_the_service_reads_without_what_the_image_leaves_out(root, tmp_path):
     "As in the image, but with this machine's packages: those that its lock does not name cannot be imported."
     code = ("import sys\nfrom importlib.util import find_spec\nfrom mlops_course.absent import stub_missing_modules\n"
             f"gone = {[o for o in OPTIONAL_MODULES if '.' not in o]!r} + ['mlflow', 'dvc', 'easyocr', 'sklearn', 'onnx', 'gradio', 'dask']\n"
             "class No:\n    def find_spec(self, name, *rest):\n        if name.partition('.')[0] in gone: raise ModuleNotFoundError(name)\n"
             "sys.meta_path.insert(0, No())\nstub_missing_modules()\n"
             "from mlops_course.base.images import load_image\nfrom mlops_course.reader.serving import ModelSource, create_app\n"
-            "from mlops_course.reader.custom import load_custom\nprint(ModelSource.__name__, load_custom()(load_image('data/pages/render_3.png')).text[:9])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.strip() == "ModelSource Route 121", done.stderr[-800:]
+            "from mlops_course.reader.custom import load_custom\nprint(ModelSource.__name__, load_custom()(load_image('data/pages/render_3.png')).text[:9])\n"
+            "from mlops_course.reader.timetable_service import add_timetable_routes\nfrom fastapi.testclient import TestClient\n"
+            f"app = create_app(folder={str(tmp_path)!r})\nadd_timetable_routes(app, app.state.service)\n"
+            "client = TestClient(app, headers={'Authorization': f\"Bearer {app.state.service.keys.add('ana')}\"})\n"
+            "with client, open('data/pages/render_3.png', 'rb') as file: found = [client.post('/v1/timetable', params={'roles': o},\n"
+            "    files={'file': file.seek(0) or file.read()}).json() for o in ('rule', 'tokens')]\n"
+            "print(found[0]['route'], len(found[0]['stops']), '|', found[1]['status'], found[1]['error'])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"MLOPS_COURSE_PATHS__RUNS": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines() == ["ModelSource Route 121", "121 7 | 503 The model tokens is not on this server. Choose rule"], done.stderr[-1800:]
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +410,8 @@ def test_the_pod_of_kubernetes_answers_and_a_container_ends_with_its_block(root,
     options = pod(root, tmp_path / "mounts", {"keys.json": (tmp_path / "keys.json").read_text(encoding="utf-8")})
     with pytest.raises(ZeroDivisionError), run_container(IMAGE_TAG, *HARDENING_OPTIONS, *options) as (name, url): # noqa: PT012 (one start for both)
         page = (root / "data/pages/render_3.png").read_bytes()
-        assert httpx.post(f"{url}/v1/read", files={"file": page}, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 200
+        for path in ("/v1/read", "/v1/timetable"):
+            assert httpx.post(f"{url}{path}", files={"file": page}, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 200
         1 / 0 # noqa: B018
     assert name not in podman("ps", "--all", "--format", "{{.Names}}")
     with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/health")

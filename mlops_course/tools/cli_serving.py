@@ -50,10 +50,8 @@ def serving_folder(folder:str|None) -> Any:
 @folder_option
 def serve_command(host:str|None, port:int|None, product:str, page:bool, folder:str|None) -> None:
     "Serve the champion of the registry, or the shipped model where there is none, until Ctrl+C."
-    import sys
     from functools import partial
 
-    from mlops_course.absent import MissingModule
     from mlops_course.base.processes import set_quiet_env
     from mlops_course.base.servers import serve as serve_app
     from mlops_course.base.servers import uvicorn_options
@@ -62,9 +60,7 @@ def serve_command(host:str|None, port:int|None, product:str, page:bool, folder:s
     if page and product != 'reader': raise UserError(f"There is no page for {product}. Leave out --page")
     app,limits = open_app(partial(app_factory(product), folder=serving_folder(folder)), host, port)
     tls = 'ssl_certfile' in uvicorn_options(limits)
-    # the image is without pandas and rapidfuzz
-    tables = product == 'reader' and not isinstance(sys.modules.get('rapidfuzz'), MissingModule)
-    if tables:
+    if product == 'reader':
         from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes
         add_timetable_routes(app, app.state.service)
         if page: add_timetable_page(app)
@@ -80,7 +76,7 @@ def serve_command(host:str|None, port:int|None, product:str, page:bool, folder:s
     def told(port):
         click.echo(f"Serving {service.model.version} ({service.model.why}) on "
                    f"http{'s' if tls else ''}://{limits.host}:{port}. Described at /openapi.json")
-        if page: click.echo("Its page for people: /page." + tables*" The one for timetables: /timetable")
+        if page: click.echo("Its page for people: /page. The one for timetables: /timetable")
     serve_app(app, told)
 
 @main.group(epilog=example_epilog("mlops-course keys list"))
