@@ -337,8 +337,10 @@ def test_the_service_reads_without_what_the_image_leaves_out(root, tmp_path):
             "with client, open('data/pages/render_3.png', 'rb') as file: found = [client.post('/v1/timetable', params={'roles': o},\n"
             "    files={'file': file.seek(0) or file.read()}).json() for o in ('rule', 'tokens')]\n"
             "print(found[0]['route'], len(found[0]['stops']), '|', found[1]['status'], found[1]['error'])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"MLOPS_COURSE_PATHS__RUNS": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.splitlines() == ["ModelSource Route 121", "121 7 | 503 The model tokens is not on this server. Choose rule"], done.stderr[-1800:]
+    env = os.environ | {"MLOPS_COURSE_PATHS__RUNS": str(tmp_path)} # without a registry
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines() == [
+        "ModelSource Route 121", "121 7 | 503 The model tokens is not on this server. Choose rule"], done.stderr[-1800:]
 
 
 @pytest.fixture(scope="module")
