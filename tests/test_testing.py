@@ -1,4 +1,5 @@
 "Testing (lesson 12): reports, capabilities, gates, coverage, mutants, flaky tests and contracts, each on small parts of its own."
+import ast
 import importlib
 import io
 import sys
@@ -15,7 +16,7 @@ from mlops_course.base.settings import Gates, ModelLimits, load_settings
 from mlops_course.base.stats import wilson_interval
 from mlops_course.behaviour import Capability, failure_rates, run_capabilities
 from mlops_course.contract import awkward_images, contract_failures, upload_field
-from mlops_course.mutation import make_mutants, run_mutants
+from mlops_course.mutation import make_mutants, mutate_source, run_mutants
 from mlops_course.reader import capabilities
 from mlops_course.reader.capabilities import CAPABILITIES, draw_clear_line, model_gates, plot_failures
 from mlops_course.scoring import score
@@ -365,3 +366,33 @@ def test_the_field_for_files_is_found_one_or_several():
     @app.get('/health')
     def health() -> dict[str, str]: return {}
     assert [upload_field(app.openapi(), *o) for o in (('/read', 'POST'), ('/batch', 'post'), ('/health', 'get'))] == [('image', False), ('images', True), None]
+
+
+MEAN = """
+def mean(values, weights=None, *, most=9):
+    kept = [o for o in values if o < most]
+    check(kept, weights)
+    if weights: kept = scaled(kept, weights)
+    return round(sum(kept)/len(kept), 2)
+"""
+CHANGES = { # what a learner's slip looks like: a line of `MEAN`, and what became of it
+    'an operator': ('o < most', 'o <= most'), 'a statement left out': ('check(kept, weights)', 'pass'),
+    'a filter left out': (' if o < most', ''), 'a condition reversed': ('if weights', 'if not weights'),
+    'arguments swapped': ('scaled(kept, weights)', 'scaled(weights, kept)'),
+    'a rounding left out': ('round(sum(kept)/len(kept), 2)', 'sum(kept)/len(kept)'),
+    'a parameter ignored': ('most=9):', 'most=9):\n    most = 9')}
+
+
+def test_mutmut_makes_one_of_the_seven_changes_that_the_checks_are_tried_with(tmp_path, monkeypatch):
+    "Why `mutation` is ours: see CONTRIBUTING."
+    (tmp_path/'setup.cfg').write_text('[mutmut]\nsource_paths=.\n') # mutmut does not start without a project
+    monkeypatch.chdir(tmp_path)
+    from mutmut.mutation.file_mutation import create_mutations, deep_replace
+    module, changes, *_ = create_mutations('mean.py', MEAN)
+    def same(text): return ast.unparse(ast.parse(text))
+    theirs = {same(deep_replace(module, o.original_node, o.mutated_node).code) for o in changes}
+    ours = {same(o) for o, _ in mutate_source(MEAN)}
+    wanted = {name: same(MEAN.replace(*o)) for name, o in CHANGES.items()}
+    assert len(theirs) > 10
+    assert {name for name, o in wanted.items() if o in theirs} == {'an operator'}
+    assert set(wanted.values()) <= ours
