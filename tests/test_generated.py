@@ -37,7 +37,8 @@ def test_the_index_lists_every_lesson_as_it_is_now(root):
     cells = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
     listed, = (''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {}))
     wanted = [f'- {o.number:02d} [{o.title}]({o.name}.ipynb): {o.question} ' for o in lessons()]
-    assert [line.partition('([exercise]')[0] for line in listed.splitlines() if line.startswith('- ')] == wanted, 'a lesson is new or has another title: make readme'
+    found = [line.partition('([exercise]')[0] for line in listed.splitlines() if line.startswith('- ')]
+    assert found == wanted, 'a lesson is new or has another title: make readme'
 
 
 def test_the_table_of_modules_is_made_from_the_notebooks(root):
