@@ -69,7 +69,7 @@ def until(true, seconds=30):
 
 def check_stage(root, name, functions):
     "The stage `name` of dvc.yaml names the code that `functions` import, base/ left out, and dvc.lock its state of today."
-    from mlops_course.pipelines import code_files
+    from mlops_course.pipeline_steps import code_files
     wanted = {o.relative_to(root).as_posix() for f in functions for o in code_files(f, root)}
     wanted = {o for o in wanted if not o.endswith("__init__.py") and not o.startswith("mlops_course/base/")}
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]

@@ -21,7 +21,7 @@ from conftest import Shelf, needs, until
 from prometheus_client import generate_latest, make_asgi_app
 from scipy.stats import ks_2samp
 
-from mlops_course import pipelines
+from mlops_course import retraining as retraining_module
 from mlops_course.base.history import AuditLog
 from mlops_course.base.processes import ServerProcess
 from mlops_course.base.servers import on_free_port
@@ -30,7 +30,6 @@ from mlops_course.drift import drift_lower_bounds, drift_over_time, drift_report
 from mlops_course.drift_store import Cooldown, DriftMonitor, LabelStore, SharedDatabase, drift_registry
 from mlops_course.keys import KeyStore
 from mlops_course.monitoring import PROMETHEUS_PROGRAMS, AlertNotice, AlertReceiver, run_monitoring
-from mlops_course.pipelines import TRIGGER_NAME
 from mlops_course.prefect_server import PrefectServer
 from mlops_course.reader.custom import CustomEngine, load_custom, warm_up_engine
 from mlops_course.reader.features import FEATURES, Sensor, image_features, text_slope
@@ -40,6 +39,7 @@ from mlops_course.reader.steps import Order
 from mlops_course.reader.trials import draw_trial_lines
 from mlops_course.reader.weights import load_recogniser
 from mlops_course.registry_history import model_history
+from mlops_course.retraining import TRIGGER_NAME
 from mlops_course.scoring import rate, score
 from mlops_course.store import open_store
 
@@ -487,7 +487,7 @@ def note(alert='Drift', status='firing'):
 
 def test_retraining_starts_once_for_many_alerts(tmp_path, monkeypatch):
     orders = []
-    monkeypatch.setattr(pipelines, 'emit_data_changed', orders.append)
+    monkeypatch.setattr(retraining_module, 'emit_data_changed', orders.append)
     retraining = RetrainingTrigger(Cooldown(tmp_path/'a.db'), Order(data='v2'))
     assert [retraining(o) for o in (note(status='resolved'), note('Slow'), note(), note(), note())] == [False, False, True, False, False]
     assert orders == [Order(data='v2')]
@@ -496,9 +496,9 @@ def test_retraining_starts_once_for_many_alerts(tmp_path, monkeypatch):
 def test_retraining_that_failed_to_start_may_be_tried_again(tmp_path, monkeypatch):
     def broken(order): raise ConnectionError
     retraining = RetrainingTrigger(Cooldown(tmp_path/'a.db'), Order(data='v2'))
-    monkeypatch.setattr(pipelines, 'emit_data_changed', broken)
+    monkeypatch.setattr(retraining_module, 'emit_data_changed', broken)
     with pytest.raises(ConnectionError): retraining(note())
-    monkeypatch.setattr(pipelines, 'emit_data_changed', lambda order: None)
+    monkeypatch.setattr(retraining_module, 'emit_data_changed', lambda order: None)
     assert retraining(note())
 
 
@@ -513,7 +513,7 @@ def test_drift_delivers_a_new_champion(tmp_path, monkeypatch):
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.sorting import FlowRunSort
         client = stack.enter_context(get_client(sync_client=True))
-        code = 'from mlops_course.pipelines import serve_retraining; from mlops_course.reader.steps import Order; ' \
+        code = 'from mlops_course.retraining import serve_retraining; from mlops_course.reader.steps import Order; ' \
                'serve_retraining("mlops_course.reader.steps.deliver", Order())'
         stack.enter_context(ServerProcess([sys.executable, '-c', code], f'{server.url}/deployments/name/deliver/retraining', tmp_path/'retraining.log'))
         until(lambda: client.read_automations_by_name(TRIGGER_NAME), 60)

@@ -21,13 +21,14 @@ import yaml
 from click.testing import CliRunner
 from filelock import FileLock
 
-from mlops_course import delivery, pipelines, prefect_server, workflows
+from mlops_course import delivery, pipeline_steps, pipelines, prefect_server, workflows
 from mlops_course.base import processes
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.processes import ServerProcess, free_port, wait_until_ready
 from mlops_course.base.settings import Params
 from mlops_course.delivery import production_client, reload_champion, smoke_test
-from mlops_course.pipelines import GateRefused, PipelineView, Step, code_files, count_journal, order_folder, read_journal
+from mlops_course.pipeline_steps import PipelineView, Step, code_files, count_journal, order_folder, read_journal
+from mlops_course.pipelines import GateRefused
 from mlops_course.prefect_server import PrefectServer
 from mlops_course.reader import steps
 from mlops_course.reader.steps import READER, Order
@@ -48,7 +49,7 @@ def runs(tmp_path, monkeypatch):
 
 def key_of(name, order, done):
     "The key of one of the reader's steps."
-    return pipelines.step_key(steps.STEPS, name, order, done)
+    return pipeline_steps.step_key(steps.STEPS, name, order, done)
 
 
 def one_step(name, order, approved_by=''):
@@ -113,7 +114,7 @@ def test_key_changes_with_what_a_step_is_given():
 
 
 def test_key_changes_with_the_code_and_not_with_other_files(tmp_path, monkeypatch, root):
-    monkeypatch.setattr(pipelines, 'find_root', lambda: tmp_path)
+    monkeypatch.setattr(pipeline_steps, 'find_root', lambda: tmp_path)
     shutil.copytree(root/'mlops_course', tmp_path/'mlops_course', ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path/'notes').mkdir()
     before = key_of('data', Order(), GIVEN)
@@ -159,7 +160,7 @@ def test_code_of_a_step_names_the_modules_that_it_imports(root, name):
     text = inspect.getsource(steps.STEPS[name].does) + inspect.getsource(steps.evaluation_set)*(name == 'validate')
     used = {f'mlops_course/{o.replace(".", "/")}.py' for o in re.findall(r'from mlops_course\.([\w.]+) import', text)}
     assert len(used) > 1
-    assert used | {'mlops_course/pipelines.py', 'mlops_course/reader/steps.py'} <= files_of(name, root)
+    assert used | {'mlops_course/pipeline_steps.py', 'mlops_course/reader/steps.py'} <= files_of(name, root)
 
 
 def test_code_of_a_step_names_what_its_imports_import(root):
@@ -518,7 +519,8 @@ def server(tmp_path_factory):
 STEPS = """
 import os, time
 from pathlib import Path
-from mlops_course.pipelines import GateRefused, Step, make_flow
+from mlops_course.pipeline_steps import Step
+from mlops_course.pipelines import GateRefused, make_flow
 from mlops_course.reader import steps
 from mlops_course.reader.steps import Order
 folder = Path(os.environ['MLOPS_COURSE_PATHS__RUNS'])

@@ -244,7 +244,7 @@ LAYERS = {
         "absent", "batching", "behaviour", "cache", "containers", "contract", "dashboards", "delivery", "dockerfiles",
         "drift", "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",
         "limits", "lineage", "load", "mlflow_server", "model_versions", "monitoring", "mutation", "performance", "pictures",
-        "pipelines", "prefect_server", "probe", "promql", "quality_report", "record", "registry", "registry_history", "release",
+        "pipeline_steps", "pipelines", "prefect_server", "probe", "promql", "quality_report", "record", "registry", "registry_history", "release", "retraining",
         "router", "scoring", "serving", "slots", "splitting", "spool", "store", "testing", "tracking",
         "training", "tuning", "tuning_workers", "uploads", "validation", "verdicts",
         "versioning", "watching", "workers", "workflows"],

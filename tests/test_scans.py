@@ -18,7 +18,8 @@ from conftest import needs
 from PIL import Image
 
 from mlops_course.base.processes import ServerProcess, free_port
-from mlops_course.pipelines import GateRefused, code_files, step_key
+from mlops_course.pipeline_steps import code_files, step_key
+from mlops_course.pipelines import GateRefused
 from mlops_course.scans import stages as scan_stages
 from mlops_course.scans.evaluation import evaluate_scans, patient_table, rates
 from mlops_course.scans.folder import check_scans, clean_scans, load_scans, read_scans, split_scans

@@ -154,7 +154,7 @@ class RetrainingTrigger:
 
     def __call__(self, note:Any) -> bool: # Was it started now?
         "Handle an `AlertNotice` of lesson 18."
-        from mlops_course.pipelines import emit_data_changed
+        from mlops_course.retraining import emit_data_changed
         if (note.alert, note.status) != ('Drift', 'firing') or not self.claims.take('retraining', self.cool_down_s):
             return False
         try: emit_data_changed(self.order)
