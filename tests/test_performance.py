@@ -47,13 +47,14 @@ def folder(lines, tmp_path):
 def test_spots_tell_own_time_from_the_time_of_what_was_called():
     def busy(): return sum(i*i for i in range(200_000))
     def idle(): return busy()
-    found = {o.where.rpartition('.')[2]: o for o in find_hotspots(idle)}
-    assert found['idle'].all > .9 > .1 > found['idle'].own
-    assert found['busy'].calls == 1
+    found = find_hotspots(idle)
+    found = found.set_index(found['where'].str.rpartition('.')[2])
+    assert found.loc['idle', 'all'] > .9 > .1 > found.loc['idle', 'own']
+    assert found.loc['busy', 'calls'] == 1
 
 
 def test_spots_share_out_the_whole():
-    assert sum(o.own for o in find_hotspots(lambda: sorted(range(1000)))) == pytest.approx(1)
+    assert find_hotspots(lambda: sorted(range(1000)))['own'].sum() == pytest.approx(1)
 
 
 def test_cost_takes_the_best_of_its_tries():
