@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlops_course.base.history import AuditLog, sha256_of_text, verify_audit
 from mlops_course.base.servers import on_free_port
+from mlops_course.canary import watch_canary_step
 from mlops_course.experiments import (
     RateDifference,
     assign_arm,
@@ -31,7 +32,7 @@ from mlops_course.reader.lines import line_batch
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.releases import line_requests, reader_router, reader_slot
 from mlops_course.registry_history import MODEL_NAME, append_history, expected_aliases, model_history
-from mlops_course.release import decision_recorder, run_canary, watch_canary_step
+from mlops_course.release import decision_recorder, run_canary
 from mlops_course.router import Routes
 from mlops_course.scoring import score
 from mlops_course.slots import Release, issue_keys
