@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .testing import pytest_environment
+from .pytest_runs import pytest_environment
 
 # %% ../nbs/library/mutation.ipynb #f46ce83b
 OPERATOR_PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot),

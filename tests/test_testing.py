@@ -17,10 +17,11 @@ from mlops_course.base.stats import wilson_interval
 from mlops_course.behaviour import Capability, failure_rates, run_capabilities
 from mlops_course.contract import awkward_images, contract_failures, upload_field
 from mlops_course.mutation import make_mutants, mutate_source, run_mutants
+from mlops_course.pytest_runs import measure_coverage, run_tests
 from mlops_course.reader import capabilities
 from mlops_course.reader.capabilities import CAPABILITIES, draw_clear_line, model_gates, plot_failures
 from mlops_course.scoring import score
-from mlops_course.testing import find_flaky, measure_coverage, run_tests
+from mlops_course.testing import find_flaky
 
 
 def always(text, sure=.9):
