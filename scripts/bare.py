@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from packaging.requirements import Requirement
 
-from mlops_course.containers import podman
+from mlops_course.container_engine import podman
 from mlops_course.reader.feed import FEED_PACKAGE
 from mlops_course.reviews.data import REVIEWS_PACKAGE
 

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from mlops_course.base.images import load_image
-from mlops_course.containers import HARDENING_OPTIONS, build_image, podman, run_container
+from mlops_course.container_engine import HARDENING_OPTIONS, build_image, podman, run_container
 from mlops_course.image_layers import find_risks, make_sbom, open_image
 from mlops_course.reader.custom import load_custom
 from mlops_course.tools.products import PRODUCTS, find_product

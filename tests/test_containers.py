@@ -24,16 +24,8 @@ from packaging.utils import canonicalize_name
 
 from mlops_course.absent import OPTIONAL_MODULES
 from mlops_course.base.processes import free_port, wait_until_ready
-from mlops_course.containers import (
-    HARDENING_OPTIONS,
-    IMAGE_TAG,
-    build_image,
-    load_manifests,
-    manifest_faults,
-    podman,
-    run_container,
-    schema_faults,
-)
+from mlops_course.container_engine import HARDENING_OPTIONS, IMAGE_TAG, build_image, podman, run_container
+from mlops_course.containers import load_manifests, manifest_faults, schema_faults
 from mlops_course.dockerfiles import cache_keys, context_files, lint_dockerfile, matches_pattern, parse_dockerfile, uncached_instructions
 from mlops_course.image_layers import find_risks, make_sbom, open_image, tar_layer, visible_files, write_image
 from mlops_course.keys import KeyStore

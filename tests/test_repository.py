@@ -241,7 +241,7 @@ LAYERS = {
         "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
         "base.packages", "base.processes", "base.servers", "base.settings", "base.stats"],
     "mlops": [
-        "absent", "batching", "behaviour", "cache", "canary", "containers", "contract", "dashboards", "delivery", "dockerfiles",
+        "absent", "batching", "behaviour", "cache", "canary", "container_engine", "containers", "contract", "dashboards", "delivery", "dockerfiles",
         "drift", "drift_store", "durations", "experiments", "fetching", "gates", "http", "image_layers", "keys",
         "limits", "lineage", "load", "mlflow_server", "model_versions", "monitoring", "mutation", "performance", "pictures",
         "pipeline_steps", "pipelines", "prefect_server", "probe", "promql", "pytest_runs", "quality_report", "record", "registry",

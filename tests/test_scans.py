@@ -666,7 +666,7 @@ def helper(root):
 def test_the_dockerfile_of_the_reader_serves_scans_with_another_model_and_command(root, trained, phantoms, tmp_path, helper):
     import httpx
 
-    from mlops_course.containers import HARDENING_OPTIONS, build_image, podman, run_container
+    from mlops_course.container_engine import HARDENING_OPTIONS, build_image, podman, run_container
     image = "localhost/scans"
     build_image(root, tag=image, wheels=helper.fetch_wheels(tmp_path / "wheels"))
     for path in (trained[0], *trained[0].iterdir()): path.chmod(0o755 if path.is_dir() else 0o644)
@@ -685,7 +685,7 @@ def test_the_dockerfile_of_the_reader_serves_scans_with_another_model_and_comman
 
 @pytest.mark.slow
 def test_the_image_of_the_scans_is_that_of_the_reader_with_another_name(root, trained, tmp_path, helper):
-    from mlops_course.containers import build_image, podman
+    from mlops_course.container_engine import build_image, podman
     copytree(root, tmp_path / "course", ignore=ignore_patterns(".git", ".venv", "_course", "_site", "__pycache__", "nbs"))
     copytree(trained[0], tmp_path / "course" / "data" / "scans")
     build_image(tmp_path / "course", tag="localhost/scans", wheels=helper.fetch_wheels(tmp_path / "wheels"), product="scans", model="data/scans")
