@@ -14,21 +14,18 @@ from conftest import check_stage
 
 from mlops_course.base.environment import fingerprint
 from mlops_course.base.files import find_root
+from mlops_course.repositories import dvc, git, repo_environment, working_in
 from mlops_course.versioning import (
     LocalS3,
     commit_all,
     draw_dag,
-    dvc,
     find_damaged,
-    git,
     parse_dag,
     recorded_hashes,
     repair_cache,
-    repo_environment,
     scratch_repo,
     stages_that_ran,
     stored_bytes,
-    working_in,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning") # inside DVC
