@@ -23,7 +23,7 @@ from .fonts import DISPLAY_FONT, FONTS, render_line
 from .lines import VERSION_MIXES
 from .recognition import ALPHABET
 from ..splitting import SPLIT_SHARES
-from ..validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset, column_or_blank
+from ..validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset
 
 # %% ../../nbs/library/checks.ipynb #5e96f3a4
 LINE_KINDS = tuple(dict.fromkeys(kind for mix in VERSION_MIXES.values() for kind in mix)) # see `VERSION_MIXES`
@@ -74,8 +74,8 @@ def check_labels(
 ) -> list[Finding]:
     "Find labels with unknown characters, and labels that are too long or too short for their image."
     found = []
-    columns = (column_or_blank(frame, name) for name in ('file', 'text', 'font'))
-    for row,(file,text,font,o) in enumerate(zip(*columns, measured)):
+    table = frame.reindex(columns=['file', 'text', 'font'], fill_value='') # a missing column is blank
+    for row,(file,text,font,o) in enumerate(zip(*(o for _,o in table.items()), measured)):
         if strange := sorted(set(text) - set(alphabet)):
             named = ', '.join(f"{c!r} ({unicode_name(c, 'no name')})" for c in strange)
             problem = f"{text!r} holds {named}, which is not in the alphabet"
