@@ -339,6 +339,39 @@ def test_imports_have_no_circle():
     assert {name: sorted(used & left.keys()) for name, used in left.items()} == {}
 
 
+# A lesson's exports are what it teaches, so a reader sees each of them used. What no visible cell uses belongs to a page of the library.
+# These lessons still export more. Take names out of here, and put none in.
+UNUSED_EXPORTS = {
+    "13_serving": {"ServedModel", "ServiceMetrics", "Service", "Visit", "entered", "arriving", "add_error_handlers", "key_dependency",
+                   "add_operation_routes", "build_app"},
+    "18_monitoring": {"AlertNotice", "program_path", "has_prometheus", "program_on_free_port", "response_labels", "PrometheusServer",
+                      "load_deploy_file", "run_prometheus"},
+}
+
+
+def unused_exports(lesson: Path) -> set[str]:
+    "The functions and classes that a lesson exports and uses in no cell that a reader sees."
+    exported, seen = [], []
+    for text in map(source, cells(lesson, "code")):
+        if re.search(r"^#\| *export", text, re.M): exported.append(text)
+        elif not re.search(r"^#\| *hide", text, re.M): seen.append(text)
+    names = {o.name for text in exported for o in ast.parse(text).body if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    return {o for o in names if not re.search(rf"\b{o}\b", "\n".join(seen))}
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=relative)
+def test_visible_cell_uses_every_export_of_its_lesson(lesson: Path):
+    unused = unused_exports(lesson) - UNUSED_EXPORTS.get(lesson.stem, set())
+    assert sorted(unused) == [], "use these in a visible cell, or move them to a page in nbs/library"
+
+
+def test_export_that_only_hidden_cells_use_is_found(tmp_path: Path):
+    texts = ["#| export\ndef shown(): return 1", "#| export\nclass Hidden: pass\nLIMIT = 3", "#| hide\nHidden()", "print(shown())"]
+    path = tmp_path / "30_lesson.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "metadata": {}, "source": o} for o in texts]}), encoding="utf-8")
+    assert unused_exports(path) == {"Hidden"}
+
+
 def public_names(path: Path) -> set[str]:
     "The functions, classes and constants that a module defines for others. What it imports does not count."
     names = set()
