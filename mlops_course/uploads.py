@@ -18,12 +18,14 @@ import numpy as np
 from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
+from .admission import arriving, entered
 from .base.files import MB
 from .base.images import check_image_file, load_image, open_header
 from .fetching import fetch_image
 from .http import body_too_large, error_responses, example_response, http_error
 from .keys import ApiKey
-from .serving import Service, arriving, entered, key_dependency
+from .service import Service
+from .serving import key_dependency
 
 # %% ../nbs/library/uploads.ipynb #846f0547
 def load_upload(
@@ -86,7 +88,7 @@ def upload_dependency(
     most:int=1, # Images of one request
 ) -> Callable[..., AsyncIterator[Upload]]: # For FastAPI's `Depends`
     "A dependency that checks the key and receives the images of a request."
-    known = key_dependency(service)
+    known = key_dependency(service.keys)
     async def receive(request:Request, key:Annotated[ApiKey, Depends(known)]) -> AsyncIterator[Upload]:
         async with receive_images(service, request, key, most) as upload: yield upload
     return receive

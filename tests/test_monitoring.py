@@ -31,7 +31,7 @@ from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.serving import METRIC_PREFIX, create_app
 from mlops_course.reader.trials import draw_trial_lines
-from mlops_course.serving import ServiceMetrics
+from mlops_course.service import ServiceMetrics
 from mlops_course.watching import EmbeddedPrometheus, fill_template
 
 OPEN = ApiSettings(rate=1e6, burst=10**6)

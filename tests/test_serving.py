@@ -1088,10 +1088,13 @@ from typing import Annotated
 import joblib
 from fastapi import Depends, Request, Response
 
+from mlops_course.admission import arriving, entered
 from mlops_course.batching import isolate_failures
 from mlops_course.http import http_error
 from mlops_course.keys import ApiKey
-from mlops_course.serving import ServedModel, Service, arriving, build_app, entered, key_dependency
+from mlops_course.service import Service
+from mlops_course.service_app import build_app
+from mlops_course.serving import ServedModel, key_dependency
 from mlops_course.slots import read_release
 
 
@@ -1110,7 +1113,7 @@ def work(model, rows):
 
 
 def add_flowers(app, service):
-    known = key_dependency(service)
+    known = key_dependency(service.keys)
     @app.post('/v1/predict')
     async def predict(request: Request, response: Response, key: Annotated[ApiKey, Depends(known)]) -> dict:
         async with entered(service, request, key, 1000) as visit:

@@ -21,7 +21,7 @@ from ..base.logs import get_logger
 from ..http import INTERNAL_ERROR, http_error
 from .layout import Reading, draw_boxes, mean_confidence
 from .serving import read_image
-from ..serving import Service
+from ..service import Service
 from ..uploads import load_upload
 
 # %% ../../nbs/library/page.ipynb #eae0b668

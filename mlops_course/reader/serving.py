@@ -32,7 +32,9 @@ from .package import load_packaged
 from .recognition import OnnxRecogniser
 from .weights import export_onnx
 from ..registry_history import MODEL_NAME
-from ..serving import ServedModel, Service, build_app
+from ..service import Service
+from ..service_app import build_app
+from ..serving import ServedModel
 from ..store import Store, project_store
 from ..uploads import Upload, load_upload, upload_dependency, upload_responses, upload_schema
 

@@ -12,13 +12,16 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
+from ..admission import arriving, entered
 from ..base.settings import ApiSettings, load_settings
 from ..batching import isolate_failures
 from ..http import error_responses, example_response, http_error
 from ..keys import ApiKey
 from .files import MOST_CHARACTERS
 from .model import load_reviews
-from ..serving import ServedModel, Service, arriving, build_app, entered, key_dependency
+from ..service import Service
+from ..service_app import build_app
+from ..serving import ServedModel, key_dependency
 
 # %% ../../nbs/library/reviews_service.ipynb #f489c80b
 class ReviewSource:
@@ -52,7 +55,7 @@ class Opinion(BaseModel):
 # %% ../../nbs/library/reviews_service.ipynb #f48987bd
 def add_review_routes(app:FastAPI, service:Service) -> None:
     "Add /v1/predict."
-    known = key_dependency(service)
+    known = key_dependency(service.keys)
     example = {'sentiment': 'positive', 'probability': .97, 'model': 'reviews/0123456789ab'}
     content = {'application/json': {'schema': Question.model_json_schema()}}
     body = {'requestBody': {'required': True, 'content': content}}

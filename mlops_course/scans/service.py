@@ -19,7 +19,9 @@ from ..base.settings import ApiSettings, load_settings
 from ..batching import isolate_failures
 from ..delivery import RegistrySource
 from .model import ScanModel
-from ..serving import ServedModel, Service, build_app
+from ..service import Service
+from ..service_app import build_app
+from ..serving import ServedModel
 from ..store import Store, project_store
 from ..uploads import Upload, load_upload, upload_dependency, upload_responses, upload_schema
 
