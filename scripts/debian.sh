@@ -18,6 +18,11 @@ packages+=(
     fonts-spleen fonts-ipafont-gothic fonts-b612 fonts-roboto-unhinted fonts-lato fonts-crosextra-carlito fonts-oxygen fonts-cantarell
     fonts-open-sans fonts-paratype fonts-play fonts-yanone-kaffeesatz fonts-bebas-neue xfonts-base xfonts-75dpi
 )
+# What the web page of Debian's Prometheus is made of: the package leaves these out of itself, and links them.
+packages+=(
+    libjs-bootstrap4 libjs-d3 libjs-eonasdan-bootstrap-datetimepicker libjs-jquery libjs-jquery-hotkeys libjs-moment
+    libjs-moment-timezone libjs-mustache libjs-popper.js libjs-rickshaw fonts-glyphicons-halflings
+)
 # What the image of lesson 15 is built, run and tested with, and what `make bare` runs the lessons in.
 packages+=(buildah podman runc netavark aardvark-dns iptables catatonit mmdebstrap)
 
@@ -47,6 +52,10 @@ done
 daemons=(prometheus promtool prometheus-alertmanager amtool)
 wanted=()
 for program in "${daemons[@]}"; do command -v "$program" >/dev/null || wanted=(prometheus prometheus-alertmanager); done
+# Debian's Prometheus reads its web page from there, and says so in itself. Upstream's has it inside.
+pages=/usr/share/prometheus/web
+prometheus="$(command -v prometheus || true)"
+if [ -n "$prometheus" ] && ! [ -d "$pages" ] && grep --quiet "$pages" "$prometheus"; then wanted=(prometheus prometheus-alertmanager); fi
 
 if [ "${#missing[@]}" -eq 0 ] && [ "${#wanted[@]}" -eq 0 ]; then
     echo "The Debian packages that the tests use are there."
@@ -78,4 +87,5 @@ if [ "${#wanted[@]}" -gt 0 ]; then
     # Alertmanager looks for its templates there, and nowhere else.
     "${as_root[@]}" mkdir --parents /usr/share/prometheus/alertmanager
     "${as_root[@]}" cp "$work/root/usr/share/prometheus/alertmanager/"*.tmpl /usr/share/prometheus/alertmanager/
+    "${as_root[@]}" cp --recursive "$work/root$pages" /usr/share/prometheus/
 fi
