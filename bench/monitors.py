@@ -18,8 +18,9 @@ def monitoring_figures() -> Iterator[dict]:
     from mlops_course.base.servers import on_free_port
     from mlops_course.base.settings import ApiSettings
     from mlops_course.keys import KeyStore
-    from mlops_course.monitoring import AlertReceiver, has_prometheus, run_monitoring
+    from mlops_course.monitoring import AlertReceiver
     from mlops_course.probe import run_probe
+    from mlops_course.prometheus import has_prometheus, run_monitoring
     from mlops_course.reader.custom import load_custom, warm_up_engine
     from mlops_course.reader.metrics import line_probe
     from mlops_course.reader.recognition import ALPHABET

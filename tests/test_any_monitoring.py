@@ -5,7 +5,7 @@ import sys
 import pytest
 from conftest import needs
 
-from mlops_course.monitoring import PROMETHEUS_PROGRAMS
+from mlops_course.prometheus import PROMETHEUS_PROGRAMS
 
 STORY = """
 import sys
@@ -20,8 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from mlops_course.base.servers import on_free_port
 from mlops_course.drift import drift_over_time, drift_lower_bounds
 from mlops_course.drift_store import DriftMonitor, drift_registry
-from mlops_course.monitoring import AlertReceiver, run_monitoring
+from mlops_course.monitoring import AlertReceiver
 from mlops_course.probe import Probe, run_probe
+from mlops_course.prometheus import run_monitoring
 
 flowers = load_iris(as_frame=True)
 X, y = flowers.data.sample(frac=1, random_state=0), flowers.target.sample(frac=1, random_state=0)

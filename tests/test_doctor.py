@@ -330,14 +330,14 @@ def test_docker_does_not_count_as_an_engine():
 
 @pytest.mark.parametrize("name", ["alertmanager", "prometheus-alertmanager"])
 def test_alertmanager_is_found_by_both_names_and_not_through_prometheus(name: str, monkeypatch: pytest.MonkeyPatch):
-    from mlops_course import monitoring
+    from mlops_course import prometheus
     tools = {o.name: o for o in programs.TOOLS}
     there = {"prometheus": "/opt/prometheus", name: f"/opt/{name}"}
     assert check_tool(tools["Alertmanager"], there.get).found == f"/opt/{name}"
     assert not check_tool(tools["Alertmanager"], {"prometheus": "/opt/prometheus"}.get).ok
-    monkeypatch.setattr(monitoring.shutil, "which", there.get)
-    assert monitoring.has_prometheus() # lesson 18 takes the same ones
-    assert monitoring.program_path("prometheus-alertmanager") == f"/opt/{name}"
+    monkeypatch.setattr(prometheus.shutil, "which", there.get)
+    assert prometheus.has_prometheus() # lesson 18 takes the same ones
+    assert prometheus.program_path("prometheus-alertmanager") == f"/opt/{name}"
 
 
 @pytest.mark.parametrize(("name", "system", "command"), [

@@ -29,8 +29,9 @@ from mlops_course.base.settings import ApiSettings, load_settings
 from mlops_course.drift import drift_lower_bounds, drift_over_time, drift_report, ks_distance, ks_margin, mmd_p_value, psi
 from mlops_course.drift_store import Cooldown, DriftMonitor, LabelStore, SharedDatabase, drift_registry
 from mlops_course.keys import KeyStore
-from mlops_course.monitoring import PROMETHEUS_PROGRAMS, AlertNotice, AlertReceiver, run_monitoring
+from mlops_course.monitoring import AlertNotice, AlertReceiver
 from mlops_course.prefect_server import PrefectServer
+from mlops_course.prometheus import PROMETHEUS_PROGRAMS, run_monitoring
 from mlops_course.reader.custom import CustomEngine, load_custom, warm_up_engine
 from mlops_course.reader.features import FEATURES, Sensor, image_features, text_slope
 from mlops_course.reader.services import DriftTracker, RetrainingTrigger, start_services

@@ -15,15 +15,15 @@ import yaml
 from conftest import Shelf, needs
 from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
-from mlops_course import monitoring
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.dashboards import fill_legend, make_dashboard, panel_curves
 from mlops_course.drift_store import DriftMonitor, drift_registry
 from mlops_course.durations import duration_seconds, shorten_durations
 from mlops_course.keys import KeyStore
-from mlops_course.monitoring import AlertReceiver, has_prometheus, load_deploy_file, program_on_free_port, run_monitoring
+from mlops_course.monitoring import AlertReceiver
 from mlops_course.probe import run_probe
+from mlops_course.prometheus import PROMETHEUS_PROGRAMS, has_prometheus, load_deploy_file, program_on_free_port, run_monitoring, serve_history
 from mlops_course.promql import SampleStore, counter_increase, evaluate_promql, histogram_quantile, series_labels
 from mlops_course.reader.custom import load_custom, warm_up_engine
 from mlops_course.reader.features import FEATURES
@@ -31,10 +31,13 @@ from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.serving import METRIC_PREFIX, create_app
 from mlops_course.reader.trials import draw_trial_lines
+from mlops_course.rule_tests import play_rule_tests, play_story, series_values
+from mlops_course.screenshots import page_picture
 from mlops_course.service import ServiceMetrics
 from mlops_course.watching import EmbeddedPrometheus, fill_template
 
 OPEN = ApiSettings(rate=1e6, burst=10**6)
+T0 = 1772442000 # 2026-03-02, 9:00 UTC
 
 
 @pytest.fixture(scope='module')
@@ -211,6 +214,32 @@ def test_a_wrong_value_would_be_noticed_by_promtool(tmp_path):
     assert subprocess.run([needs('promtool', 'evaluates PromQL'), 'test', 'rules', tmp_path/'test.yml'], capture_output=True).returncode == 1
 
 
+QUESTIONS = [('query', {'query': o, 'time': at})
+             for o in ('up', 'sum by (status) (rate(seen_total[2m]))', 'vector(1) / 0', 'absent(nothing)', 'scalar(sum(seen_total))')
+             for at in (T0 + 300, '2026-03-02T09:04:10Z')]
+QUESTIONS += [('query_range', {'query': 'sum(rate(seen_total[1m])) > 0.2', 'start': T0, 'end': T0 + 300, 'step': step}) for step in (15, '20s')]
+QUESTIONS += [('query', {'query': 'sum('}), ('query', {'query': 'up', 'time': 'soon'})]
+
+
+def test_a_history_is_answered_as_by_prometheus():
+    "The same questions over HTTP to both."
+    for o in (*PROMETHEUS_PROGRAMS, 'promtool'): needs(o, 'serves a history')
+    def text(i, k): return f'seen_total{{status="ok"}} {k*i}\nseen_total{{status="no, \\"never\\""}} {i % 7}\n'
+    scrapes = [(T0 + 15*i, 'app', instance, text(i, k)) for i in range(21) for k, instance in ((3, 'a'), (4, 'b'))]
+    answers = []
+    for embedded in (True, False):
+        with serve_history(scrapes, embedded) as url:
+            answers.append([httpx.get(f'{url}/api/v1/{path}', params=params, trust_env=False) for path, params in QUESTIONS])
+    for (_, question), ours, theirs in zip(QUESTIONS, *answers):
+        assert ours.status_code == theirs.status_code, question
+        ours, theirs = ours.json(), theirs.json()
+        if theirs['status'] == 'error': assert ours['errorType'] == theirs['errorType'] == 'bad_data', question
+        elif theirs['data']['resultType'] == 'scalar': assert ours == theirs
+        else:
+            for o in (ours, theirs): o['data']['result'].sort(key=lambda series: sorted(series['metric'].items()))
+            assert ours == theirs, question
+
+
 @pytest.mark.parametrize(('times', 'values', 'expected'), [
     ([0, 15, 30, 45, 60], [0, 1, 2, 3, 4], 4), ([0, 15, 30, 45, 60], [5, 6, 0, 1, 2], 3), ([15, 30, 45], [10, 20, 30], 40),
     ([30, 45], [0, 10], 20), ([30, 45], [7, 7], 0), ([50], [3], None), ([], [], None),
@@ -274,6 +303,35 @@ def test_old_samples_are_forgotten():
 def test_the_rules_pass_their_stories(root):
     done = subprocess.run([needs('promtool', 'tests rules'), 'test', 'rules', 'rules_test.yml'], cwd=root/'deploy/prometheus', capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_rules_pass_their_stories_without_promtool(root): assert play_rule_tests(root/'deploy/prometheus/rules_test.yml') == []
+
+
+def small_story(values, at, expected):
+    return {'interval': '30s', 'input_series': [{'series': 'up{job="a"}', 'values': values}],
+            'alert_rule_test': [{'eval_time': at, 'alertname': 'Down', 'exp_alerts': [{'exp_labels': {'job': 'a'}}]*expected}]}
+
+
+@pytest.mark.parametrize(('values', 'at', 'expected'), [
+    ('1 0x9', '2m', 1), ('1 0x9', '1m', 0), ('1 0x9', '90s', 1), ('1 0 0 1x9', '90s', 0), ('1 0x3 stale', '2m', 1),
+    ('1 0x3 stale', '3m', 0), ('1 0x2 _x9', '4m', 1), ('_x30', '3m', 0), ('1-0.5x4', '2m', 0), ('2-1x2 0x9', '3m', 1)])
+@pytest.mark.parametrize('turned', [False, True], ids=['as it is', 'turned around'])
+def test_a_story_is_judged_as_by_promtool(tmp_path, values, at, expected, turned):
+    "Also where the story expects the opposite."
+    rules, story = {'groups': [{'name': 'a', 'rules': [{'alert': 'Down', 'expr': 'up == 0', 'for': '1m'}]}]}, small_story(values, at, expected != turned)
+    (tmp_path/'rules.yml').write_text(yaml.safe_dump(rules))
+    (tmp_path/'test.yml').write_text(yaml.safe_dump({'rule_files': ['rules.yml'], 'evaluation_interval': '30s', 'tests': [story]}))
+    done = subprocess.run([needs('promtool', 'tests rules'), 'test', 'rules', 'test.yml'], cwd=tmp_path, capture_output=True, text=True)
+    found = play_rule_tests(tmp_path/'test.yml')
+    assert (done.returncode == 0) == (found == []), (found, done.stdout + done.stderr)
+    assert found == play_story(rules, story, 30) or turned
+    assert (found == []) == (not turned)
+
+
+def test_values_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="'soon' is no value"): series_values('1 soon')
 
 
 def test_every_alert_has_a_story_in_which_it_speaks_and_one_in_which_it_is_silent(root):
@@ -384,7 +442,7 @@ def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
 @pytest.fixture(params=[True, False], ids=['embedded', 'prometheus'])
 def embedded(request):
     if not request.param:
-        for o in (*monitoring.PROMETHEUS_PROGRAMS, 'amtool'): needs(o, 'watches and tells')
+        for o in (*PROMETHEUS_PROGRAMS, 'amtool'): needs(o, 'watches and tells')
     return request.param
 
 
@@ -460,6 +518,15 @@ def test_a_program_ends_with_its_block_even_after_an_error(tmp_path):
             assert httpx.get(f'{url}/-/healthy', trust_env=False).status_code == 200
             raise RuntimeError('of the test')
     with pytest.raises(httpx.TransportError): httpx.get(f'{url}/-/healthy', trust_env=False)
+
+
+def test_the_page_of_prometheus_is_pictured(tmp_path):
+    "A page that cannot be built is one line of text, and its picture a few kilobytes."
+    for o in (*PROMETHEUS_PROGRAMS, 'promtool'): needs(o, 'shows a page')
+    needs('chromium', 'opens pages as a reader would')
+    with serve_history([(T0 + 15*i, 'app', 'a', f'seen_total {i}\n') for i in range(21)]) as url:
+        taken = page_picture(f'{url}/graph?g0.expr=seen_total&g0.tab=0&g0.range_input=5m&g0.end_input=2026-03-02%2009%3A05%3A00', tmp_path/'graph.png')
+    assert taken.stat().st_size > 20_000
 
 
 # Panels

@@ -245,9 +245,9 @@ LAYERS = {
         "dashboards", "delivery", "dockerfiles", "drift", "drift_store", "durations", "experiments", "fetching",
         "gates", "http", "image_layers", "keys", "limits", "lineage", "load", "mlflow_server", "model_versions",
         "monitoring", "mutation", "performance", "pictures", "pipeline_steps", "pipelines", "prefect_server", "probe",
-        "promql", "pytest_runs", "quality_report", "record", "registry", "registry_history", "release", "repositories",
-        "retraining", "router", "scoring", "service", "service_app", "serving", "slots", "splitting", "spool", "store",
-        "testing", "tracking",
+        "prometheus", "promql", "pytest_runs", "quality_report", "record", "registry", "registry_history", "release",
+        "repositories", "retraining", "router", "rule_tests", "scoring", "screenshots", "service", "service_app",
+        "serving", "slots", "splitting", "spool", "store", "testing", "tracking",
         "training", "tuning", "tuning_workers", "uploads", "validation", "verdicts",
         "versioning", "watching", "workers", "workflows"],
     "products": [
