@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['AlertNotice', 'AlertReceiver']
 
-# %% ../nbs/18_monitoring.ipynb #01951292
+# %% ../nbs/18_monitoring.ipynb #85f56bbb
 import json
 from collections.abc import Callable
 from time import monotonic, sleep, time
 from typing import Any, NamedTuple
 
-# %% ../nbs/18_monitoring.ipynb #da0e5c3a
+# %% ../nbs/18_monitoring.ipynb #a4188fd5
 class AlertNotice(NamedTuple):
     "A notification of one alert."
     at:float     # Seconds since 1970
@@ -21,7 +21,7 @@ class AlertNotice(NamedTuple):
     summary:str
     action:str
 
-# %% ../nbs/18_monitoring.ipynb #0eacfbbd
+# %% ../nbs/18_monitoring.ipynb #11938518
 class AlertReceiver:
     "A webhook that receives the notifications of Alertmanager."
     def __init__(self, tell:Callable[[AlertNotice], Any]=lambda _: None):

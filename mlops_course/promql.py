@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LabelSet', 'Vector', 'LOOKBACK_S', 'LABEL_MATCHERS', 'PROMQL_FUNCTIONS', 'PROMQL_AGGREGATES', 'ARITHMETIC',
            'COMPARISONS', 'series_labels', 'SampleStore', 'counter_increase', 'histogram_quantile', 'ieee_divide',
-           'without_name', 'evaluate_promql', 'evaluate_rate', 'evaluate_call', 'evaluate_aggregate', 'evaluate_binary']
+           'without_name', 'evaluate_promql', 'evaluate_window', 'evaluate_call', 'evaluate_aggregate',
+           'evaluate_binary']
 
 # %% ../nbs/library/promql.ipynb #3fa50efc
 import operator
@@ -120,7 +121,7 @@ def ieee_divide(a:float, b:float) -> float:
     return nan if not a or isnan(a) else inf if a > 0 else -inf
 
 # %% ../nbs/library/promql.ipynb #f4531373
-PROMQL_FUNCTIONS = ('rate', 'increase', 'histogram_quantile', 'absent', 'scalar', 'vector', 'time')
+PROMQL_FUNCTIONS = ('rate', 'increase', 'max_over_time', 'histogram_quantile', 'absent', 'scalar', 'vector', 'time')
 PROMQL_AGGREGATES:dict[str, Callable[[list[float]], float]] = {'sum': sum, 'max': max, 'min': min, 'count': len}
 ARITHMETIC:dict[str, Callable[[float, float], float]] = {'+': operator.add, '-': operator.sub, '*': operator.mul,
                                                          '/': ieee_divide}
@@ -159,13 +160,14 @@ def evaluate_promql(
     raise ValueError(f"{type(expr).__name__} is not known here. Ask Prometheus, or say it without")
 
 # %% ../nbs/library/promql.ipynb #cc311991
-def evaluate_rate(name:str, expr:Any, samples:SampleStore, at:float) -> Vector:
-    "Evaluate `rate` or `increase` of a window, such as `rate(x[5m])`."
+def evaluate_window(name:str, expr:Any, samples:SampleStore, at:float) -> Vector:
+    "Evaluate `rate`, `increase` or `max_over_time` of a window, such as `rate(x[5m])`."
     window,found = expr.range.total_seconds(),{}
     for labels,times,values in samples.chosen(expr.vector_selector):
         i,j = bisect_left(times, at - window),bisect_right(times, at) # the left edge belongs to it, until Prometheus 3
         seen = [(t, v) for t,v in zip(times[i:j], values[i:j]) if v is not None]
-        value = counter_increase([t for t,_ in seen], [v for _,v in seen], at - window, at, name == 'rate')
+        if name == 'max_over_time': value = max((v for _,v in seen), default=None)
+        else: value = counter_increase([t for t,_ in seen], [v for _,v in seen], at - window, at, name == 'rate')
         if value is not None: found[without_name(labels)] = value
     return found
 
@@ -174,7 +176,7 @@ def evaluate_call(name:str, args:Sequence[Any], samples:SampleStore, at:float) -
     "Evaluate a call of one of `PROMQL_FUNCTIONS`."
     if name not in PROMQL_FUNCTIONS:
         raise ValueError(f"The function {name} is not known here. Known are {', '.join(PROMQL_FUNCTIONS)}")
-    if name in ('rate', 'increase'): return evaluate_rate(name, args[0], samples, at)
+    if name in ('rate', 'increase', 'max_over_time'): return evaluate_window(name, args[0], samples, at)
     given:list[Any] = [evaluate_promql(o, samples, at) for o in args]
     match name:
         case 'histogram_quantile':

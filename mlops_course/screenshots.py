@@ -5,28 +5,39 @@
 # %% auto #0
 __all__ = ['BROWSERS', 'page_picture']
 
-# %% ../nbs/library/screenshots.ipynb #9725565f
+# %% ../nbs/library/screenshots.ipynb #2b3f8b53
 import shutil
-import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-# %% ../nbs/library/screenshots.ipynb #136f332c
+# %% ../nbs/library/screenshots.ipynb #cf441f69
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 
 def page_picture(
     url:str,
-    path:Path,                         # Of the PNG file
-    size:tuple[int, int]=(1100, 800),  # Of the window, in pixels
-    wait_s:float=60.,                  # For the browser to end
-) -> Path|None:                        # None if this machine has no Chromium, or it did not finish
+    path:Path,                        # Of the PNG file
+    size:tuple[int, int]=(1100, 800), # Of the window, in pixels
+    clicks:Sequence[str]=(),          # What to click first, as selectors
+) -> Path|None:                       # None if this machine has no Chromium, or the page did not open
     "Write a picture of the page at `url` to `path`."
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser: return None
-    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--disable-background-networking',
-                   f'--user-data-dir={profile}', f'--window-size={size[0]},{size[1]}', '--virtual-time-budget=20000']
-        try: subprocess.run([browser, *options, f'--screenshot={path}', url], capture_output=True, check=False,
-                            timeout=wait_s)
-        except subprocess.TimeoutExpired: return None
-    return path if path.is_file() else None
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ModuleNotFoundError: return None
+
+    def take() -> Path|None:
+        options = ['--no-sandbox', '--disable-gpu', '--disable-background-networking']
+        with sync_playwright() as playwright:
+            opened = playwright.chromium.launch(executable_path=browser, args=options)
+            try:
+                page = opened.new_page(viewport={'width': size[0], 'height': size[1]})
+                page.goto(url, wait_until='networkidle')
+                for o in clicks: page.click(o, timeout=5000)
+                page.screenshot(path=path)
+            except Error: return None
+            finally: opened.close()
+        return path
+
+    with ThreadPoolExecutor(1) as pool: return pool.submit(take).result() # in a notebook, this thread has a loop already

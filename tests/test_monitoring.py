@@ -175,7 +175,8 @@ def written(labels):
 
 OURS = sorted({o['expr'] for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules']}
               | {o for panel in PANELS for o in panel.curves.values()})
-MORE = ['increase(ocr_predictions_total{status="500"}[2m])',
+MORE = ['increase(ocr_predictions_total{status="500"}[2m])', 'max_over_time(ocr_drift[2m])',
+        'max by (model) (max_over_time(ocr_predictions_total{status="422"}[90s]))',
         'sum(rate(ocr_predictions_total{status=~"2..|5.."}[37s]))', 'rate(ocr_predictions_total{status!~"5..|422"}[1m])',
         'up == 0', 'sum without (status) (ocr_predictions_total)', 'count(up)', '1 - ocr_drift', '2 * ocr_drift - ocr_drift / 4',
         'sum(ocr_predictions_total) / 0', 'ocr_model_accuracy and on (model) (sum by (model) (rate(ocr_predictions_total[5m])) > 0.5)',
