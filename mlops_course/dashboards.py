@@ -84,7 +84,7 @@ def draw_dashboard(
     "Draw the panels of `board` in the places that `gridPos` gives them."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    figure,empty = Figure(figsize=(13, 11), dpi=72),[]
+    figure,empty = Figure(figsize=(13, 11), dpi=68),[]
     height = max(panel['gridPos']['y'] + panel['gridPos']['h'] for panel in board['panels'])
     for panel in board['panels']:
         x,y,w,h = (panel['gridPos'][k] for k in 'xywh')

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['AlertNotice', 'AlertReceiver']
 
-# %% ../nbs/18_monitoring.ipynb #85f56bbb
+# %% ../nbs/18_monitoring.ipynb #f2ae33d1
 import json
 from collections.abc import Callable
 from time import monotonic, sleep, time
 from typing import Any, NamedTuple
 
-# %% ../nbs/18_monitoring.ipynb #a4188fd5
+# %% ../nbs/18_monitoring.ipynb #0d7d66ad
 class AlertNotice(NamedTuple):
     "A notification of one alert."
     at:float     # Seconds since 1970
@@ -21,7 +21,7 @@ class AlertNotice(NamedTuple):
     summary:str
     action:str
 
-# %% ../nbs/18_monitoring.ipynb #11938518
+# %% ../nbs/18_monitoring.ipynb #e195d503
 class AlertReceiver:
     "A webhook that receives the notifications of Alertmanager."
     def __init__(self, tell:Callable[[AlertNotice], Any]=lambda _: None):

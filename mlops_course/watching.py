@@ -152,6 +152,7 @@ def query_api(watch:EmbeddedPrometheus) -> FastAPI:
     "An app that answers queries about `watch` as Prometheus does."
     app = FastAPI()
     def answer(kind, result): return {'status': 'success', 'data': {'resultType': kind, 'result': result}}
+    def point(at, value): return [int(at) if at == int(at) else at, api_number(value)]
 
     @app.exception_handler(ValueError)
     def refuse(_:Request, error:ValueError) -> JSONResponse:
@@ -161,15 +162,15 @@ def query_api(watch:EmbeddedPrometheus) -> FastAPI:
     def ask_once(query:str, time:str='') -> dict[str, Any]:
         at = api_seconds(time)
         found = evaluate_promql(query, watch.samples, at)
-        if not isinstance(found, dict): return answer('scalar', [at, api_number(found)])
-        return answer('vector', [{'metric': dict(labels), 'value': [at, api_number(value)]}
+        if not isinstance(found, dict): return answer('scalar', point(at, found))
+        return answer('vector', [{'metric': dict(sorted(labels)), 'value': point(at, value)}
                                  for labels,value in found.items()])
 
     @app.get('/api/v1/query_range')
     def ask_range(query:str, start:str, end:str, step:str) -> dict[str, Any]:
         each_s = float(step) if re.fullmatch(r'[\d.]+', step) else duration_seconds(step)
         found = watch.between(query, api_seconds(start), api_seconds(end), each_s)
-        return answer('matrix', [{'metric': dict(labels), 'values': [[at, api_number(value)] for at,value in points]}
+        return answer('matrix', [{'metric': dict(sorted(labels)), 'values': [point(*o) for o in points]}
                                  for labels,points in found.items()])
 
     @app.get('/api/v1/alerts')
