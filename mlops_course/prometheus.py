@@ -56,7 +56,8 @@ def program_on_free_port(
         raise FileNotFoundError(f"{name} is missing. On Debian and Ubuntu: sudo bash scripts/debian.sh. "
                                 "On macOS: brew install prometheus alertmanager. Elsewhere: prometheus.io/download")
     port = free_port()
-    url,command = f'http://127.0.0.1:{port}',[path, *(o.replace('{port}', str(port)) for o in options)]
+    url = f'http://127.0.0.1:{port}'
+    command = [path, *(o.replace('{port}', str(port)) for o in options)]
     with ServerProcess(command, f'{url}{ready}', folder/f'{name}.log', patience_s=wait_s): yield url
 
 # %% ../nbs/library/prometheus.ipynb #fb80ab98
@@ -157,7 +158,7 @@ def run_monitoring(
 # %% ../nbs/library/prometheus.ipynb #e40818b8
 @contextmanager
 def serve_history(
-    scrapes:Sequence[tuple[float, str, str, str]], # Seconds since 1970, job, instance, text of /metrics; in order of time
+    scrapes:Sequence[tuple[float, str, str, str]], # Seconds since 1970, job, instance, text of /metrics; oldest first
     embedded:bool|None=None,                       # Without Prometheus? Only where it is missing, if none
 ) -> Iterator[str]:                                # Its address
     "Serve samples of the past over Prometheus' HTTP API until the block ends."
@@ -178,8 +179,8 @@ def serve_history(
                         to.write(f'{o.name}{{{named}}} {o.value!r} {at!r}\n')
                 to.write(f'up{{job="{job}",instance="{instance}"}} 1 {at!r}\n')
             to.write('# EOF\n')
-        subprocess.run([str(promtool), 'tsdb', 'create-blocks-from', 'openmetrics', folder/'history', folder/'data'],
-                       check=True, capture_output=True)
+        command = [str(promtool), 'tsdb', 'create-blocks-from', 'openmetrics', tmp + '/history', tmp + '/data']
+        subprocess.run(command, check=True, capture_output=True)
         (folder/'prometheus.yml').write_text('{}', encoding='utf-8')
         with program_on_free_port('prometheus', folder, f"--config.file={folder/'prometheus.yml'}",
                                   f"--storage.tsdb.path={folder/'data'}", '--storage.tsdb.retention.time=100y',

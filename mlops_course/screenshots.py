@@ -40,4 +40,5 @@ def page_picture(
             finally: opened.close()
         return path
 
-    with ThreadPoolExecutor(1) as pool: return pool.submit(take).result() # in a notebook, this thread has a loop already
+    # in a thread of its own, for that of a notebook has a loop already
+    with ThreadPoolExecutor(1) as pool: return pool.submit(take).result()
