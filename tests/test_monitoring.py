@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
-from mlops_course.dashboards import fill_legend, make_dashboard, panel_curves
+from mlops_course.burn_rates import burns, failed_ratio, over, try_rules
+from mlops_course.dashboards import draw_dashboard, fill_legend, make_dashboard, panel_curves
 from mlops_course.drift_store import DriftMonitor, drift_registry
 from mlops_course.durations import duration_seconds, shorten_durations
 from mlops_course.keys import KeyStore
@@ -438,6 +439,28 @@ def test_the_embedded_rules_tell_the_stories_as_promtool_does(root):
         assert fast or ('BudgetBurnsFast', 'firing') not in rung
 
 
+def minutes(*failed, images=100): return np.full((1, len(failed)), images), np.array([failed])
+
+
+def test_a_rule_that_waits_is_set_back_by_one_good_minute():
+    rings = over(.01, lasting=2)(*minutes(5, 5, 0, 5, 5, 5, 5, 0))
+    assert rings[0].tolist() == [False]*5 + [True, True, False]
+
+
+def test_a_burn_rate_needs_both_windows():
+    rings = burns(10, .005, long=6, short=2)(*minutes(0, 0, 20, 20, 20, 0, 0, 0))
+    assert rings[0].tolist() == [False, False, True, True, True, True, False, False]
+    assert failed_ratio(6, *minutes(0, 0, 20, 20))[0, -1] == .1 # what is before the first minute is no image
+
+
+def test_rules_are_tried_on_calm_weeks_and_on_faults():
+    table = try_rules({'any error': over(0), 'never': over(1)}, {'all fail': (1., 1)}, weeks=2, seed=0)
+    assert table.loc['any error', 'false calls a week'] > 100
+    assert table.loc['any error', 'all fail'] == 1
+    assert table.loc['never', 'false calls a week'] == 0
+    assert math.isnan(table.loc['never', 'all fail'])
+
+
 # From a fault to the webhook
 
 @pytest.fixture(params=[True, False], ids=['embedded', 'prometheus'])
@@ -560,6 +583,14 @@ def test_rules_and_panels_ask_for_what_is_exported(lines, tmp_path):
     exported |= {o['record'] for group in load_deploy_file('prometheus/rules.yml', 1)['groups'] for o in group['rules'] if 'record' in o}
     asked = {name for expr in OURS for name in re.findall(r'\bocr[_:][\w:]+', expr)}
     assert [o for o in asked if o not in exported and re.sub(r'_(total|bucket|sum|count)$', '', o) not in exported] == []
+
+
+def test_a_dashboard_is_drawn_and_what_has_no_data_is_named():
+    board = json.loads(make_dashboard(PANELS, 'Reader'))
+    silent = board['panels'][8]['title']
+    drawing, empty = draw_dashboard(board, lambda panel: [] if panel['title'] == silent else [('a', [10., 20., 90.], [1., 2., 3.])], 10., 90., [(50., 'red')])
+    assert empty == [silent]
+    assert len(drawing.convert('RGB').getcolors(1 << 20)) > 3
 
 
 def test_a_legend_shows_its_labels(): assert fill_legend('{{model}}, {{none}}', series_labels('x', model='a')) == 'a, '
