@@ -28,7 +28,8 @@ from .base.files import find_root
 from .base.processes import find_program
 from .base.settings import Gates, Params, load_settings
 from .model_versions import download_version, find_version, list_versions
-from .pipelines import LIBRARY_FILES, GateRefused, Step, StepResults
+from .pipeline_steps import LIBRARY_FILES, Step, StepResults
+from .pipelines import GateRefused
 from .store import Store, explain_store_errors, open_store
 
 # %% ../nbs/library/delivery.ipynb #03cbf7c2
@@ -113,7 +114,7 @@ def quality_step(order:Any, done:StepResults) -> dict[str, Any]:
 # %% ../nbs/library/delivery.ipynb #534590e5
 def tests_step(order:Any, done:StepResults) -> dict[str, Any]:
     "The quick tests in the files and folders that the order names."
-    from mlops_course.testing import run_tests
+    from mlops_course.pytest_runs import run_tests
     found = [run_tests(find_root()/o, '-m', 'not slow', timeout_s=3600) for o in order.tests]
     if failed := [test for o in found for test in o[o['outcome'] == 'failed']['test']]:
         raise GateRefused(f"{len(failed)} tests failed: {', '.join(failed[:5])}")

@@ -121,8 +121,9 @@ def start_services(
     "Run the service, its probe, its drift monitor and Prometheus on free ports until the block ends."
     from mlops_course.base.servers import on_free_port
     from mlops_course.keys import KeyStore
-    from mlops_course.monitoring import AlertReceiver, PrometheusServer, run_monitoring
+    from mlops_course.monitoring import AlertReceiver
     from mlops_course.probe import run_probe
+    from mlops_course.prometheus import PrometheusServer, run_monitoring
     from mlops_course.reader.metrics import line_probe
     from mlops_course.reader.serving import create_app
     from mlops_course.reader.trials import draw_trial_lines

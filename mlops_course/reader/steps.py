@@ -19,7 +19,8 @@ from ..base.environment import fingerprint
 from ..base.files import disk_size_mb
 from ..base.settings import ApiSettings, SettingsSection, WholeNumber, load_settings
 from ..delivery import Product, SmokeProbe, delivery_steps
-from ..pipelines import GateRefused, Step, StepResults, make_flow, order_folder, step_key
+from ..pipeline_steps import Step, StepResults, order_folder, step_key
+from ..pipelines import GateRefused, make_flow
 from ..store import Store
 
 # %% ../../nbs/library/steps.ipynb #1b68624e

@@ -25,7 +25,7 @@ from .serving import Answer, read_image
 from .timetable_pages import Timetable
 from .timetable_reading import open_label
 from .timetables import as_time, timetable_of
-from ..serving import Service
+from ..service import Service
 from ..uploads import Upload, load_upload, upload_dependency, upload_responses, upload_schema
 
 # %% ../../nbs/library/timetable_service.ipynb #6a4fae3e

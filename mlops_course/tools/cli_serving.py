@@ -134,7 +134,7 @@ def services_command(folder:str|None) -> None:
     from threading import Event
 
     from mlops_course.base.processes import set_quiet_env
-    from mlops_course.monitoring import has_prometheus
+    from mlops_course.prometheus import has_prometheus
     from mlops_course.reader.services import start_services as start
     set_quiet_env()
     treat_sigterm_as_ctrl_c()
@@ -162,7 +162,8 @@ def run_with_view(steps:Any, order:Any, approve:str) -> bool: # Is all done?
     from rich.console import Console
     from rich.live import Live
 
-    from mlops_course.pipelines import PipelineView, make_flow
+    from mlops_course.pipeline_steps import PipelineView
+    from mlops_course.pipelines import make_flow
     from mlops_course.prefect_server import PrefectServer
     board,console = PipelineView(steps),Console()
     live = Live(board, console=console, refresh_per_second=4)
@@ -212,7 +213,7 @@ def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str,
 
     from pydantic import ValidationError
 
-    from mlops_course import pipelines
+    from mlops_course import pipelines, retraining
     from mlops_course.base.environment import fingerprint
     from mlops_course.base.processes import set_quiet_env
     from mlops_course.tools.products import find_product
@@ -235,9 +236,9 @@ def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str,
     if wait:
         from mlops_course.prefect_server import PrefectServer
         with PrefectServer() as server:
-            click.echo(f"Waiting for {pipelines.RETRAINING_CRON!r} and for the event {pipelines.DATA_CHANGED_EVENT} at "
-                       f"{server.url}. Ctrl+C ends it")
-            pipelines.serve_retraining(f'mlops_course.{product.name}.steps.deliver', order, f'{product.name}.data')
+            click.echo(f"Waiting for {retraining.RETRAINING_CRON!r} and for the event "
+                       f"{retraining.DATA_CHANGED_EVENT} at {server.url}. Ctrl+C ends it")
+            retraining.serve_retraining(f'mlops_course.{product.name}.steps.deliver', order, f'{product.name}.data')
     elif steps:
         try:
             for name in steps:
