@@ -550,6 +550,7 @@ def test_the_page_of_prometheus_is_pictured(tmp_path):
     needs('chromium', 'opens pages as a reader would')
     with serve_history([(T0 + 15*i, 'app', 'a', f'seen_total {i}\n') for i in range(21)]) as url:
         taken = page_picture(f'{url}/graph?g0.expr=seen_total&g0.tab=0&g0.range_input=5m&g0.end_input=2026-03-02%2009%3A05%3A00', tmp_path/'graph.png')
+        assert page_picture(f'{url}/no/such/page', tmp_path/'none.png') is None
     assert taken.stat().st_size > 20_000
 
 
