@@ -342,15 +342,6 @@ def test_imports_have_no_circle():
 
 
 # A lesson's exports are what it teaches, so a reader sees each of them used. What no visible cell uses belongs to a page of the library.
-# These lessons still export more. Take names out of here, and put none in.
-UNUSED_EXPORTS = {
-    "13_serving": {"ServedModel", "ServiceMetrics", "Service", "Visit", "entered", "arriving", "add_error_handlers", "key_dependency",
-                   "add_operation_routes", "build_app"},
-    "18_monitoring": {"AlertNotice", "program_path", "has_prometheus", "program_on_free_port", "response_labels", "PrometheusServer",
-                      "load_deploy_file", "run_prometheus"},
-}
-
-
 def unused_exports(lesson: Path) -> set[str]:
     "The functions and classes that a lesson exports and uses in no cell that a reader sees."
     exported, seen = [], []
@@ -363,8 +354,7 @@ def unused_exports(lesson: Path) -> set[str]:
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=relative)
 def test_visible_cell_uses_every_export_of_its_lesson(lesson: Path):
-    unused = unused_exports(lesson) - UNUSED_EXPORTS.get(lesson.stem, set())
-    assert sorted(unused) == [], "use these in a visible cell, or move them to a page in nbs/library"
+    assert sorted(unused_exports(lesson)) == [], "use these in a visible cell, or move them to a page in nbs/library"
 
 
 def test_export_that_only_hidden_cells_use_is_found(tmp_path: Path):
