@@ -151,8 +151,9 @@ def probe_lines(order:Order, reads:int) -> SmokeProbe:
 
 # %% ../../nbs/library/steps.ipynb #a1c16004
 MODEL_CODE = ('data/broad/*', 'data/**/recogniser.json', 'data/**/*.safetensors')
-READER = Product(name='reader', order=Order, metric='cer', items='lines', model_folder='data/recogniser', register=register_run,
-                 trial=trial_of_lines, create_app=create_version_app, probe=probe_lines, export=export_recogniser)
+READER = Product(name='reader', order=Order, metric='cer', items='lines', model_folder='data/recogniser',
+                 register=register_run, trial=trial_of_lines, create_app=create_version_app, probe=probe_lines,
+                 export=export_recogniser)
 STEPS = delivery_steps(
     READER,
     data=Step(data_step, uses=('data', 'seed'), code=(), imports=True),

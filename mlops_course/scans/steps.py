@@ -175,9 +175,9 @@ def probe_scans(order:ScanOrder, reads:int) -> SmokeProbe:
     return SmokeProbe('/v1/classify', {}, [cv2.imencode('.png', o)[1].tobytes() for o in images[middle]], judge)
 
 # %% ../../nbs/library/scan_steps.ipynb #cef41ce5
-SCANS = Product(name='scans', order=ScanOrder, metric='error', items='patients', model_folder='data/scans', register=register_scan_run,
-                trial=trial_of_patients, create_app=create_scan_version_app, probe=probe_scans,
-                export=export_scan_model)
+SCANS = Product(name='scans', order=ScanOrder, metric='error', items='patients', model_folder='data/scans',
+                register=register_scan_run, trial=trial_of_patients, create_app=create_scan_version_app,
+                probe=probe_scans, export=export_scan_model)
 SCAN_STEPS = delivery_steps(
     SCANS,
     data=Step(scan_data_step, uses=('seed', 'phantoms', 'split'), code=(), imports=True),
