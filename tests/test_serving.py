@@ -814,7 +814,8 @@ def test_malformed_bodies_are_the_fault_of_who_sent_them(client, kind, body):
     problem(found, found.status_code)
 
 
-@pytest.mark.parametrize(('method', 'path', 'status'), [('GET', '/nowhere', 404), ('GET', '/v1/read', 405), ('POST', '/v1/read?line=perhaps', 422), ('POST', '/v1/read?lines=true', 422)])
+@pytest.mark.parametrize(('method', 'path', 'status'), [
+    ('GET', '/nowhere', 404), ('GET', '/v1/read', 405), ('POST', '/v1/read?line=perhaps', 422), ('POST', '/v1/read?lines=true', 422)])
 def test_every_refusal_has_one_shape(client, line, method, path, status):
     problem(client.request(method, path, files={'file': line}), status)
 
