@@ -19,6 +19,7 @@ def page_picture(
     path:Path,                        # Of the PNG file
     size:tuple[int, int]=(1100, 800), # Of the window, in pixels
     clicks:Sequence[str]=(),          # What to click first, as selectors
+    ready:str='',                     # What to wait for, as a selector; if none, until the network is quiet
 ) -> Path|None:                       # None if this machine has no Chromium, or the page is an error
     "Write a picture of the page at `url` to `path`."
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -33,8 +34,9 @@ def page_picture(
             opened = playwright.chromium.launch(executable_path=browser, args=options)
             try:
                 page = opened.new_page(viewport={'width': size[0], 'height': size[1]})
-                answer = page.goto(url, wait_until='networkidle')
+                answer = page.goto(url, wait_until='load' if ready else 'networkidle')
                 if answer and not answer.ok: return None
+                if ready: page.wait_for_selector(ready)
                 for o in clicks: page.click(o, timeout=5000)
                 page.screenshot(path=path)
             except Error: return None
