@@ -15,7 +15,7 @@ from mlops_course.base.images import load_image
 from mlops_course.base.settings import Gates, ModelLimits, load_settings
 from mlops_course.base.stats import wilson_interval
 from mlops_course.behaviour import Capability, failure_rates, run_capabilities
-from mlops_course.contract import awkward_images, contract_failures, upload_field
+from mlops_course.contract import awkward_images, contract_failures, fits_form, upload_field
 from mlops_course.mutation import make_mutants, mutate_source, run_mutants
 from mlops_course.pytest_runs import measure_coverage, run_tests
 from mlops_course.reader import capabilities
@@ -367,6 +367,29 @@ def test_the_field_for_files_is_found_one_or_several():
     @app.get('/health')
     def health() -> dict[str, str]: return {}
     assert [upload_field(app.openapi(), *o) for o in (('/read', 'POST'), ('/batch', 'post'), ('/health', 'get'))] == [('image', False), ('images', True), None]
+
+
+@pytest.mark.parametrize(('body', 'fits'), [({'images': ['a', 'b']}, True), ({'images': 'a'}, True), ({'images': [b'x'], 'more': None}, True),
+    ({'images': []}, False), ({'more': 'a'}, False), ('a', False)])
+def test_a_form_is_judged_as_it_is_sent(body, fits):
+    app = fastapi.FastAPI()
+
+    @app.post('/batch')
+    def batch(images: list[fastapi.UploadFile]) -> dict[str, str]: return {}
+    contract = app.openapi()
+    contract['components']['schemas']['Body_batch_batch_post']['properties']['images']['minItems'] = 1
+    assert fits_form(contract, '/batch', 'post', body) == fits
+
+
+def test_an_app_that_accepts_a_wrong_form_is_found():
+    app = fastapi.FastAPI()
+
+    @app.post('/share')
+    async def share(request: fastapi.Request) -> dict[str, str]: return {}
+    contract = app.openapi()
+    form = {'type': 'object', 'properties': {'part': {'type': 'string', 'maxLength': 3}}, 'required': ['part']}
+    contract['paths']['/share']['post']['requestBody'] = {'required': True, 'content': {'multipart/form-data': {'schema': form}}}
+    assert 'Schema-violating request accepted' in contract_failures(app, 20)['broke'].tolist()
 
 
 MEAN = """
