@@ -438,11 +438,16 @@ def test_interrupted_command_ends_at_once_with_a_line(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('ends', [signal.SIGTERM, signal.SIGINT])
-def test_waiting_command_ends_without_a_trace(runs, ends):
-    with started(sys.executable, '-c', 'from mlops_course.tools.cli import main; main(["pipeline", "--wait"])') as child:
+@pytest.mark.parametrize(('product', 'flow', 'ends'), [('reader', 'deliver', signal.SIGTERM), ('scans', 'deliver-scans', signal.SIGINT)])
+def test_waiting_command_waits_for_its_product_and_ends_without_a_trace(runs, product, flow, ends):
+    main = f'from mlops_course.tools.cli import main; main(["pipeline", "--wait", "-p", "product", "{product}"])'
+    with started(sys.executable, '-c', main) as child:
         url = re.search(r'http://\S+/api', child.stdout.readline())[0]
-        assert wait_until_ready(f'{url}/deployments/name/deliver/retraining', lambda: child.poll() is None, 100)
+        assert wait_until_ready(f'{url}/deployments/name/{flow}/retraining', lambda: child.poll() is None, 100)
+        waits = httpx.get(f'{url}/deployments/name/{flow}/retraining', trust_env=False).json()
+        assert waits['entrypoint'] == f'mlops_course.{product}.steps.deliver'
+        heard = httpx.post(f'{url}/automations/filter', json={}, trust_env=False).json()
+        assert [o['trigger']['match'] for o in heard] == [{'prefect.resource.id': f'{product}.data'}]
         time.sleep(1) # until Prefect's own handlers are there
         os.killpg(child.pid, ends)
         _,said = child.communicate(timeout=60)
