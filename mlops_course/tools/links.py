@@ -8,6 +8,7 @@ __all__ = ['PageParser', 'site_faults']
 # %% ../../nbs/tools/links.ipynb #a788a456
 import re
 from html.parser import HTMLParser
+from os.path import normpath
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -35,7 +36,9 @@ def site_faults(
     site:Path, # A built site
 ) -> list[str]: # One line for each; none if all is well
     "What is wrong with the pages of `site`."
-    pages = {o: PageParser(o.read_text(encoding='utf-8')) for o in sorted(site.rglob('*.html'))}
+    site = site.resolve()
+    files = {o for o in site.rglob('*') if o.is_file()}
+    pages = {o: PageParser(o.read_text(encoding='utf-8')) for o in sorted(files) if o.suffix == '.html'}
     found = []
     for path,page in pages.items():
         name = path.relative_to(site).as_posix()
@@ -45,9 +48,9 @@ def site_faults(
                 if link in page.loads and url.scheme != 'data':
                     found.append(f'{name} loads {link} from another machine')
                 continue
-            target = (path.parent/unquote(url.path)).resolve() if url.path else path
-            if target.is_dir(): target = target/'index.html'
-            lost = not target.is_file() or (target in pages and unquote(url.fragment) not in pages[target].ids)
+            target = Path(normpath(path.parent/unquote(url.path))) if url.path else path
+            if target not in files: target = target/'index.html'
+            lost = target not in files or (target in pages and unquote(url.fragment) not in pages[target].ids)
             if lost: found.append(f'{name} -> {link}: nothing is there')
         found += [f'{name} shows a picture without alt text ({o}…): begin its cell with `#| fig-alt: "what it shows"`'
                   for o in page.mute]
