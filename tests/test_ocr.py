@@ -1,4 +1,4 @@
-"Reading pages: what the door refuses and what it mends, preparation, reading order, and the engines behind one type."
+"Reading pages: what loading refuses and what it repairs, preparation, reading order, and the engines behind one type."
 import csv
 import json
 import shutil
@@ -42,7 +42,7 @@ def png(width, height, depth=8, colour=2):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)) + chunk(b'IDAT', b'')
 
 
-# What the door refuses
+# What loading refuses
 
 def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path/'page.png').touch()
@@ -204,7 +204,7 @@ def test_all_refusals_differ(tmp_path):
     assert len(messages) == 8
 
 
-# What the door mends
+# What loading repairs
 
 @pytest.mark.parametrize('name', ['grey.png', 'grey.gif', 'grey.bmp', 'grey.webp'])
 def test_a_grey_image_comes_back_in_colour(tmp_path, name):
@@ -272,7 +272,7 @@ def test_the_array_may_be_drawn_on(tmp_path):
     assert load_image(PAGES/'render_1.png').flags.writeable
 
 
-# The engines' door
+# One interface for all engines
 
 @pytest.mark.parametrize(('image', 'kind', 'said'), [
     ('page.png', TypeError, 'load_image'), (np.zeros((9, 9)), ValueError, 'float64'), (np.zeros((9, 9, 4), np.uint8), ValueError, '(9, 9, 4)'),

@@ -1,4 +1,4 @@
-"The service (lesson 13): doors, limits, records, swaps and shutdowns, over real HTTP on this machine."
+"The service (lesson 13): checks, limits, records, swaps and shutdowns, over real HTTP on this machine."
 import asyncio
 import io
 import json
@@ -416,8 +416,8 @@ def test_a_full_service_says_so_at_once_and_is_alive(held, tmp_path, line):
 def test_one_key_may_take_some_places_and_leaves_the_others_to_others(engine, tmp_path, line):
     with started(Shelf(engine), tmp_path, OPEN.model_copy(update={'places': 6, 'places_per_key': 3})) as client, ExitStack() as after:
         for _ in range(3): # half a request each, as long as the time limit allows
-            door = after.enter_context(socket.create_connection((client.base_url.host, client.base_url.port)))
-            door.sendall(head(client, 5000).replace('\n', '\r\n').encode() + b'\r\n--abc\r\n')
+            sock = after.enter_context(socket.create_connection((client.base_url.host, client.base_url.port)))
+            sock.sendall(head(client, 5000).replace('\n', '\r\n').encode() + b'\r\n--abc\r\n')
         until(lambda: client.service.taken == 3)
         refused = client.read(line, line=True)
         assert '3 requests with your key are inside already' in problem(refused, 429)
@@ -452,19 +452,19 @@ def test_arrival_and_reading_share_one_time_limit(held, tmp_path, line):
     with started(Shelf(held), tmp_path, ApiSettings(timeout_s=1.)) as client:
         body = b'--abc\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + line + b'\r\n--abc--\r\n'
         begun = time.monotonic()
-        with socket.create_connection((client.base_url.host, client.base_url.port)) as door:
-            door.sendall(head(client, len(body)).replace('\n', '\r\n').encode() + b'\r\n' + body[:50])
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:
+            sock.sendall(head(client, len(body)).replace('\n', '\r\n').encode() + b'\r\n' + body[:50])
             time.sleep(.7)
-            door.sendall(body[50:])
-            assert b' 504 ' in door.recv(1000)
+            sock.sendall(body[50:])
+            assert b' 504 ' in sock.recv(1000)
         assert time.monotonic() - begun < 1.6 # two limits would be 1.7 s
         held.net.gate.set()
 
 
 def test_who_hangs_up_is_no_fault_of_ours(engine, tmp_path, capfd):
     with started(Shelf(engine), tmp_path) as client:
-        with socket.create_connection((client.base_url.host, client.base_url.port)) as door:
-            door.sendall(head(client, 5000).replace('\n', '\r\n').encode() + b'\r\n--abc\r\n')
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:
+            sock.sendall(head(client, 5000).replace('\n', '\r\n').encode() + b'\r\n--abc\r\n')
         value = client.service.meters.registry.get_sample_value
         until(lambda: value('ocr_refusals_total', {'status': '499'}) == 1)
         assert value('ocr_refusals_total', {'status': '500'}) is None

@@ -24,9 +24,9 @@ from .files import MB
 # %% ../../nbs/library/processes.ipynb #256153e7
 def free_port() -> int:
     "A free port of this machine."
-    with socket.socket() as door:
-        door.bind(('127.0.0.1', 0))
-        return door.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
 
 # %% ../../nbs/library/processes.ipynb #e3634e12
 def wait_until_ready(

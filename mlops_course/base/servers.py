@@ -47,17 +47,17 @@ def on_free_port(
 ) -> Iterator[str]:            # The address
     "Serve `app` on a free port of this machine until the block ends."
     import uvicorn
-    with socket.socket() as door:
-        door.bind(('127.0.0.1', 0))
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
         limits = app.state.service.limits if hasattr(getattr(app, 'state', None), 'service') else ApiSettings()
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, **{**uvicorn_options(limits), **options}))
-        thread = Thread(target=server.run, kwargs={'sockets': [door]}, daemon=True)
+        thread = Thread(target=server.run, kwargs={'sockets': [sock]}, daemon=True)
         thread.start()
         try:
             while not server.started:
                 if not thread.is_alive(): raise ConnectionError("The service did not start. Read its log")
                 sleep(.01)
-            yield f"http{'s' if server.config.is_ssl else ''}://127.0.0.1:{door.getsockname()[1]}"
+            yield f"http{'s' if server.config.is_ssl else ''}://127.0.0.1:{sock.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -72,10 +72,10 @@ def serve(
     limits = app.state.service.limits
     server = uvicorn.Server(uvicorn.Config(app, **uvicorn_options(limits)))
     family = socket.AF_INET6 if ':' in limits.host else socket.AF_INET
-    try: door = socket.create_server((limits.host, limits.port), family=family)
+    try: sock = socket.create_server((limits.host, limits.port), family=family)
     except OSError as e:
         raise ConnectionError(f"Port {limits.port} of {limits.host} cannot be opened: {e.strerror}. "
                               "Choose another port, or stop the program that uses it") from e
-    with door, suppress(KeyboardInterrupt):
-        told(door.getsockname()[1])
-        server.run(sockets=[door])
+    with sock, suppress(KeyboardInterrupt):
+        told(sock.getsockname()[1])
+        server.run(sockets=[sock])
