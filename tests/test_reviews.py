@@ -384,7 +384,7 @@ def test_columns_are_found_by_their_names(tmp_path):
 def test_service_answers_refuses_and_records(folder, tmp_path):
     app = create_reviews_app(folder, tmp_path, ApiSettings(rate=100, burst=100))
     headers = {'Authorization': f"Bearer {app.state.service.keys.add('ana')}"}
-    with on_free_port(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+    with on_free_port(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60) as client:
         answer = client.post('/v1/predict', json={'review': 'good, great and warm'})
         assert answer.json()['sentiment'] == 'positive'
         assert answer.json()['model'] == f'reviews/{load_reviews(folder)[1]}'
