@@ -408,6 +408,19 @@ def test_service_answers_with_the_table_and_refuses_the_rest(tmp_path_factory):
     for o in (nobody, text, white, wrong): assert not re.search(r"Traceback|/tmp|\.py\b", o.text)
 
 
+def test_service_and_page_show_a_printed_timetable(tmp_path: Path):
+    app = create_app(ModelSource(), tmp_path, OPEN)
+    add_timetable_routes(app, app.state.service)
+    head = {"Authorization": f"Bearer {app.state.service.keys.add('ana')}"}
+    entry = next(o for o in json.loads((REAL / "truth.json").read_text(encoding="utf-8")) if o["file"] == "held_out_4.png")
+    [answer] = ask(app, [lambda client: client.post("/v1/timetable", files={"file": (REAL / entry["file"]).read_bytes()}, headers=head)])
+    assert answer.status_code == 200
+    assert answer.json()["route"] == entry["truth"]["route"]
+    assert answer.json()["times"] == entry["truth"]["times"]
+    table = t.Timetable(**{o: answer.json()[o] for o in ("route", "destination", "stops", "times", "notes", "doubtful")})
+    assert [row[1:] for row in styled_table(table)["data"]] == entry["truth"]["times"]
+
+
 def test_service_keeps_the_limits(tmp_path: Path):
     app = create_app(ModelSource(), tmp_path, ApiSettings(rate=.001, burst=1))
     add_timetable_routes(app, app.state.service)
