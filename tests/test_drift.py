@@ -415,7 +415,8 @@ def test_tracker_measures_what_the_service_reads(champion, sensor, lines, monito
     files = [cv2.imencode('.png', o)[1].tobytes() for o in lines['render'][:3]]
     page = cv2.imencode('.png', np.vstack([cv2.copyMakeBorder(o, 20, 20, 20, max(20, 700 - o.shape[1]), cv2.BORDER_CONSTANT, value=255)[:, :700]
                                            for o in lines['render'][:3]]))[1].tobytes()
-    with on_free_port(app) as url, httpx.Client(headers={'Authorization': f"Bearer {KeyStore(tmp_path/'keys.json').add('ana')}"}, trust_env=False, timeout=60) as client:
+    headers = {'Authorization': f"Bearer {KeyStore(tmp_path/'keys.json').add('ana')}"}
+    with on_free_port(app) as url, httpx.Client(headers=headers, trust_env=False, timeout=60) as client:
         answers = [client.post(f'{url}/v1/read', params={'line': True}, files={'file': o}).raise_for_status().json() for o in files]
         assert client.post(f'{url}/v1/read', files={'file': b'no image'}).status_code == 422
         answers.append(client.post(f'{url}/v1/read', files={'file': page}).raise_for_status().json())
