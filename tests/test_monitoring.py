@@ -15,6 +15,7 @@ import yaml
 from conftest import Shelf, needs
 from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
+from mlops_course.alert_routes import FiringAlert, find_routes, play_notifications
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.burn_rates import burns, failed_ratio, over, try_rules
@@ -32,7 +33,7 @@ from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.serving import METRIC_PREFIX, create_app
 from mlops_course.reader.trials import draw_trial_lines
-from mlops_course.rule_tests import play_rule_tests, play_story, series_values
+from mlops_course.rule_tests import play_rule_tests, play_story, rule_file_faults, series_values
 from mlops_course.screenshots import page_picture
 from mlops_course.service import ServiceMetrics
 from mlops_course.watching import EmbeddedPrometheus, fill_template
@@ -309,6 +310,23 @@ def test_the_rules_pass_their_stories(root):
 
 @pytest.mark.slow
 def test_the_rules_pass_their_stories_without_promtool(root): assert play_rule_tests(root/'deploy/prometheus/rules_test.yml') == []
+
+
+@pytest.mark.parametrize(('word', 'other'), [
+    ('for: 1m', 'for: 1m'), ('for: 1m', 'fore: 1m'), ('for: 1m', 'for: 1'), ('for: 1m', 'for: soon'), ('up == 0', 'up = 0'), ('up == 0', 'sum(up'),
+    ('name: a', 'nam: a'), ('alert: Down', 'record: down'), ('alert: Down', 'alert: Down, record: down'), ('{severity: page}', '{severity: 1}'),
+    ('{severity: page}', '[page]'), ('groups:', 'rules:'), ('rules: [', 'rules: [[')])
+def test_a_rule_file_is_refused_as_by_promtool(tmp_path, word, other):
+    text = 'groups: [{name: a, rules: [{alert: Down, expr: up == 0, labels: {severity: page}, for: 1m}]}]'.replace(word, other)
+    if 'record: down' in other: text = text.replace(', for: 1m', '')
+    (tmp_path/'rules.yml').write_text(text)
+    done = subprocess.run([needs('promtool', 'checks rules'), 'check', 'rules', 'rules.yml'], cwd=tmp_path, capture_output=True, text=True)
+    found = rule_file_faults(text)
+    assert (done.returncode == 0) == (found == []), (found, done.stdout + done.stderr)
+
+
+def test_the_rules_of_the_service_have_no_faults(root):
+    assert rule_file_faults((root/'deploy/prometheus/rules.yml').read_text(encoding='utf-8')) == []
 
 
 def small_story(values, at, expected):
@@ -595,3 +613,74 @@ def test_a_dashboard_is_drawn_and_what_has_no_data_is_named():
 
 
 def test_a_legend_shows_its_labels(): assert fill_legend('{{model}}, {{none}}', series_labels('x', model='a')) == 'a, '
+
+
+# Routes
+
+TREE = """
+route:
+  receiver: rest
+  group_by: [alertname]
+  group_wait: 1s
+  group_interval: 2s
+  repeat_interval: 5s
+  routes:
+    - {matchers: [severity = page], receiver: pager, routes: [{matchers: ['team =~ "ocr|data"'], receiver: ocr, continue: true, group_by: ['...']},
+                                                              {matchers: [team = ocr], receiver: pager}]}
+    - {match_re: {severity: tick.*}, receiver: tickets}
+inhibit_rules:
+  - {source_matchers: [alertname = Down], target_matchers: ['alertname =~ "Slow|Down"'], equal: [job]}
+receivers: [{name: rest}, {name: pager}, {name: tickets}, {name: ocr}]
+"""
+
+
+@pytest.mark.parametrize('words', [
+    '', 'severity=page', 'severity=ticket', 'severity=pages', 'severity=page team=ocr', 'severity=page team=data', 'severity=page team=ocr2', 'team=ocr'])
+def test_an_alert_is_routed_as_by_amtool(tmp_path, words):
+    (tmp_path/'routes.yml').write_text(TREE)
+    command = [needs('amtool', 'tests routes'), 'config', 'routes', 'test', '--config.file=routes.yml', *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = find_routes(yaml.safe_load(TREE)['route'], dict(o.split('=') for o in words.split()))
+    assert sorted(o['receiver'] for o in found) == sorted(done.stdout.strip().split(','))
+
+
+def test_a_route_with_an_unknown_field_or_receiver_is_refused():
+    config = yaml.safe_load(TREE)
+    config['route']['receivers'] = 'pager'
+    with pytest.raises(ValueError, match="has the field 'receivers'"): play_notifications(config, [FiringAlert({}, 0, 9)], 9)
+    config = yaml.safe_load(TREE.replace('{name: rest}, ', ''))
+    with pytest.raises(ValueError, match="The receiver 'rest' is not among"): play_notifications(config, [FiringAlert({}, 0, 9)], 9)
+
+
+@pytest.mark.slow
+def test_messages_are_counted_as_alertmanager_sends_them(tmp_path):
+    "A story of nine seconds: copies that come one after the other, one that comes late, and an alert that another one holds back."
+    needs('prometheus-alertmanager', 'is started')
+    heard = []
+    async def hook(scope, receive, send):
+        body, more = b'', True
+        while more:
+            message = await receive()
+            body, more = body + message.get('body', b''), message.get('more_body')
+        told = json.loads(body)
+        heard.append((told['receiver'], sorted(o['labels'].get('copy', '') for o in told['alerts'] if o['status'] == 'firing')))
+        await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+        await send({'type': 'http.response.body', 'body': b''})
+    def alert(name, start, copy='', **more): return FiringAlert({'alertname': name, 'severity': 'page', 'copy': copy, 'job': 'a', **more}, start, 99.)
+    story = [alert('Failing', 0, 'one'), alert('Failing', .3, 'two'), alert('Failing', 2., 'late'), alert('Down', 0.), alert('Slow', .1),
+             alert('Slow', .1, 'other', job='b'),
+             alert('Full', 0., severity='ticket')]
+    config = yaml.safe_load(TREE)
+    expected = sorted((o.receiver, sorted(a.get('copy', '') for a in o.alerts)) for o in play_notifications(config, story, 9.))
+    with on_free_port(hook, lifespan='off') as url:
+        for o in config['receivers']: o['webhook_configs'] = [{'url': url, 'send_resolved': False}]
+        (tmp_path/'routes.yml').write_text(yaml.safe_dump(config))
+        with program_on_free_port('prometheus-alertmanager', tmp_path, f"--config.file={tmp_path/'routes.yml'}", f"--storage.path={tmp_path/'alerts'}",
+                                  '--web.listen-address=127.0.0.1:{port}', '--cluster.listen-address=') as manager:
+            began = time.monotonic()
+            for o in sorted(story, key=lambda o: o.start):
+                time.sleep(max(0., began + o.start - time.monotonic()))
+                httpx.post(f'{manager}/api/v2/alerts', json=[{'labels': {k: v for k, v in o.labels.items() if v}}], trust_env=False).raise_for_status()
+            time.sleep(max(0., began + 9.3 - time.monotonic()))
+    assert sorted(heard) == expected

@@ -241,7 +241,7 @@ LAYERS = {
         "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
         "base.packages", "base.processes", "base.servers", "base.settings", "base.stats"],
     "mlops": [
-        "absent", "admission", "batching", "behaviour", "burn_rates", "cache", "canary", "container_engine",
+        "absent", "admission", "alert_routes", "batching", "behaviour", "burn_rates", "cache", "canary", "container_engine",
         "containers", "contract", "dashboards", "delivery", "dockerfiles", "drift", "drift_store", "durations",
         "experiments", "fetching", "gates", "http", "image_layers", "keys", "limits", "lineage", "load",
         "mlflow_server", "model_versions", "monitoring", "mutation", "performance", "pictures", "pipeline_steps",
