@@ -21,6 +21,7 @@ def series_values(
     text:str,                   # Such as `0+60x30 _x5 7 stale`
 ) -> list[float|str|None]:      # None where a scrape found nothing, 'stale' where the series ends
     "The samples that the short notation of `promtool test rules` stands for."
+    if not isinstance(text, str): raise ValueError(f"The values {text!r} are a number to YAML. Put them in quotes")
     found:list[float|str|None] = []
     for o in text.split():
         if o == 'stale': found.append(o)
