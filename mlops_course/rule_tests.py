@@ -120,7 +120,7 @@ def rule_file_faults(
         for rule in group.get('rules') or []:
             name = rule.get('alert') or rule.get('record') or 'a rule without a name'
             wrong += [f"{name}: the unknown field {o!r}" for o in sorted(rule.keys() - RULE_FIELDS)]
-            if ('alert' in rule) == ('record' in rule): wrong.append(f"{name}: one of `alert` and `record` was expected")
+            if ('alert' in rule) == ('record' in rule): wrong.append(f"{name}: `alert` or `record` was expected")
             try: promql.parse(str(rule.get('expr', '')))
             except ValueError as e: wrong.append(f"{name}: {rule.get('expr')!r} is no PromQL: {e}")
             try: duration_seconds(str(rule.get('for', '0s')))
