@@ -17,7 +17,7 @@ from mlops_course.base.stats import wilson_interval
 from mlops_course.behaviour import Capability, failure_rates, run_capabilities
 from mlops_course.contract import awkward_images, contract_failures, fits_form, upload_field
 from mlops_course.mutation import make_mutants, mutate_source, run_mutants
-from mlops_course.pytest_runs import measure_coverage, run_tests
+from mlops_course.pytest_runs import measure_coverage, run_tests, run_versions
 from mlops_course.reader import capabilities
 from mlops_course.reader.capabilities import CAPABILITIES, draw_clear_line, model_gates, plot_failures
 from mlops_course.scoring import score
@@ -84,6 +84,28 @@ def test_temporary_folders_of_other_runs_stay(inside, tmp_path_factory):
 def test_plugins_of_the_machine_stay_out():
     found = run_tests("def test_plain(request): assert not request.config.pluginmanager.hasplugin('xdist')")
     assert found['outcome'].tolist() == ['passed']
+
+
+# Several versions of a module
+
+def test_versions_do_not_see_each_other():
+    tests = """
+import os, sys, subject
+def test_fresh(): assert subject.state == [] and 'LEFT' not in os.environ and not os.path.exists('left')
+def test_leave():
+    subject.state.append(1); os.environ['LEFT'] = '1'; open('left', 'w').close()
+"""
+    found = run_versions(tests, {'one': 'state = []\n', 'other': 'state = []\n', 'wrong': 'state = [1]\n'})
+    assert found.groupby('version', sort=False)['outcome'].agg(list).to_dict() == {
+        'one': ['passed']*2, 'other': ['passed']*2, 'wrong': ['failed', 'passed']}
+
+
+def test_hypothesis_finds_the_same_in_each_run():
+    tests = 'from hypothesis import given, strategies as st\nfrom subject import f\n@given(st.integers())\ndef test_f(x): assert f(x)\n'
+    first,again = (run_versions(tests, {'right': 'def f(x): return True\n', 'wrong': 'def f(x): return x < 1000\n'}) for _ in range(2))
+    assert first['outcome'].tolist() == ['passed', 'failed']
+    assert first['said'].tolist() == again['said'].tolist()
+    assert 'x=1000' in first['said'][1]
 
 
 # Capabilities
