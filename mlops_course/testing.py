@@ -7,6 +7,7 @@ __all__ = ['FLAKY_CAUSES', 'TIME_ZONES', 'VARY_PLUGIN', 'find_flaky']
 
 # %% ../nbs/12_testing.ipynb #5de4c6e4
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,11 +42,12 @@ def pytest_runtest_setup(item):
 def find_flaky(
     tests:str,           # The text of a test file
     runs:int=2,          # Number of runs for each cause; the order is reversed first, then shuffled
+    files:Mapping[str, str]|None=None, # Other files beside it, such as the module: name -> text
 ) -> pd.DataFrame:       # test, changing, why: one row for each cause that changes a test's outcome
     "Find tests whose outcome changes although the code does not, and the cause."
     def outcome(folder, way, run):
-        (folder/'test_it.py').write_text(tests, encoding='utf-8')
-        (folder/'vary.py').write_text(VARY_PLUGIN, encoding='utf-8')
+        for name,text in {**(files or {}), 'test_it.py': tests, 'vary.py': VARY_PLUGIN}.items():
+            (folder/name).write_text(text, encoding='utf-8')
         env = {'VARY': f'{way} {run}', 'PYTHONHASHSEED': str(run if way == 'hashes' else 0),
                'TZ': TIME_ZONES[run % len(TIME_ZONES) if way == 'zone' else 0],
                'PYTHONPATH': os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])}
