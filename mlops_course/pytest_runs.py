@@ -57,7 +57,8 @@ def run_tests(
         more = {**pytest_environment(tmp), **(env or {})}
         report,path = Path(tmp)/'report.xml',tests if isinstance(tests, Path) else Path(tmp)/'test_it.py'
         if isinstance(tests, str): path.write_text(tests, encoding='utf-8')
-        told = [str(path), f'--junitxml={report}', '-q', '-p', 'no:cacheprovider', *words]
+        told = [str(path), f'--junitxml={report}', '-q', '--color=no', '-p', 'no:cacheprovider',
+                *words]
         if inside:
             import pytest
             printed = io.StringIO()
@@ -88,7 +89,8 @@ known, path, env = set(sys.modules), list(sys.path), dict(os.environ)
 for folder in sys.stdin.read().splitlines():
     os.chdir(folder)
     sys.path[:] = [folder, *path]
-    ended = pytest.main([folder, "--junitxml=../" + os.path.basename(folder) + ".xml", "-q", "-p", "no:cacheprovider", *sys.argv[2:]])
+    report = "--junitxml=../" + os.path.basename(folder) + ".xml"
+    ended = pytest.main([folder, report, "-q", "--color=no", "-p", "no:cacheprovider", *sys.argv[2:]])
     print(f"pytest ended with {int(ended)}", flush=True)
     if ended not in (0, 1): break
     os.environ.clear(), os.environ.update(env)

@@ -6,9 +6,10 @@
 __all__ = ['line', 'CAPABILITIES', 'draw_clear_line', 'random_time', 'random_stop', 'random_stop_and_time', 'random_letters',
            'background_grey', 'add_shading', 'shrink', 'add_margin', 'tilt_slightly', 'add_grain', 'blur_slightly',
            'compress_as_jpeg', 'blur_strongly', 'crop_left_half', 'cover_patch', 'is_less_confident',
-           'reads_differently', 'reads_beginning', 'blank_paper', 'plot_failures', 'model_gates']
+           'reads_differently', 'reads_beginning', 'blank_paper', 'plot_rates', 'plot_failures', 'model_gates']
 
 # %% ../../nbs/library/capabilities.ipynb #25ccdc0d
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -122,6 +123,27 @@ CAPABILITIES = (
     line('blur makes less sure', 'direction', random_stop_and_time, blur_strongly, is_less_confident),
     line('what is covered is not read', 'direction', random_stop_and_time, cover_patch, reads_differently),
     line('half a line is its beginning', 'direction', random_stop_and_time, crop_left_half, reads_beginning))
+
+# %% ../../nbs/library/capabilities.ipynb #3a7f1976
+def plot_rates(
+    rates:Mapping[str, pd.DataFrame], # Name of a reader -> from `failure_rates`
+    limit:float,                      # For the upper end of each interval
+) -> Any:                             # A matplotlib figure
+    "Failure rates of all capabilities with their intervals, a row each."
+    import matplotlib.pyplot as plt
+    fig,ax = plt.subplots(figsize=(7.5, 5))
+    for i,(name,o) in enumerate(rates.items()):
+        y = np.arange(len(o))[::-1] + .15 - .3*i
+        ax.hlines(y, o['low'], o['high'], color=f'C{1 - i}', alpha=.5, lw=2.5)
+        ax.plot(o['rate'], y, 'so'[i], color=f'C{1 - i}', ms=6, label=name)
+    ax.axvline(limit, color='0.4', ls='--', lw=1)
+    ax.text(limit + .01, len(o) - .45, 'limit for the upper end', color='0.4', fontsize=8)
+    ax.set(yticks=np.arange(len(o))[::-1], yticklabels=[f'{name} ({kind})' for name,kind in o['kind'].items()])
+    ax.set(xlim=(-.02, 1.02), xlabel='share of cases that fail')
+    ax.spines[['top', 'right', 'left']].set_visible(False)
+    ax.legend(frameon=False, loc='lower right')
+    fig.tight_layout()
+    return fig
 
 # %% ../../nbs/library/capabilities.ipynb #03191f14
 def plot_failures(
