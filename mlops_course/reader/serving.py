@@ -28,9 +28,7 @@ from ..delivery import RegistrySource
 from ..http import INTERNAL_ERROR, error_responses
 from .custom import CustomEngine, load_custom, read_without_detector, warm_up_engine
 from .layout import Line, mean_confidence
-from .package import load_packaged
 from .recognition import OnnxRecogniser
-from .weights import export_onnx
 from ..registry_history import MODEL_NAME
 from ..service import Service
 from ..service_app import build_app
@@ -51,6 +49,9 @@ class ModelSource(RegistrySource):
     ): super().__init__(store or project_store(), name, 'cer', version)
     def open_package(self, package:Path) -> CustomEngine:
         "The recogniser in `package`, in onnxruntime, which is twice as fast."
+        # of no use to a service without a registry, and torch and pandas take seconds to import
+        from mlops_course.reader.package import load_packaged
+        from mlops_course.reader.weights import export_onnx
         net = OnnxRecogniser(export_onnx(load_packaged(package), package/'model.onnx'))
         return warm_up_engine(CustomEngine(net))
     def shipped(self, why:str) -> ServedModel:
