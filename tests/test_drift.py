@@ -26,9 +26,10 @@ from mlops_course.base.history import AuditLog
 from mlops_course.base.processes import ServerProcess
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings, load_settings
-from mlops_course.drift import drift_lower_bounds, drift_over_time, drift_report, ks_distance, ks_margin, mmd_p_value, psi
+from mlops_course.drift import drift_lower_bounds, drift_over_time, drift_report, ks_distance, ks_margin, psi
 from mlops_course.drift_store import Cooldown, DriftMonitor, LabelStore, SharedDatabase, drift_registry
 from mlops_course.keys import KeyStore
+from mlops_course.mmd import mmd_p_value
 from mlops_course.monitoring import AlertNotice, AlertReceiver
 from mlops_course.prefect_server import PrefectServer
 from mlops_course.prometheus import PROMETHEUS_PROGRAMS, run_monitoring

@@ -244,7 +244,7 @@ LAYERS = {
         "absent", "admission", "alert_routes", "batching", "behaviour", "burn_rates", "cache", "canary", "container_engine",
         "containers", "contract", "dashboards", "delivery", "dockerfiles", "drift", "drift_store", "durations",
         "experiments", "fetching", "gates", "http", "image_layers", "keys", "limits", "lineage", "load",
-        "mlflow_server", "model_versions", "monitoring", "mutation", "performance", "pictures", "pipeline_steps",
+        "mlflow_server", "mmd", "model_versions", "monitoring", "mutation", "performance", "pictures", "pipeline_steps",
         "pipelines", "prefect_server", "probe", "prometheus", "promql", "pytest_runs", "quality_report", "record",
         "registry", "registry_history", "release", "repositories", "retraining", "router", "rule_tests", "scoring",
         "screenshots", "service", "service_app", "serving", "slots", "splitting", "spool", "store", "testing",
