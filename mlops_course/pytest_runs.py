@@ -122,7 +122,7 @@ def run_versions(
         codes = re.findall(r'pytest ended with (\d+)', done.stdout) # one for each version, up to a broken one
         for version,ended in zip(versions, codes):
             if ended not in ('0', '1'):
-                raise ValueError(f"{version}: pytest ended with {ended}, and 0 or 1 was expected: {done.stdout[-600:]}. "
+                raise ValueError(f"{version}: pytest ended with {ended}, not with 0 or 1: {done.stdout[-600:]}. "
                                  "Mend the file, then run it again")
         if len(codes) < len(versions):
             raise ValueError(f"{list(versions)[len(codes)]}: the process ended with {done.returncode}: "
