@@ -274,7 +274,8 @@ def delivery_steps(
     "The steps of a delivery of `product`, in an order in which each comes after those that it waits for."
     checked = Step(quality_step, uses=('checks',), code=(*CHECKED_FILES, 'ruff.toml', 'mypy.ini', '.github/**/*.yml'))
     tested = Step(tests_step, uses=('tests',), params=tuple(Params.model_fields),
-                  code=(*CHECKED_FILES, '*.ini', '*.yaml', 'data/pages/*', 'data/readings/*', 'data/recogniser/*'))
+                  code=(*CHECKED_FILES, '*.ini', '*.yaml', 'data/pages/*', 'data/readings/*', 'data/recogniser/*',
+                        'data/timetables/*', 'data/timetables_real/*'))
     named = tuple(o for o in ('product', 'seed') if o in product.order.model_fields) # one product, one smoke test
     return {
         'quality': checked, 'tests': tested, 'data': data,
