@@ -41,7 +41,7 @@ test: debian env ## Everything that CI checks
 	@$(BIN)/mypy
 	@$(COURSE) exercises --check
 	@$(BIN)/nbdev_test --path nbs/tools --n_workers 2
-	@$(COURSE) verify --jobs 3
+	@$(COURSE) verify
 	@$(BIN)/python scripts/bare.py --or-here
 	@$(BIN)/pytest -q -n 2 -m "not slow"
 	@$(BIN)/pytest -q -n 3 --dist loadfile -m slow

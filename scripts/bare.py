@@ -36,7 +36,7 @@ CLONE = "/home/learner/my course"
 COMMANDS = (
     "make env",
     ".venv/bin/mlops-course doctor",
-    ".venv/bin/mlops-course run -p seed 7 --jobs 3",
+    ".venv/bin/mlops-course run -p seed 7",
     ".venv/bin/papermill exercises/02_ocr.ipynb out.ipynb -p seed 7",
 )
 RECIPE = f"""FROM {BASE}
