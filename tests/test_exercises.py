@@ -29,11 +29,11 @@ def test_every_lesson_has_an_exercise_and_a_solution(root):
     assert [p.name for p in SOLUTIONS] == [o.path.name for o in lessons()] == sorted(p.name for p in (root/'exercises').glob('[0-9][0-9]_*[!0-9].ipynb'))
 
 
-TRAIN = ['06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing', '16_pipelines', '19_drift',
-         '23_reviews', '24_scans', '25_timetables']
-# these train nets, start DVC, MLflow, Prefect or pytest, or draw reports of Evidently, dozens of times
+TRAIN = ['06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing', '13_serving',
+         '16_pipelines', '19_drift', '20_performance', '23_reviews', '24_scans', '25_timetables']
+# these train nets, start DVC, MLflow, Prefect, Dask or pytest, draw reports of Evidently, or wait for a slow service, dozens of times
 
-LONG = [*TRAIN, '18_monitoring'] # its programs take half a minute; the test with 25 seeds holds it too
+LONG = [*TRAIN, '17_release', '18_monitoring'] # these take half a minute; the test with 25 seeds holds them too
 
 @pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in LONG], ids=lambda p: p.stem)
 def test_every_question_keeps_its_contract(path):
