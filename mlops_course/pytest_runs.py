@@ -40,8 +40,8 @@ def read_junit_report(
 
 # %% ../nbs/library/pytest_runs.ipynb #5461fcc8
 def pytest_environment(folder:str) -> dict[str, str]: # Environment variables
-    "Variables for pytest: no plugins, and temporary folders in `folder`, so that it deletes none of other runs."
-    return {'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1', 'PYTEST_DEBUG_TEMPROOT': folder}
+    "Variables for pytest: no plugins, no colours, and temporary folders in `folder`, so that others stay."
+    return {'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1', 'PYTEST_DEBUG_TEMPROOT': folder, 'PY_COLORS': '0'}
 
 # %% ../nbs/library/pytest_runs.ipynb #928defd4
 def run_tests(
@@ -57,8 +57,7 @@ def run_tests(
         more = {**pytest_environment(tmp), **(env or {})}
         report,path = Path(tmp)/'report.xml',tests if isinstance(tests, Path) else Path(tmp)/'test_it.py'
         if isinstance(tests, str): path.write_text(tests, encoding='utf-8')
-        told = [str(path), f'--junitxml={report}', '-q', '--color=no', '-p', 'no:cacheprovider',
-                *words]
+        told = [str(path), f'--junitxml={report}', '-q', '-p', 'no:cacheprovider', *words]
         if inside:
             import pytest
             printed = io.StringIO()
@@ -90,7 +89,7 @@ for folder in sys.stdin.read().splitlines():
     os.chdir(folder)
     sys.path[:] = [folder, *path]
     report = "--junitxml=../" + os.path.basename(folder) + ".xml"
-    ended = pytest.main([folder, report, "-q", "--color=no", "-p", "no:cacheprovider", *sys.argv[2:]])
+    ended = pytest.main([folder, report, "-q", "-p", "no:cacheprovider", *sys.argv[2:]])
     print(f"pytest ended with {int(ended)}", flush=True)
     if ended not in (0, 1): break
     os.environ.clear(), os.environ.update(env)
@@ -122,8 +121,8 @@ def run_versions(
         codes = re.findall(r'pytest ended with (\d+)', done.stdout) # one for each version, up to a broken one
         for version,ended in zip(versions, codes):
             if ended not in ('0', '1'):
-                raise ValueError(f"{version}: pytest ended with {ended}, not with 0 or 1: {done.stdout[-600:]}. "
-                                 "Mend the file, then run it again")
+                raise ValueError(f"{version}: pytest ended with {ended}, and 0 or 1 was expected: "
+                                 f"{done.stdout[-600:]}. Mend the file, then run it again")
         if len(codes) < len(versions):
             raise ValueError(f"{list(versions)[len(codes)]}: the process ended with {done.returncode}: "
                              f"{done.stderr[-600:]}. Mend the file, then run it again")
