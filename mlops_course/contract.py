@@ -88,7 +88,7 @@ def fits_form(
     def sent(value): return value if isinstance(value, str) else '' # bytes, such as those of a file
     form = {name: [sent(o) for o in (value if isinstance(value, list) else [value])] if name in lists else sent(value)
             for name,value in body.items()}
-    return Draft202012Validator(schema).is_valid(form)
+    return Draft202012Validator({**schema, 'components': schemas.get('components', {})}).is_valid(form)
 
 # %% ../nbs/library/contract.ipynb #d0be5d1c
 def contract_failures(
