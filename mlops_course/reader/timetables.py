@@ -95,12 +95,13 @@ def label_by_rule(lines:Sequence[Line]) -> list[str]: # A role for each
     if not timed: return ['other']*len(lines)
     named = sum(any(has_words(o) for o in rows[i]) for i in timed)
     across = named <= len(timed)/2 # mostly no words beside the times: the stops stand above
-    first = next((i for i,row in enumerate(rows[:timed[0]]) if len(row) > 2), timed[0] - 1) if across else timed[0]
+    headed = next((i for i,row in enumerate(rows[:timed[0]]) if len(row) > 2), max(0, timed[0] - 1))
+    first = headed if across else timed[0]
     roles = {id(o): 'time' for i in timed for o in rows[i] if as_time(o.text)}
-    for i in range(max(0, first), timed[0]) if across else timed: # a name may take several lines
+    for i in range(first, timed[0]) if across else timed: # a name may take several lines
         words = [o for o in rows[i] if has_words(o)]
         roles |= {id(o): 'stop' for o in (words if across else words[:1])}
-    above = [o for row in rows[:max(0, first)] if len(row) < 3 for o in row] # three or more are headings of columns
+    above = [o for row in rows[:first] if len(row) < 3 for o in row] # three or more are headings of columns
     route = next((o for o in above if ROUTE.fullmatch(o.text.strip())), None)
     if route: roles[id(route)] = 'route'
     texts = [o for o in above if o is not route and has_words(o) and not re.fullmatch(r'\w+ \d+', o.text)]
