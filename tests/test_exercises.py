@@ -29,25 +29,25 @@ def test_every_lesson_has_an_exercise_and_a_solution(root):
     assert [p.name for p in SOLUTIONS] == [o.path.name for o in lessons()] == sorted(p.name for p in (root/'exercises').glob('[0-9][0-9]_*[!0-9].ipynb'))
 
 
-TRAIN = ['06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing', '13_serving',
+SLOW = ['06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing', '13_serving',
          '16_pipelines', '19_drift', '20_performance', '23_reviews', '24_scans', '25_timetables']
 # these train nets, start DVC, MLflow, Prefect, Dask or pytest, draw reports of Evidently, or wait for a slow service, dozens of times
 
-LONG = [*TRAIN, '17_release', '18_monitoring'] # these take half a minute; the test with 25 seeds holds them too
+NOT_QUICK = [*SLOW, '17_release', '18_monitoring'] # these take half a minute; the test with 25 seeds holds them too
 
-@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in LONG], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in NOT_QUICK], ids=lambda p: p.stem)
 def test_every_question_keeps_its_contract(path):
     assert exercise_faults(path) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem in TRAIN], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem in SLOW], ids=lambda p: p.stem)
 def test_every_question_of_a_longer_lab_keeps_its_contract(path):
     assert exercise_faults(path, other_seeds=(0,)) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in TRAIN], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in SLOW], ids=lambda p: p.stem)
 def test_checks_hold_for_25_seeds(path):
     assert exercise_faults(path, (0,)) == []
     gc.freeze() # some checks call gc.collect (statsmodels does), which need not look at what has been imported

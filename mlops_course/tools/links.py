@@ -54,7 +54,7 @@ def site_faults(
             if lost: found.append(f'{name} -> {link}: nothing is there')
         found += [f'{name} shows a picture without alt text ({o}…): begin its cell with `#| fig-alt: "what it shows"`'
                   for o in page.mute]
-    for path in sorted(site.rglob('*.css')):
+    for path in sorted(o for o in files if o.suffix == '.css'):
         far = re.findall(r'(?:@import\s+|url\()["\']?((?:https?:)?//[^"\')]+)', path.read_text(encoding='utf-8'))
         found += [f'{path.relative_to(site).as_posix()} loads {o} from another machine' for o in far]
     return found

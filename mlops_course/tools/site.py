@@ -44,7 +44,7 @@ def definition_places(
             places |= {f'{notebook.module}.{o}': f'{notebook.name}.ipynb#code-{names[0]}' for o in names}
     return places
 
-# %% ../../nbs/tools/site.ipynb #60e0b41f
+# %% ../../nbs/tools/site.ipynb #8166f88c
 def cached_links(
     href:Callable[[Any, str], str], # The link to something from the page that a `Layout` lays out
 ) -> Callable[[Any, str], str]:     # The same; pages of one folder share their links
@@ -56,6 +56,7 @@ def cached_links(
         return known[key]
     return link
 
+# %% ../../nbs/tools/site.ipynb #60e0b41f
 @contextmanager
 def cached_source_lookups() -> Iterator[None]:
     "Look up sources, links and colours once each, and collect no garbage meanwhile: half of a site's seconds."
