@@ -46,6 +46,7 @@ def test_hints_are_offered_from_the_start_and_the_solution_after_a_try(learner, 
 
 def test_help_escapes_what_stands_in_it(learner):
     assert 'x &lt;&amp;&gt; x' in learner.help('double')
+    assert '<p>call <code>f(x &lt; 2)</code></p>' in p.help_html(['call `f(x < 2)`'], '')
 
 
 def test_an_error_names_the_line_that_raised_it(learner):
