@@ -17,6 +17,12 @@ os.environ['MLOPS_COURSE_BATCH'] = '1'
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all that tests start
 
 
+def pytest_collection_modifyitems(items):
+    "With `--dist loadgroup`, one worker runs the tests of a file, which share fixtures. Those of the labs share none."
+    for item in items:
+        if item.path.stem != 'test_exercises': item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def tracking_address():
     "`mlflow.set_tracking_uri` also sets an environment variable. What a test sets there, no other test sees."
