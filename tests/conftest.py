@@ -17,6 +17,7 @@ os.environ['MLOPS_COURSE_BATCH'] = '1'
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all that tests start
 
 
+@pytest.hookimpl(tryfirst=True) # before xdist asks for the marks
 def pytest_collection_modifyitems(items):
     "With `--dist loadgroup`, one worker runs the tests of a file, which share fixtures. Those of the labs share none."
     for item in items:
