@@ -44,7 +44,7 @@ test: debian env ## Everything that CI checks
 	@$(COURSE) verify
 	@$(BIN)/python scripts/bare.py --or-here
 	@$(BIN)/pytest -q -n 2 -m "not slow"
-	@$(BIN)/pytest -q -n 3 --dist loadgroup -m slow
+	@$(BIN)/pytest -q -n 3 -m slow
 
 docs: env ## Build the site into _site/
 	@$(COURSE) docs

@@ -17,11 +17,14 @@ os.environ['MLOPS_COURSE_BATCH'] = '1'
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all that tests start
 
 
-@pytest.hookimpl(tryfirst=True) # before xdist asks for the marks
-def pytest_collection_modifyitems(items):
-    "With `--dist loadgroup`, one worker runs the tests of a file, which share fixtures. Those of the labs share none."
-    for item in items:
-        if item.path.stem != 'test_exercises': item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "One worker runs the tests of a file, which share fixtures. Those of the labs share none, and are long."
+    from xdist.scheduler import LoadFileScheduling
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if 'test_exercises.py' in nodeid else super()._split_scope(nodeid)
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
