@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUALITY_COMMANDS', 'CHECKED_FILES', 'SmokeProbe', 'Product', 'RegistrySource', 'quality_step', 'tests_step',
-           'build_step', 'register_step', 'serve_version', 'translate_transport_errors', 'smoke_test', 'stage_step',
-           'production_client', 'reload_champion', 'promote_version', 'release_step', 'delivery_steps']
+           'build_step', 'register_step', 'serve_version', 'translate_transport_errors', 'smoke_test',
+           'stage_step', 'production_client', 'reload_champion', 'promote_version', 'release_step',
+           'delivery_steps']
 
 # %% ../nbs/library/delivery.ipynb #37f17580
 import os

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LabelSet', 'Vector', 'LOOKBACK_S', 'LABEL_MATCHERS', 'PROMQL_FUNCTIONS', 'PROMQL_AGGREGATES', 'ARITHMETIC',
-           'COMPARISONS', 'series_labels', 'SampleStore', 'counter_increase', 'histogram_quantile', 'ieee_divide',
-           'without_name', 'evaluate_promql', 'evaluate_window', 'evaluate_call', 'evaluate_aggregate',
-           'evaluate_binary']
+           'COMPARISONS', 'series_labels', 'SampleStore', 'counter_increase', 'histogram_quantile',
+           'ieee_divide', 'without_name', 'evaluate_promql', 'evaluate_window', 'evaluate_call',
+           'evaluate_aggregate', 'evaluate_binary']
 
 # %% ../nbs/library/promql.ipynb #3fa50efc
 import operator

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WATCHED_METRICS', 'read_metrics', 'BadCount', 'failed_answers', 'excess', 'quantile_edge', 'worse_p_value',
-           'alpha_for_look', 'Signal', 'CanaryPolicy', 'compare_signals', 'CanaryDecision', 'ChampionUnavailable']
+           'alpha_for_look', 'Signal', 'CanaryPolicy', 'compare_signals', 'CanaryDecision',
+           'ChampionUnavailable']
 
 # %% ../nbs/library/verdicts.ipynb #a81895cb
 from collections import Counter

@@ -84,7 +84,8 @@ def main() -> None:
          (*pip, "install", "--quiet", uv), twin, (*install, "-r", lock, "--overrides", overrides))
     once("library", [lock, *packaging], [program("mlops-course")],
          (*install, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT))
-    once("export", [lock, *packaging, *notebooks], exported(notebooks), (program("nbdev_export"),))
+    export = ROOT / "scripts" / "export.py"
+    once("export", [lock, export, *packaging, *notebooks], exported(notebooks), (PYTHON, export))
     feed = "from mlops_course.reader.feed import fetch_feed; fetch_feed()"
     once("feed", [lock, ROOT / "mlops_course" / "reader" / "feed.py"], [ROOT / "data" / "feed" / "cairns_gtfs.zip"], (PYTHON, "-c", feed))
     reviews = "from mlops_course.reviews.data import fetch_reviews; fetch_reviews()"

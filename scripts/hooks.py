@@ -36,9 +36,9 @@ def stale_exports(root: Path = ROOT) -> list[str]:
         shutil.copy(root / "settings.ini", tmp)
         shutil.copytree(root / "nbs", Path(tmp, "nbs"), ignore=shutil.ignore_patterns(".*", "*.tmp"))
         # Exported into an empty folder, so that a module whose notebook is gone is noticed.
-        command = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"]
+        command = [sys.executable, ROOT / "scripts" / "export.py"]
         done = subprocess.run(command, cwd=tmp, capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"})
-        if done.returncode: return [f"nbdev_export fails: {done.stderr.strip().splitlines()[-1]}"]
+        if done.returncode: return [f"scripts/export.py fails: {done.stderr.strip().splitlines()[-1]}"]
         made = {o.relative_to(tmp): o.read_text(encoding="utf-8") for o in Path(tmp, "mlops_course").rglob("*.py")}
     here = {o.relative_to(root): o.read_text(encoding="utf-8") for o in (root / "mlops_course").rglob("*.py")}
     generated = Path("mlops_course", "_modidx.py") # holds the order in which exports happened: compared by what it means
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
     if words[:1] == ["clean"]: said = list(filter(None, (unclean(Path(o)) for o in words[1:])))
     elif words == ["export"]: said = stale_exports()
     else: sys.exit(f"Not a check: {' '.join(words) or 'nothing'}.\n{__doc__}")
-    if words == ["export"] and said: said.append("Write in nbs/, then call: .venv/bin/nbdev_export")
+    if words == ["export"] and said: said.append("Write in nbs/, then call: make env")
     sys.exit("\n".join(said) or 0)
 
 

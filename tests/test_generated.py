@@ -22,7 +22,7 @@ def test_the_library_is_what_the_notebooks_export(root, tmp_path):
         copy(root/name, tmp_path/name)
     for path in (tmp_path/'mlops_course').rglob('*.py'):
         if path.name != '__init__.py': path.unlink()
-    subprocess.run([BIN/'nbdev_export'], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, root/'scripts'/'export.py'], cwd=tmp_path, check=True)
     made = {p.relative_to(tmp_path): p.read_text(encoding='utf-8') for p in (tmp_path/'mlops_course').rglob('*.py')}
     kept = {p.relative_to(root): p.read_text(encoding='utf-8') for p in (root/'mlops_course').rglob('*.py')}
     assert sorted(kept) == sorted(made)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NET_PARTS', 'measure_model', 'draw_from', 'apply_temperature', 'TeacherCache', 'soft_target_loss',
-           'make_distillation_loss', 'distill', 'draw_kinds', 'adapter_layers', 'adapt', 'save_adapter', 'load_adapter',
-           'merge_adapter']
+           'make_distillation_loss', 'distill', 'draw_kinds', 'adapter_layers', 'adapt', 'save_adapter',
+           'load_adapter', 'merge_adapter']
 
 # %% ../../nbs/10_compression.ipynb #8dc2a16d
 import json

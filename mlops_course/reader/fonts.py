@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FONT_FOLDER', 'FONT_NAMES', 'FONTS', 'DISPLAY_FONT', 'SEGMENTS', 'font_family', 'system_fonts', 'load_font',
-           'draw_glyph', 'join_glyphs', 'draw_segment_glyph', 'drawable_characters', 'text_ink', 'render_line']
+           'draw_glyph', 'join_glyphs', 'draw_segment_glyph', 'drawable_characters', 'text_ink',
+           'render_line']
 
 # %% ../../nbs/library/fonts.ipynb #06c053f2
 import re

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'TAG', 'LABEL_WORDS', 'REVIEW_SCHEMA', 'BREAK', 'clean_text', 'check_reviews', 'split_reviews',
-           'split_words', 'WordCounts', 'LogRatios', 'review_pipeline', 'ReviewModel', 'save_reviews', 'load_reviews']
+           'split_words', 'WordCounts', 'LogRatios', 'review_pipeline', 'ReviewModel', 'save_reviews',
+           'load_reviews']
 
 # %% ../../nbs/23_reviews.ipynb #01a346aa
 import html

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGED_FILES', 'SCANS', 'SCAN_STEPS', 'ScanOrder', 'training_params', 'scan_data_step', 'scan_train_step',
-           'fresh_patients', 'evaluate_patients', 'trial_of_patients', 'write_scan_package', 'scan_validate_step',
-           'register_scan_run', 'create_scan_version_app', 'export_scan_model', 'probe_scans']
+           'fresh_patients', 'evaluate_patients', 'trial_of_patients', 'write_scan_package',
+           'scan_validate_step', 'register_scan_run', 'create_scan_version_app', 'export_scan_model',
+           'probe_scans']
 
 # %% ../../nbs/library/scan_steps.ipynb #bed95e29
 from collections.abc import Callable

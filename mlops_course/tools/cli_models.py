@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['steps_option', 'batch_option', 'rate_option', 'seed_option', 'name_option', 'who_option', 'why_option',
-           'compress_group', 'shipped_folder', 'model_option', 'distill_command', 'adapt_command', 'quantise_command',
-           'models_group', 'list_models_command', 'show_command', 'export_version_command', 'history_command',
-           'promote_command', 'rollback_command']
+           'compress_group', 'shipped_folder', 'model_option', 'distill_command', 'adapt_command',
+           'quantise_command', 'models_group', 'list_models_command', 'show_command',
+           'export_version_command', 'history_command', 'promote_command', 'rollback_command']
 
 # %% ../../nbs/tools/cli_models.ipynb #c4000003
 import sys

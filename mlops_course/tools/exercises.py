@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUB', 'SOLUTION_MARK', 'TEACHER_ROLES', 'remove_solution', 'cell_role', 'exercise_from', 'notebook_text',
-           'solution_paths', 'is_committed', 'has_learner_work', 'make_exercises', 'stale_exercises', 'compiled',
-           'at_answers', 'check_answer', 'try_answer', 'exercise_faults']
+           'solution_paths', 'is_committed', 'has_learner_work', 'make_exercises', 'stale_exercises',
+           'compiled', 'at_answers', 'check_answer', 'try_answer', 'exercise_faults']
 
 # %% ../../nbs/tools/exercises.ipynb #3713ffd4
 import json

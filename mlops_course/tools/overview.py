@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COURSE_PARTS', 'LEVELS', 'WORDS_A_MINUTE', 'LINES_A_MINUTE', 'QUESTIONS', 'MINUTES_RULE', 'LESSON_TOOLS',
-           'lessons_by_part', 'words_in', 'lines_in', 'labels', 'minutes', 'time_line', 'in_hours', 'tools_of',
-           'needed_lessons', 'tool_line', 'download_link', 'lesson_links', 'quizzes', 'learning_path_page', 'quiz_page',
-           'glossary_page']
+           'lessons_by_part', 'words_in', 'lines_in', 'labels', 'minutes', 'time_line', 'in_hours',
+           'tools_of', 'needed_lessons', 'tool_line', 'download_link', 'lesson_links', 'quizzes',
+           'learning_path_page', 'quiz_page', 'glossary_page']
 
 # %% ../../nbs/tools/overview.ipynb #90f78a3e
 import re
