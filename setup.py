@@ -26,6 +26,7 @@ setup(
     entry_points={
         "console_scripts": cfg["console_scripts"].splitlines(),
         "papermill.engine": cfg["papermill_engines"].splitlines(),
+        "jupyter_client.kernel_provisioners": cfg["kernel_provisioners"].splitlines(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
 )

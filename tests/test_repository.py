@@ -270,7 +270,7 @@ LAYERS = {
         "tools.cli_serving", "tools.cli_timetables", "tools.cli_training", "tools.doctor", "tools.engine",
         "tools.exercises", "tools.house", "tools.links", "tools.modules", "tools.mutants", "tools.overview",
         "tools.pages", "tools.practice", "tools.products", "tools.programs", "tools.progress", "tools.readme", "tools.running",
-        "tools.site", "tools.trials", "tools.verifying"],
+        "tools.site", "tools.trials", "tools.verifying", "tools.warm"],
 }
 LAYER = {name: i for i, names in enumerate(LAYERS.values()) for name in names}
 LAZY = {"training"} # models that were saved long ago name it; it finds what they ask for in `reader`, by importlib

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from ..base.files import find_root, replace_text_file, source_hash
 from ..base.processes import end_process_tree, set_quiet_env, tree_memory_mb
 from .house import Lesson, runs_folder
+from .warm import WarmProcess
 
 # %% ../../nbs/tools/running.ipynb #da6635ed
 @dataclass
@@ -44,12 +45,16 @@ class Job:
     peak_mb: float = 0.
     done: int = 0           # cells
     of: int = 0
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    warm: bool = False      # Start it as a copy of a process that has imported much?
+    process: subprocess.Popen | WarmProcess | None = field(default=None, repr=False)
 
     def start(self) -> None:
         self.began = time.monotonic()
         self.status = 'running'
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.warm:
+            self.process = WarmProcess(self.command, self.log, self.env)
+            return
         with self.log.open('wb') as out:
             self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT,
                                             stdin=subprocess.DEVNULL, env=self.env)
