@@ -78,7 +78,7 @@ def tab(browser):
 def visits(site, host, browser):
     "What happens when each page is opened on a phone."
     found = {}
-    opened = browser.new_page(viewport=PHONE, color_scheme='light')
+    opened = browser.new_page(viewport=PHONE, color_scheme='light', reduced_motion='reduce')
     requests, errors = [], []
     opened.on('request', lambda o: requests.append(o.url))
     opened.on('console', lambda o: errors.append(o.text) if o.type == 'error' else None)

@@ -108,6 +108,7 @@ def wait_for_kernel(line:socket.socket) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
     sys.modules['numpy'].random.seed()
+    sys.modules['pandas'].set_option('display.max_columns', 20) # as pandas has it when a notebook imports it
     run_module('ipykernel_launcher', words)
 
 def run_warm(
