@@ -38,7 +38,6 @@ check: env ## The quick part of the tests, for use while working
 test: debian env ## Everything that CI checks
 	@$(COURSE) doctor
 	@$(BIN)/ruff check
-	@$(BIN)/mypy
 	@$(COURSE) exercises --check
 	@$(BIN)/nbdev_test --path nbs/tools --n_workers 2
 	@$(COURSE) verify

@@ -3,6 +3,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 from configparser import ConfigParser
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -111,6 +112,12 @@ def test_export_and_notebooks_are_in_sync():
     spec.loader.exec_module(hooks)
     assert hooks.stale_exports() == []
     assert [said for o in NOTEBOOKS if (said := hooks.unclean(o))] == []
+
+
+@pytest.mark.slow # one core for a minute, in which other tests use the other
+def test_types_fit():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 # One source of version and requirements

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import process
+from multiprocessing import process, resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -120,6 +120,8 @@ def run_warm(
     global _waiting
     os.environ.clear()
     os.environ.update(env, JUPYTER_DEFAULT_PROVISIONER_NAME=PROVISIONER)
+    # what a notebook leaves is for a tracker of its own
+    resource_tracker._resource_tracker._fd = None # type: ignore[attr-defined]
     out,nothing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),os.open(os.devnull, os.O_RDONLY)
     for number,to in enumerate((nothing, out, out)): os.dup2(to, number)
     ours,theirs = socket.socketpair()
