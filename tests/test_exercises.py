@@ -29,8 +29,8 @@ def test_every_lesson_has_an_exercise_and_a_solution(root):
     assert [p.name for p in SOLUTIONS] == [o.path.name for o in lessons()] == sorted(p.name for p in (root/'exercises').glob('[0-9][0-9]_*[!0-9].ipynb'))
 
 
-SLOW = ['05_validation', '06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing', '13_serving',
-        '14_vision', '15_containers', '16_pipelines', '17_release', '18_monitoring', '19_drift', '20_performance', '23_reviews',
+SLOW = ['02_ocr', '05_validation', '06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing',
+        '13_serving', '14_vision', '15_containers', '16_pipelines', '17_release', '18_monitoring', '19_drift', '20_performance', '23_reviews',
         '24_scans', '25_timetables']
 # each seed takes them seconds: they train nets, start DVC, MLflow, Prefect, Dask or pytest, draw reports, or validate hundreds of tables
 
