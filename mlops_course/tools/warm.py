@@ -108,7 +108,10 @@ def wait_for_kernel(line:socket.socket) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
     sys.modules['numpy'].random.seed()
-    sys.modules['pandas'].set_option('display.max_columns', 20) # as pandas has it when a notebook imports it
+    # as they set themselves when a notebook imports them
+    sys.modules['pandas'].set_option('display.max_columns', 20)
+    inline = 'module://matplotlib_inline.backend_inline'
+    sys.modules['matplotlib'].rcParams['backend'] = env.get('MPLBACKEND') or inline
     run_module('ipykernel_launcher', words)
 
 def run_warm(
@@ -140,8 +143,6 @@ class WarmProcess:
         env = dict(env or os.environ)
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload(list(PRELOADED))
-        # as in a kernel, when matplotlib is imported
-        os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'
         self.process = context.Process(target=run_warm, args=(command, env, str(log)))
         self.process.start()
 
