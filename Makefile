@@ -23,7 +23,7 @@ lab: env ## Open JupyterLab on the first page of the course
 course: env ## Run every lesson and page of the library, and leave a report
 	@$(COURSE) run
 
-bare: env ## Run every lesson in a bare container (needs podman and buildah)
+bare: env ## Run every lesson and page in a bare container (needs podman and buildah)
 	@$(BIN)/python scripts/bare.py
 
 services: env ## Start the service, its probe, Prometheus and Alertmanager, until Ctrl+C
@@ -40,7 +40,7 @@ test: debian env ## Everything that CI checks
 	@$(BIN)/ruff check
 	@$(COURSE) exercises --check
 	@$(BIN)/nbdev_test --path nbs/tools --n_workers 2
-	@$(COURSE) verify
+	@$(COURSE) verify lessons
 	@$(BIN)/python scripts/bare.py --or-here
 	@$(BIN)/pytest -q -n 2 -m "not slow"
 	@$(BIN)/pytest -q -n 3 -m slow

