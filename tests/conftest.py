@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from hashlib import md5
 
 import nbformat
@@ -27,6 +28,12 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    "Labs last: many tests of some seconds fill up the workers, where a long one would leave the others idle."
+    items.sort(key=lambda o: 'test_exercises.py' in o.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def tracking_address():
     "`mlflow.set_tracking_uri` also sets an environment variable. What a test sets there, no other test sees."
@@ -37,6 +44,18 @@ def tracking_address():
     mlflow.set_tracking_uri(None)
     os.environ.pop('MLFLOW_TRACKING_URI', None)
     if before: os.environ['MLFLOW_TRACKING_URI'] = before
+
+
+@pytest.fixture
+def limited_files(monkeypatch):
+    "Makes a `preexec_fn`: no file of that process may become larger than so many bytes, which stands in for a full disk."
+    # Python 3.11 would cut off what it compiles, too, and every process after this one would read that
+    monkeypatch.setenv('PYTHONDONTWRITEBYTECODE', '1')
+    def limit(size):
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return lambda size: partial(limit, size)
 
 
 @pytest.fixture(scope='session')
@@ -74,7 +93,6 @@ def until(true, seconds=30):
         assert time.monotonic() < end, 'it never happened'
         time.sleep(.01)
     return found
-
 
 
 def check_stage(root, name, functions):
