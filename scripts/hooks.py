@@ -41,10 +41,9 @@ def stale_exports(root: Path = ROOT) -> list[str]:
         if done.returncode: return [f"scripts/export.py fails: {done.stderr.strip().splitlines()[-1]}"]
         made = {o.relative_to(tmp): o.read_text(encoding="utf-8") for o in Path(tmp, "mlops_course").rglob("*.py")}
     here = {o.relative_to(root): o.read_text(encoding="utf-8") for o in (root / "mlops_course").rglob("*.py")}
-    generated = Path("mlops_course", "_modidx.py") # holds the order in which exports happened: compared by what it means
     said = [f"{name.as_posix()} is exported by no notebook: remove it" for name in sorted(here.keys() - made.keys())]
     said += [f"{name.as_posix()} is not there" for name in sorted(made.keys() - here.keys())]
-    for name in sorted((made.keys() & here.keys()) - {generated}):
+    for name in sorted(made.keys() & here.keys()):
         if made[name] != here[name]: said.append(f"{name.as_posix()} differs from its notebook: {difference(here[name], made[name])}")
     return said
 

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +13,6 @@ from mlops_course.tools.modules import module_table, with_table
 from mlops_course.tools.readme import readme_text
 
 BIN = Path(sys.executable).parent
-
-
-def test_the_library_is_what_the_notebooks_export(root, tmp_path):
-    for name in ('settings.ini', 'nbs', 'mlops_course'):
-        copy = shutil.copytree if (root/name).is_dir() else shutil.copy
-        copy(root/name, tmp_path/name)
-    for path in (tmp_path/'mlops_course').rglob('*.py'):
-        if path.name != '__init__.py': path.unlink()
-    subprocess.run([sys.executable, root/'scripts'/'export.py'], cwd=tmp_path, check=True)
-    made = {p.relative_to(tmp_path): p.read_text(encoding='utf-8') for p in (tmp_path/'mlops_course').rglob('*.py')}
-    kept = {p.relative_to(root): p.read_text(encoding='utf-8') for p in (root/'mlops_course').rglob('*.py')}
-    assert sorted(kept) == sorted(made)
-    assert [p for p in made if made[p] != kept[p]] == []
 
 
 def test_the_readme_is_made_from_the_index(root):
