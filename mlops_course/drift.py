@@ -51,7 +51,7 @@ def drift_lower_bounds(
     reference:pd.DataFrame, # One row a line, one column a feature
     current:pd.DataFrame,   # With the same columns; others are ignored
     alpha:float=.01,        # How often any feature may show more than 0, if nothing has changed
-) -> dict[str, float]:      # Feature -> share of changed lines, at least; 0 if it may be chance
+) -> dict[str, float]:      # Feature -> lower bound on the share of changed lines; 0 if it may be chance
     "A lower bound on the drift of each feature."
     columns = [str(column) for column in reference]
     if missing := [column for column in columns if column not in current]:
@@ -88,8 +88,8 @@ def drift_over_time(
     stream:pd.DataFrame,  # One row a line, oldest first
     window:int=200,       # Lines that are compared with the reference
     every:int=20,         # Lines between two looks
-    alpha:float=.01,      # As in `drift_lower_bounds`
-) -> pd.DataFrame:        # One row a look: how far each feature had moved; the index says after how many lines
+    alpha:float=.01,      # Of each look, as in `drift_lower_bounds`
+) -> pd.DataFrame:        # One row a look, as from `drift_lower_bounds`; the index is the number of lines so far
     "The drift that a monitor would report along `stream`."
     if len(stream) < window:
         raise ValueError(f"The stream has {len(stream)} lines, fewer than the window's {window}. Make the "

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value REAL);"""
 # %% ../nbs/library/drift_store.ipynb #d8ff5c7a
 class SharedDatabase:
     "An SQLite file that several processes may write to."
-    def __init__(self, path:str|Path): # Made if missing. It holds what users sent in: nobody else may read it
+    def __init__(self, path:str|Path): # Created if missing, readable by its owner only: it holds user data
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch(0o600)
@@ -61,7 +61,7 @@ class DriftMonitor(SharedDatabase):
         window:int=200,         # Rows that are compared with the reference
         alpha:float=.01,        # As in `drift_lower_bounds`
         every_s:float=.5,       # Between writes; a killed process loses at most this much
-        keep:int=100_000,       # Rows; older ones go
+        keep:int=100_000,       # Rows to keep; older ones are deleted
     ):
         super().__init__(path)
         self.features = list(features)
@@ -118,7 +118,7 @@ class DriftMonitor(SharedDatabase):
             except sqlite3.Error as e:
                 get_logger('drift').error('nothing could be written', error=str(e), waiting=len(self.waiting))
 
-    def refer(self, reference:pd.DataFrame) -> None: # One row a line, with a column for each feature
+    def refer(self, reference:pd.DataFrame) -> None: # 100 rows or more, with a column for each feature
         "Set the reference. Only rows from now on are compared with it."
         if len(reference) < 100 or not np.isfinite(reference.reindex(columns=self.features).to_numpy(float)).all():
             raise ValueError(f"The reference has {len(reference)} lines with "
@@ -202,7 +202,7 @@ def drift_registry(
 # %% ../nbs/library/drift_store.ipynb #4abe34c9
 class Cooldown(SharedDatabase):
     "A lock with a cool-down: at most one process may start an action per period."
-    def take(self, what:str, cool_down_s:float, now:float|None=None) -> bool: # Is it yours?
+    def take(self, what:str, cool_down_s:float, now:float|None=None) -> bool: # May the caller act?
         "Claim the action `what`: succeeds at most once in `cool_down_s` seconds, for the first caller."
         with self.opened() as db:
             done = db.execute('INSERT INTO state VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = excluded.value '

@@ -29,7 +29,6 @@ from mlops_course.base.settings import ApiSettings, load_settings
 from mlops_course.drift import drift_lower_bounds, drift_over_time, drift_report, ks_distance, ks_margin, psi
 from mlops_course.drift_store import Cooldown, DriftMonitor, LabelStore, SharedDatabase, drift_registry
 from mlops_course.keys import KeyStore
-from mlops_course.mmd import mmd_p_value
 from mlops_course.monitoring import AlertNotice, AlertReceiver
 from mlops_course.prefect_server import PrefectServer
 from mlops_course.prometheus import PROMETHEUS_PROGRAMS, run_monitoring
@@ -189,24 +188,6 @@ def test_psi_of_nothing_grows_with_fewer_lines():
     few, many = (np.mean([psi(rng.normal(size=2000), rng.normal(size=n)) for _ in range(60)]) for n in (60, 600))
     assert few == pytest.approx(9*(1/60 + 1/2000), rel=.4)
     assert many < few/4
-
-
-def test_mmd_sees_a_change_that_no_number_alone_shows():
-    "Two numbers, each with the same distribution as before; only what goes with what has changed."
-    rng = np.random.default_rng(0)
-    before = rng.normal(size=(150, 1)) + rng.normal(scale=.1, size=(150, 2))
-    after = rng.normal(size=(100, 1)) + rng.normal(scale=.1, size=(100, 2))
-    assert mmd_p_value(before, after*[1, -1], 99) == .01
-    assert mmd_p_value(before, after, 99) > .05
-
-
-def test_mmd_rings_for_nothing_as_seldom_as_it_says():
-    rng = np.random.default_rng(3)
-    assert np.mean([mmd_p_value(rng.normal(size=(40, 5)), rng.normal(size=(30, 5)), 39, i) <= .1 for i in range(150)]) < .18
-
-
-def test_mmd_of_equal_rows_is_one():
-    assert mmd_p_value(np.ones((20, 3)), np.ones((10, 3)), 19) == 1
 
 
 def test_looks_ring_after_the_change_and_not_before():
