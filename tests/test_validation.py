@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlops_course import pictures
 from mlops_course.base.files import replace_text_file
+from mlops_course.dataset_checks import DATA_CHECKS, CheckedFolder, check_dataset, check_images
 from mlops_course.lineage import outdated_reasons, write_lineage
 from mlops_course.pictures import Cutoffs, DuplicatePair, find_duplicates, hamming_distances, has_light_ink, load_grey, measure_images, pixel_difference
 from mlops_course.quality_report import quality_report
@@ -21,7 +22,7 @@ from mlops_course.reader.datasets import make_version, read_labels
 from mlops_course.reader.degradations import degrade
 from mlops_course.reader.feed import load_feed
 from mlops_course.reader.fonts import FONTS, render_line
-from mlops_course.validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset, check_images, check_leaks, check_table, findings_table, split_accepted
+from mlops_course.validation import Finding, check_leaks, check_table, findings_table, split_accepted
 
 ROWS = 240
 
@@ -350,7 +351,7 @@ def spoil(copy) -> CheckedFolder:
 
 def test_accepted_and_rejected_are_the_whole_table(copy, tmp_path):
     checked = spoil(copy)
-    accepted = split_accepted(checked, tmp_path / "out")
+    accepted = split_accepted(checked.frame, checked.findings, tmp_path / "out")
     rejected = read_labels(tmp_path / "out" / "rejected.csv")
     assert sorted([*accepted.index, *rejected["row"].astype(int)]) == list(range(ROWS))
     assert {3, 4, 5} <= set(rejected["row"].astype(int)) == checked.rejected
@@ -363,7 +364,8 @@ def test_accepted_and_rejected_are_the_whole_table(copy, tmp_path):
 
 
 def test_clean_data_leaves_an_empty_list_with_its_heading(clean, tmp_path):
-    split_accepted(check_folder(clean), tmp_path)
+    checked = check_folder(clean)
+    split_accepted(checked.frame, checked.findings, tmp_path)
     rejected = read_labels(tmp_path / "rejected.csv")
     assert len(rejected) == 0
     assert {"row", "file", "text", "check", "reason"} <= set(rejected)
@@ -371,7 +373,7 @@ def test_clean_data_leaves_an_empty_list_with_its_heading(clean, tmp_path):
 
 def test_findings_count_rows_whatever_the_index_says(tmp_path):
     frame = pd.DataFrame({"file": ["a", "b"], "text": ["x", "y"]}, index=[1, 1])
-    accepted = split_accepted(CheckedFolder(tmp_path, frame, [Finding(1, "b", "empty", "nothing")], Cutoffs()), tmp_path)
+    accepted = split_accepted(frame, [Finding(1, "b", "empty", "nothing")], tmp_path)
     assert accepted["file"].tolist() == ["a"]
     assert read_labels(tmp_path / "rejected.csv")["file"].tolist() == ["b"]
 
@@ -379,13 +381,13 @@ def test_findings_count_rows_whatever_the_index_says(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(copy, tmp_path, monkeypatch):
     out = tmp_path / "out"
     checked = spoil(copy)
-    split_accepted(checked, out)
+    split_accepted(checked.frame, checked.findings, out)
     before = {o.name: o.read_bytes() for o in out.iterdir()}
 
     def broken(*_): raise OSError("No space left on device")
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="No space"):
-        split_accepted(checked._replace(findings=[]), out)
+        split_accepted(checked.frame, [], out)
     assert {o.name: o.read_bytes() for o in out.iterdir()} == before
 
 
