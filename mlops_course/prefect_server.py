@@ -10,6 +10,8 @@ import atexit
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +47,7 @@ class PrefectServer:
     def __repr__(self): return f"PrefectServer({'running' if self.url else 'stopped'})"
 
     def start(self) -> 'PrefectServer':
-        "Begin; the `with` block waits."
+        "Start the server without waiting until it is ready; the `with` block waits for that."
         from importlib.metadata import version
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder/'server.lock')
@@ -93,6 +95,10 @@ class PrefectServer:
         return self
 
     def __exit__(self, *_) -> None:
+        from prefect.events.worker import EventsWorker
+        # the worker keeps its connection, and would send the events of the next server to this one
+        with suppress(RuntimeError), ThreadPoolExecutor(1) as thread: # no thread can start while Python exits
+            thread.submit(EventsWorker.drain_all, timeout=10).result()
         for name,value in self.before.items():
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value

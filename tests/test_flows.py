@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import until
 from filelock import FileLock
 
 from mlops_course import delivery, pipeline_steps, pipelines, prefect_server, workflows
@@ -230,6 +231,7 @@ def test_training_that_was_cut_off_goes_on(runs, monkeypatch):
     assert 'resumed' in found[0]['tags']
 
 
+@pytest.mark.slow
 def test_model_that_reads_nothing_is_refused_with_its_numbers(runs):
     with pytest.raises(GateRefused, match=r'CER of render: .* at most 0.05 is allowed'): steps.validate_step(TINY, {'train': steps.train_step(TINY, GIVEN)})
 
@@ -446,7 +448,7 @@ def test_waiting_command_waits_for_its_product_and_ends_without_a_trace(runs, pr
         assert wait_until_ready(f'{url}/deployments/name/{flow}/retraining', lambda: child.poll() is None, 100)
         waits = httpx.get(f'{url}/deployments/name/{flow}/retraining', trust_env=False).json()
         assert waits['entrypoint'] == f'mlops_course.{product}.steps.deliver'
-        heard = httpx.post(f'{url}/automations/filter', json={}, trust_env=False).json()
+        heard = until(lambda: httpx.post(f'{url}/automations/filter', json={}, trust_env=False).json()) # Prefect adds it after the deployment
         assert [o['trigger']['match'] for o in heard] == [{'prefect.resource.id': f'{product}.data'}]
         time.sleep(1) # until Prefect's own handlers are there
         os.killpg(child.pid, ends)
@@ -649,6 +651,36 @@ def test_server_leaves_nothing_behind(tmp_path, monkeypatch):
     assert 'PREFECT_API_URL' not in os.environ
     with pytest.raises(httpx.ConnectError): httpx.get(f'{url}/health')
     assert {o.pid for o in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.mark.slow
+def test_second_server_of_a_process_hears_of_its_tasks(tmp_path):
+    from prefect import flow, task
+    @task
+    def double(x): return 2*x
+    @flow
+    def doubles(): return [double(o) for o in range(3)]
+    for name in ('first', 'second'):
+        with PrefectServer(tmp_path/name) as opened:
+            assert doubles() == [0, 2, 4]
+            def states(): return [o['state_name'] for o in httpx.post(f'{opened.url}/task_runs/filter', json={}, trust_env=False).json()]
+            until(lambda: states() == ['Completed']*3)
+
+
+@pytest.mark.slow
+def test_shared_server_ends_with_its_process():
+    code = '''
+from mlops_course.prefect_server import shared_server
+server = shared_server()
+from prefect import flow, task
+double = task(lambda x: 2*x)
+print(server.url, flow(lambda: double(21))())
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    url,answer = done.stdout.split()
+    assert answer == '42'
+    with pytest.raises(httpx.ConnectError): httpx.get(f'{url}/health', trust_env=False)
 
 
 # The workflow, with act
