@@ -27,6 +27,7 @@ def repo_environment(
               for key,value in (('NAME', 'A Learner'), ('EMAIL', 'learner@example.org'))}
     return person | {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1', 'DVC_NO_ANALYTICS': '1',
         'DVC_GLOBAL_CONFIG_DIR': own, 'DVC_SYSTEM_CONFIG_DIR': own, 'DVC_SITE_CACHE_DIR': own,
+        'DVC_TEST': 'true', # or answers in JSON pass by `redirect_stdout`
         'AWS_MAX_ATTEMPTS': '1', 'AWS_EC2_METADATA_DISABLED': 'true',
         'NO_PROXY': '127.0.0.1', 'no_proxy': '127.0.0.1', # a local server answers at once
         # so that `python` in a stage is this one
@@ -51,7 +52,7 @@ def git(
 def working_in(
     folder:Path, # A repository
 ) -> Iterator[io.StringIO]: # Collects what is printed and logged meanwhile
-    "Use the working folder, the environment and the output of a program that runs in `folder`."
+    "Run the block in `folder`, with the environment of `repo_environment` and with its output collected."
     said,before = io.StringIO(),dict(os.environ)
     talking = {handler for name in ('dvc', 'dvc_objects', 'dvc_data') for handler in logging.getLogger(name).handlers
                if isinstance(handler, logging.StreamHandler)}
@@ -77,7 +78,7 @@ def dvc(
     sys.stdout,sys.stderr = before # undo the wrappers of colorama, which DVC starts
     from rich.console import Console
     # without these, DVC would draw in the notebook instead of answering
-    plain:dict[str, Any] = {'force_jupyter': False, 'color_system': None, 'width': 120}
+    plain:dict[str, Any] = {'force_jupyter': False, 'force_terminal': False, 'color_system': None, 'width': 120}
     ui.rich_console,ui.error_console = Console(**plain),Console(stderr=True, **plain)
     with working_in(cwd) as said: code = main([str(o) for o in words])
     advice = r'\s*To (track the changes with git|enable auto staging), run:\s+(git add|dvc config) [^\n]*'

@@ -293,13 +293,6 @@ def test_second_repro_is_refused_while_one_runs(slow_pipeline):
 
 # A full disk
 
-def limit(size: int):
-    "A limit on the size of a file that a process may write, which stands in for a full disk where none can be mounted."
-    import resource
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     "A disk of one megabyte; None where none can be mounted."
@@ -313,12 +306,12 @@ def small_disk(tmp_path):
 
 @POSIX
 @pytest.mark.slow
-def test_full_disk_stops_a_push_and_the_rest_follows_later(repo, small_disk, tmp_path):
+def test_full_disk_stops_a_push_and_the_rest_follows_later(repo, small_disk, tmp_path, limited_files):
     write_data(repo / "data", 8, size=300_000)
     dvc("add", "data", cwd=repo)
     good = fingerprint(repo / "data")
     dvc("remote", "modify", "store", "url", str(small_disk or tmp_path / "store"), cwd=repo)
-    process = start(repo, "push", **({} if small_disk else {"preexec_fn": lambda: limit(100_000)}))
+    process = start(repo, "push", **({} if small_disk else {"preexec_fn": limited_files(100_000)}))
     said = process.communicate(timeout=120)[0]
     assert process.returncode != 0, said
     assert "failed" in said or "No space left" in said or "File too large" in said
@@ -332,11 +325,11 @@ def test_full_disk_stops_a_push_and_the_rest_follows_later(repo, small_disk, tmp
 
 @POSIX
 @pytest.mark.slow
-def test_full_disk_during_add_is_said_and_the_folder_stays(repo, small_disk):
+def test_full_disk_during_add_is_said_and_the_folder_stays(repo, small_disk, limited_files):
     write_data(repo / "data", 8, size=300_000)
     good = fingerprint(repo / "data")
     if small_disk: dvc("cache", "dir", str(small_disk), cwd=repo)
-    process = start(repo, "add", "data", **({} if small_disk else {"preexec_fn": lambda: limit(100_000)}))
+    process = start(repo, "add", "data", **({} if small_disk else {"preexec_fn": limited_files(100_000)}))
     said = process.communicate(timeout=120)[0] # its exit code is 0 all the same: this is why our `dvc` reads what is said
     assert "No space left" in said or "File too large" in said
     assert fingerprint(repo / "data") == good
