@@ -199,6 +199,7 @@ def accuracy(name: str, group: str) -> float:
     return total["cells_right"]/total["cells"]
 
 
+@pytest.mark.slow
 def test_adapter_learns_the_second_layout_and_the_net_keeps_the_first():
     assert accuracy("second", "second") > .9 > .3 > accuracy("rule", "second")
     assert accuracy("tokens", "own") > .95
@@ -216,7 +217,7 @@ def test_training_repeats():
 @pytest.fixture(scope="module", params=["bert", "layoutlm"])
 def large(request, tmp_path_factory) -> Path:
     "A folder with a token classifier of transformers."
-    from mlops_course.reader.easyocr import import_torchvision
+    from mlops_course.base.torchvision import import_torchvision
     import_torchvision()
     import transformers as tf
     folder = tmp_path_factory.mktemp(request.param)
