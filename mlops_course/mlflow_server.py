@@ -8,6 +8,7 @@ __all__ = ['MlflowServer']
 # %% ../nbs/library/mlflow_server.ipynb #792ce939
 import sys
 from pathlib import Path
+from secrets import token_hex
 
 from .base.processes import ServerProcess, free_port
 from .store import mask_credentials
@@ -19,14 +20,18 @@ class MlflowServer(ServerProcess):
         uri:str,        # Address of its database
         artifacts:Path, # Folder for the files of runs
         port:int=0,     # Any free one if 0
+        accounts:Path|None=None, # MLflow's `basic_auth.ini`; without it nobody is asked for a password
     ):
         self.port,artifacts = port or free_port(),Path(artifacts)
         self.uri = f'http://127.0.0.1:{self.port}'
         command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port),
                    '--workers', '1', '--backend-store-uri', uri,
                    '--artifacts-destination', artifacts.resolve().as_uri()]
-        super().__init__(command, f'{self.uri}/health', artifacts/'server.log',
-                         {'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'})
+        env = {'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true'}
+        if accounts:
+            command += ['--app-name', 'basic-auth']
+            env |= {'MLFLOW_AUTH_CONFIG_PATH': str(accounts), 'MLFLOW_FLASK_SERVER_SECRET_KEY': token_hex()}
+        super().__init__(command, f'{self.uri}/health', artifacts/'server.log', env)
     def __repr__(self): return f"MlflowServer({self.uri}, {'running' if self.watchman else 'stopped'})"
 
     def __enter__(self) -> 'MlflowServer':

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from base64 import b64encode
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -18,6 +18,7 @@ from conftest import needs
 from PIL import Image
 
 from mlops_course.base.processes import ServerProcess, free_port
+from mlops_course.mlflow_server import MlflowServer
 from mlops_course.pipeline_steps import code_files, step_key
 from mlops_course.pipelines import GateRefused
 from mlops_course.scans import stages as scan_stages
@@ -196,13 +197,11 @@ def test_a_folder_that_is_not_there_and_a_target_that_is_something_else(tmp_path
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_old_model_stays(tmp_path, phantoms, trained):
+def test_a_full_disk_is_one_line_and_the_old_model_stays(tmp_path, phantoms, trained, limited_files):
     out = Path(copytree(trained[0], tmp_path / "model"))
     before = {o.name: o.read_bytes() for o in out.iterdir()}
-    limit = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-             "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); " # the weights are larger
-             "from mlops_course.tools.cli import main; main()")
-    done = subprocess.run([sys.executable, "-c", limit, "scans", "train", phantoms, "--out", out, "--steps", "2"], capture_output=True, text=True)
+    done = subprocess.run([PROGRAM, "scans", "train", phantoms, "--out", out, "--steps", "2"], capture_output=True, text=True,
+        preexec_fn=limited_files(20_000)) # the weights are larger
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("Error: ")
     assert "what stood there before is still there" in done.stderr
@@ -286,6 +285,30 @@ def test_two_trainings_with_one_seed_are_equal(tmp_path, phantoms):
     assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
 
 
+def test_a_net_of_torchvision_starts_from_its_published_weights(tmp_path, phantoms):
+    import torch
+    from safetensors.torch import load_file
+
+    from mlops_course.base.torchvision import import_torchvision
+    import_torchvision()
+    from torchvision.models import resnet18
+    resnet = SMALL.model_copy(update={"net": SMALL.net.model_copy(update={"name": "resnet18", "side": 32}), "train": FitParams(steps=2)})
+    whole = resnet18()
+    torch.save({k: v for k, v in whole.state_dict().items() if "num_batches" not in k}, tmp_path / "resnet18.pth") # as published
+    made = load_file(make_base(tmp_path / "base", resnet, tmp_path / "resnet18.pth"))
+    assert (made["features.1.weight"] == whole.conv1.weight).all()
+    assert (made["features.8.1.conv2.weight"] == whole.layer4[1].conv2.weight).all()
+    ingest_scans(phantoms, tmp_path / "data", resnet)
+    train_scans(tmp_path / "data", tmp_path / "base", tmp_path / "model", resnet)
+    frame = read_scans(phantoms)
+    assert sum(ScanModel(tmp_path / "model")(load_scans(phantoms, frame["file"][:1], 32)[0]).probabilities.values()) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match=r"another net than resnet34\. Set net\.name"):
+        make_base(tmp_path / "b", resnet.model_copy(update={"net": resnet.net.model_copy(update={"name": "resnet34"})}), tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match=r"of a net of torchvision\. Set net\.name"): make_base(tmp_path / "b", SMALL, tmp_path / "resnet18.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"page\.pth holds no weights"): make_base(tmp_path / "b", resnet, tmp_path / "page.pth")
+
+
 def test_a_base_model_starts_from_an_earlier_one_and_refuses_another_net(tmp_path, trained):
     from safetensors.torch import load_file
     earlier = trained[0] / "weights.safetensors"
@@ -293,7 +316,7 @@ def test_a_base_model_starts_from_an_earlier_one_and_refuses_another_net(tmp_pat
     known = load_file(earlier)
     assert all((known[k] == v).all() for k, v in made.items())
     wide = SMALL.model_copy(update={"net": SMALL.net.model_copy(update={"width": 8})})
-    with pytest.raises(ValueError, match=r"Set net\.width"): make_base(tmp_path / "base", wide, earlier)
+    with pytest.raises(ValueError, match=r"Set net\.name and net\.width"): make_base(tmp_path / "base", wide, earlier)
     with pytest.raises(FileNotFoundError, match=r"config\.yaml"): make_base(tmp_path / "base", SMALL, tmp_path / "none")
 
 
@@ -329,13 +352,20 @@ def names_in(code):
     return set(code.co_names).union(*(names_in(o) for o in code.co_consts if hasattr(o, "co_names")))
 
 
+def is_ours(name):
+    "Is `name` a module of this product?"
+    return name.startswith(PRODUCT)
+
+
 def modules_run(thing, seen):
     "The modules of this product that hold what `thing`, a function or a class, uses."
     home = sys.modules[thing.__module__]
     if thing in seen or not home.__name__.startswith(PRODUCT): return set()
     seen.add(thing)
     functions = [o for o in vars(thing).values() if inspect.isfunction(o)] if inspect.isclass(thing) else [inspect.unwrap(thing)]
-    used = [getattr(home, name, None) for o in functions if hasattr(o, "__code__") for name in sorted(names_in(o.__code__))]
+    names = [sorted(names_in(o.__code__)) for o in functions if hasattr(o, "__code__")]
+    # a function may import what it uses
+    used = [getattr(o, name, None) for each in names for o in (home, *map(import_module, filter(is_ours, each))) for name in each]
     below = [modules_run(o, seen) for o in used if inspect.isfunction(o) or inspect.isclass(o)]
     return {home.__name__.rpartition(".")[2]}.union(*below)
 
@@ -433,44 +463,27 @@ def test_the_three_variables_come_from_the_file_and_the_environment_wins(tmp_pat
     with mlflow_settings(tmp_path.parent) as address: assert address == ""
 
 
-def guarded(address, user, password):
-    "An app that passes requests with the right password on to the server at `address`, as a proxy in front of MLflow does."
-    import httpx
-    from starlette.applications import Starlette
-    from starlette.responses import Response
-    from starlette.routing import Route
-    right = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
-    async def forward(request):
-        if request.headers.get("authorization") != right: return Response("no", 401, {"WWW-Authenticate": "Basic"})
-        url = f"{address}{request.url.path}?{request.url.query}"
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
-            kept = {k: v for k, v in request.headers.items() if k not in ("host", "authorization", "content-length")}
-            answer = await client.request(request.method, url, content=await request.body(), headers=kept)
-        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
-    return Starlette(routes=[Route("/{path:path}", forward, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])])
-
-
 @pytest.mark.slow
 def test_the_last_stage_logs_to_a_server_with_a_password(project, tmp_path):
-    from mlops_course.base.servers import on_free_port
-    from mlops_course.mlflow_server import MlflowServer
+    import mlflow
     for name in ("ingest", "base", "train"): STAGES[name](project)
-    with MlflowServer(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "files") as server, on_free_port(guarded(server.uri, "ana", "a-long-password")) as url:
-        def login(password): (project / ".env").write_text(f"MLFLOW_TRACKING_URI={url}\nMLFLOW_TRACKING_USERNAME=ana\nMLFLOW_TRACKING_PASSWORD={password}\n")
+    (tmp_path / "basic_auth.ini").write_text(f"[mlflow]\ndatabase_uri = sqlite:///{tmp_path / 'accounts.db'}\ndefault_permission = READ\n"
+        "admin_username = ana\nadmin_password = a-long-password\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n")
+    with MlflowServer(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "files", accounts=tmp_path / "basic_auth.ini") as server:
+        def login(password):
+            (project / ".env").write_text(f"MLFLOW_TRACKING_URI={server.uri}\nMLFLOW_TRACKING_USERNAME=ana\nMLFLOW_TRACKING_PASSWORD={password}\n")
         login("wrong")
         done = scans("evaluate", cwd=project)
         assert done.returncode == 2
         assert "did not take the run" in done.stderr
+        assert "401" in done.stderr
         assert "MLFLOW_TRACKING_PASSWORD" in done.stderr
         login("a-long-password")
         done = scans("evaluate", cwd=project)
         assert done.returncode == 0, done.stderr
-        import mlflow
-        mlflow.set_tracking_uri(server.uri)
-        try:
+        with mlflow_settings(project):
             [run] = mlflow.search_runs(experiment_names=["scans"], output_format="list")
             files = [o.path for o in mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="model")]
-        finally: mlflow.set_tracking_uri(None)
     assert run.data.params["train.steps"] == "30"
     assert "sensitivity.low" in run.data.metrics
     assert "model/model.onnx" in files

@@ -9,16 +9,15 @@ __all__ = ['PhantomParams', 'SplitParams', 'NetParams', 'FitParams', 'ScanParams
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
 from pydantic import Field
 
 from ..base.files import replace_folder, replace_text_file
 from ..base.settings import SettingsSection, WholeNumber
-from .folder import check_scans, clean_scans, read_scans, split_scans
-from .phantoms import make_phantoms
-from ..validation import findings_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/library/scan_ingest.ipynb #c60a8e29
 class PhantomParams(SettingsSection):
@@ -35,6 +34,7 @@ class SplitParams(SettingsSection):
 
 class NetParams(SettingsSection):
     "The net and the side of its pictures. DVC forgets a parameter called `size`, so none is."
+    name: Literal['small', 'resnet18', 'resnet34', 'resnet50'] = 'small' # the net of lesson 24, or one of torchvision
     side: WholeNumber = Field(default=64, ge=16, le=512)
     width: WholeNumber = Field(default=16, ge=4, le=256)
 
@@ -60,8 +60,12 @@ def ingest_scans(
     to:str|Path,     # Gets scans/, scans.csv and rejected.csv
     params:ScanParams,
     block:int=20,    # As in `read_scans`
-) -> pd.DataFrame:   # The table of what was accepted
+) -> 'pd.DataFrame': # The table of what was accepted
     "Check and split the scans in `source`, and copy those that can be used."
+    # here, since the other stages import this module for its parameters alone
+    from mlops_course.scans.folder import check_scans, clean_scans, read_scans, split_scans
+    from mlops_course.scans.phantoms import make_phantoms
+    from mlops_course.validation import findings_table
     to = Path(to).resolve()
     to.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to, prefix='.ingest.') as tmp:

@@ -8,13 +8,14 @@ __all__ = ['CONFIG_YAML', 'ENV_EXAMPLE', 'DVC_YAML', 'STAGE_MODULES', 'MLFLOW_VA
            'run_ingest', 'run_base', 'run_train', 'run_evaluate']
 
 # %% ../../nbs/library/scan_stages.ipynb #3ddb504e
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-import pandas as pd
 import yaml
 from dotenv import dotenv_values
 from pydantic import ValidationError
@@ -23,9 +24,7 @@ import mlops_course
 from ..base.environment import fingerprint
 from ..base.files import replace_text_file, save_atomically, write_json
 from ..base.settings import SettingsSection, read_yaml
-from .evaluation import evaluate_scans, write_evaluation
 from .ingest import ScanParams, ingest_scans
-from .model import ScanModel
 from ..versioning import recorded_hashes
 
 # %% ../../nbs/library/scan_stages.ipynb #b4b67182
@@ -33,7 +32,7 @@ CONFIG_YAML = """\
 # Where things are. Numbers that change a result stand in params.yaml.
 source: {source}   # phantoms, or a folder with a folder of images for each class
 block: 20          # neighbours that count as one patient, where names do not tell patients
-base:              # weights.safetensors of an earlier model to start from; empty: random weights
+base:              # what to start from: weights.safetensors of an earlier model, or a .pth file of torchvision's
 experiment: scans  # in MLflow, if MLFLOW_TRACKING_URI is set in .env
 """
 ENV_EXAMPLE = """\
@@ -53,7 +52,7 @@ stages:
   base:
     cmd: mlops-course scans base
     deps: [config.yaml]
-    params: [seed, net.width, {{code.json: [base]}}]
+    params: [seed, net.name, net.width, {{code.json: [base]}}]
     outs: [artifacts/base.safetensors]
   train:
     cmd: mlops-course scans train
@@ -166,6 +165,7 @@ def log_scan_run(
         from mlflow.exceptions import MlflowException
         from requests import RequestException
         mlflow.set_tracking_uri(address)
+        logging.getLogger('mlflow').setLevel(logging.WARNING) # a new experiment needs no notice
         try:
             mlflow.set_experiment(config.experiment)
             with mlflow.start_run() as run:
@@ -175,7 +175,7 @@ def log_scan_run(
                 mlflow.log_artifacts(str(project/'artifacts'/'model'), 'model')
         except (MlflowException, RequestException) as e: # the traceback is dropped: it may show a password
             host = address.rpartition('@')[2]
-            said = str(e).partition('\n')[0][:160].replace(address, host)
+            said = shorten(str(e).partition('\n')[0].replace(address, host), 300)
             raise ConnectionError(f"MLflow at {host} did not take the run: {said}. Correct "
                                   f"{', '.join(MLFLOW_VARIABLES)} in .env, or leave the first one empty") from None
         finally: mlflow.set_tracking_uri(None)
@@ -184,6 +184,8 @@ def log_scan_run(
 # %% ../../nbs/library/scan_stages.ipynb #ac679c30
 def run_ingest(project:Path) -> str:
     "The stage `ingest`."
+    import pandas as pd
+
     config,params = read_project(project)
     frame = ingest_scans(config.source, project/'artifacts'/'data', params, config.block)
     left_out = len(pd.read_csv(project/'artifacts'/'data'/'rejected.csv'))
@@ -191,7 +193,7 @@ def run_ingest(project:Path) -> str:
 
 def run_base(project:Path) -> str:
     "The stage `base`."
-    from mlops_course.scans.training import make_base  # imports PyTorch, which two stages do without
+    from mlops_course.scans.training import make_base
     config,params = read_project(project)
     make_base(project/'artifacts'/'base.safetensors', params, config.base and project/config.base)
     return f"base model from {config.base or 'random weights'}"
@@ -208,6 +210,10 @@ def run_train(project:Path) -> str:
 
 def run_evaluate(project:Path) -> str:
     "The stage `evaluate`."
+    import pandas as pd
+
+    from mlops_course.scans.evaluation import evaluate_scans, write_evaluation
+    from mlops_course.scans.model import ScanModel
     config,params = read_project(project)
     data = project/'artifacts'/'data'
     frame = pd.read_csv(data/'scans.csv', dtype=str)
