@@ -10,8 +10,10 @@ import nbformat
 import pytest
 from conftest import code, write_notebook
 
+from mlops_course.base.processes import end_process_tree
 from mlops_course.tools.exercises import exercise_faults, solution_paths, stale_exercises
 from mlops_course.tools.house import lessons
+from mlops_course.tools.warm import WarmProcess, can_fork
 
 SOLUTIONS = solution_paths()
 
@@ -19,6 +21,16 @@ SOLUTIONS = solution_paths()
 def papermill(source, out, *words, **env):
     "Plain papermill, as an instructor calls it."
     return subprocess.run([sys.executable, '-m', 'papermill', source, out, '--no-progress-bar', *words], capture_output=True, text=True, env=env or None)
+
+
+def warm_papermill(source, out, *words):
+    "The same, started as a copy of a process that has imported much: for all labs, that is minutes less."
+    if not can_fork(): return papermill(source, out, *words)
+    log = out.with_suffix('.log')
+    started = WarmProcess([sys.executable, '-m', 'papermill', str(source), str(out), '--no-progress-bar', *words], log)
+    started.process.join(600)
+    if started.poll() is None: end_process_tree(started.pid)
+    return subprocess.CompletedProcess(words, started.poll(), stderr=log.read_text(encoding='utf-8'))
 
 
 def record(out):
@@ -29,13 +41,11 @@ def test_every_lesson_has_an_exercise_and_a_solution(root):
     assert [p.name for p in SOLUTIONS] == [o.path.name for o in lessons()] == sorted(p.name for p in (root/'exercises').glob('[0-9][0-9]_*[!0-9].ipynb'))
 
 
-FEW_SEEDS = ['06_versioning', '07_training', '08_tracking', '09_tuning', '10_compression', '11_registry', '12_testing', '13_serving',
-             '16_pipelines', '19_drift', '20_performance', '23_reviews', '24_scans', '25_timetables']
-# these train nets, start DVC, MLflow, Prefect, Dask or pytest, or draw reports of Evidently, dozens of times
-SLOW = [*FEW_SEEDS, '02_ocr', '05_validation', '14_vision', '15_containers', '17_release', '18_monitoring']
-# the others of these take half a minute; the test with 25 seeds holds them too
+# these train nets, start servers, DVC, MLflow, Prefect, Dask or pytest, or draw hundreds of lines: 25 seeds take minutes
+FEW_SEEDS = [o.stem for o in SOLUTIONS if o.stem not in ('01_lifecycle', '03_scoring')]
 
-@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in SLOW], ids=lambda p: p.stem)
+
+@pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem not in FEW_SEEDS], ids=lambda p: p.stem)
 def test_every_question_keeps_its_contract(path):
     assert exercise_faults(path) == []
 
@@ -43,7 +53,7 @@ def test_every_question_keeps_its_contract(path):
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [o for o in SOLUTIONS if o.stem in FEW_SEEDS], ids=lambda p: p.stem)
 def test_every_question_of_a_longer_lab_keeps_its_contract(path):
-    assert exercise_faults(path, (0, 1), (0,)) == [] # and the solution with seed 7, by papermill, below
+    assert exercise_faults(path, (0,)) == [] # and the solution with seed 7, by papermill, below
 
 
 @pytest.mark.slow
@@ -128,10 +138,10 @@ def test_exercises_are_what_the_solutions_make():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', SOLUTIONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', SOLUTIONS[::6], ids=lambda p: p.stem) # the contract holds that every stub is open
 def test_papermill_finds_every_question_of_an_exercise_open(path, root, tmp_path):
     out = tmp_path/'out.ipynb'
-    result = papermill(root/'exercises'/path.name, out, '-p', 'seed', '7')
+    result = warm_papermill(root/'exercises'/path.name, out, '-p', 'seed', '7')
     assert result.returncode == 0, result.stderr
     found = record(out)
     assert {o['outcome'] for o in found['questions'].values()} == {'open'}
@@ -143,7 +153,8 @@ def test_papermill_finds_every_question_of_an_exercise_open(path, root, tmp_path
 @pytest.mark.parametrize('path', SOLUTIONS, ids=lambda p: p.stem)
 def test_papermill_finds_every_question_of_a_solution_passed(path, tmp_path):
     out = tmp_path/'out.ipynb'
-    assert papermill(path, out, '-p', 'seed', '7').returncode == 0
+    result = warm_papermill(path, out, '-p', 'seed', '7')
+    assert result.returncode == 0, result.stderr
     found = record(out)
     assert {o['outcome'] for o in found['questions'].values()} == {'passed'}
     assert found['passed'] == found['of']

@@ -246,12 +246,12 @@ class TestNotebook:
 LAYERS = {
     "base": [
         "base.environment", "base.files", "base.history", "base.images", "base.logs", "base.memory",
-        "base.packages", "base.processes", "base.servers", "base.settings", "base.stats"],
+        "base.packages", "base.processes", "base.servers", "base.settings", "base.stats", "base.torchvision"],
     "mlops": [
         "absent", "admission", "alert_routes", "batching", "behaviour", "burn_rates", "cache", "canary", "container_engine",
-        "containers", "contract", "dashboards", "delivery", "dockerfiles", "drift", "drift_store", "durations",
+        "containers", "contract", "dashboards", "dataset_checks", "delivery", "dockerfiles", "drift", "drift_store", "durations",
         "experiments", "fetching", "gates", "http", "image_layers", "keys", "limits", "lineage", "load",
-        "mlflow_server", "mmd", "model_versions", "monitoring", "mutation", "performance", "pictures", "pipeline_steps",
+        "mlflow_server", "model_versions", "monitoring", "mutation", "performance", "pictures", "pipeline_steps",
         "pipelines", "prefect_server", "probe", "prometheus", "promql", "pytest_runs", "quality_report", "record",
         "registry", "registry_history", "release", "repositories", "retraining", "router", "rule_tests", "scoring",
         "screenshots", "service", "service_app", "serving", "slots", "splitting", "spool", "store", "testing",
@@ -264,7 +264,7 @@ LAYERS = {
         "reader.datasets", "reader.degradations", "reader.easyocr", "reader.engines", "reader.evaluation",
         "reader.faults", "reader.features", "reader.feed", "reader.folder", "reader.fonts", "reader.google", "reader.gtfs",
         "reader.layout", "reader.line_engines", "reader.lines", "reader.metrics", "reader.net", "reader.package",
-        "reader.page", "reader.pages", "reader.plugin", "reader.preparation", "reader.quantisation", "reader.recognition",
+        "reader.page", "reader.pages", "reader.planted", "reader.plugin", "reader.preparation", "reader.quantisation", "reader.recognition",
         "reader.releases", "reader.search", "reader.services", "reader.serving", "reader.sources", "reader.steps",
         "reader.timetable_pages", "reader.timetable_reading", "reader.timetable_service", "reader.timetable_tokens",
         "reader.timetables",

@@ -12,8 +12,9 @@ from conftest import code, write_notebook
 from rich.console import Console
 
 from mlops_course.base.files import source_hash
+from mlops_course.tools import running
 from mlops_course.tools.house import lessons, library_pages
-from mlops_course.tools.running import assign_parameters, known_parameters, run_lessons
+from mlops_course.tools.running import Job, assign_parameters, known_parameters, run_lessons
 
 pytestmark = pytest.mark.slow
 QUIET = Console(quiet=True)
@@ -53,6 +54,18 @@ def test_a_page_of_the_library_runs_like_a_lesson_in_a_folder_of_its_own(tmp_pat
     assert [(r.lesson, r.status) for r in results] == [('97_net', 'passed'), ('library/97_net', 'passed'), ('library/index', 'passed')]
     assert {o.relative_to(tmp_path/'out').as_posix() for o in (tmp_path/'out').rglob('*.ipynb')} == {f'{r.lesson}.ipynb' for r in results}
     assert '3 of 3 notebooks ran' in (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
+
+
+def test_a_copy_that_has_not_opened_its_log_yet_can_be_looked_at(tmp_path, monkeypatch):
+    class Slow: # on a busy machine
+        pid = os.getpid()
+        def __init__(self, *_): pass
+        def poll(self): return None
+    monkeypatch.setattr(running, 'WarmProcess', Slow)
+    job = Job('library/first', [], tmp_path/'library'/'first.log', warm=True)
+    job.start()
+    job.look(60)
+    assert (job.status, job.done) == ('running', 0)
 
 
 def test_peak_memory_counts_the_kernel(tmp_path):

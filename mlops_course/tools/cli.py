@@ -25,7 +25,8 @@ from .cli_group import example_epilog, main, treat_sigterm_as_ctrl_c
 
 # %% ../../nbs/tools/cli.ipynb #c0000001
 lessons_argument = click.argument('lessons', nargs=-1)
-jobs_option = click.option('--jobs', default=2, show_default=True, type=click.IntRange(1), help="Lessons side by side.")
+jobs_option = click.option('--jobs', default=2, show_default=True, type=click.IntRange(1),
+                           help="Lessons that run in parallel.")
 limit_option = click.option('--limit', default=600., show_default=True, type=click.FloatRange(0, min_open=True),
                             help="Seconds after which a lesson is stopped.")
 
@@ -75,7 +76,8 @@ def progress_command() -> None:
 def run_command(lessons:tuple[str, ...], parameters:tuple, jobs:int, out:str|None, limit:float) -> None:
     """Run LESSONS through papermill, and leave a report. Without LESSONS, all lessons and library pages are run.
 
-    A lesson is named by number, topic or file, and a page of the library by its name, such as library/net.
+    A lesson is named by number, topic or file, and a page of the library by its name, such as library/net. The
+    words lessons and library name all of a kind.
     """
     from pathlib import Path
 
@@ -103,7 +105,7 @@ def verify_command(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
     from mlops_course.tools.house import Lesson, select_lessons
     from mlops_course.tools.verifying import describe_failures, verify_lessons
     treat_sigterm_as_ctrl_c()
-    home = [] if lessons else [Lesson(find_root()/'nbs'/'index.ipynb')]
+    home = [] if lessons and 'lessons' not in lessons else [Lesson(find_root()/'nbs'/'index.ipynb')]
     verdicts = list(verify_lessons([*home, *select_lessons(lessons)], jobs, limit))
     bad = [v for v in verdicts if v.status != 'passed']
     for v in bad: click.echo(f"\n{describe_failures(v)}", err=True)
@@ -115,21 +117,18 @@ def verify_command(lessons:tuple[str, ...], jobs:int, limit:float) -> None:
 @click.option('--check', is_flag=True, help="Change nothing; fail on any difference.")
 @click.option('--mutants', is_flag=True, help="Try small changes of the solutions of LESSONS (all if none) "
               "against their checks; fail if one survives that solutions/survivors.json does not name.")
-@click.option('--all', 'whole', is_flag=True, help="With --mutants: all mutants, also of labs of which a sample is "
-              "tried otherwise.")
 @click.option('--update', is_flag=True, help="With --mutants: list new survivors as open, and remove killed ones.")
-@click.option('--jobs', default=2, show_default=True, type=click.IntRange(1), help="Mutants tried side by side.")
-def exercises_command(lessons:tuple[str, ...], check:bool, mutants:bool, whole:bool, update:bool,
-                      jobs:int) -> None:
-    "Make exercises/ from solutions/. Work of a learner is put aside, never overwritten."
+@click.option('--jobs', default=2, show_default=True, type=click.IntRange(1), help="Mutants tried in parallel.")
+def exercises_command(lessons:tuple[str, ...], check:bool, mutants:bool, update:bool, jobs:int) -> None:
+    "Make exercises/ from solutions/. A learner's work is backed up, never overwritten."
     from mlops_course.tools.cli_group import UserError
     from mlops_course.tools.exercises import make_exercises, stale_exercises
     if mutants:
         from mlops_course.tools.mutants import report_mutants
         treat_sigterm_as_ctrl_c()
-        sys.exit(report_mutants(lessons, jobs, update, whole))
-    if lessons or update or whole:
-        raise UserError("LESSONS, --all and --update go with --mutants. Without it, all exercises are made")
+        sys.exit(report_mutants(lessons, jobs, update))
+    if lessons or update:
+        raise UserError("LESSONS and --update go with --mutants. Without it, all exercises are made")
     said = stale_exercises() if check else make_exercises()
     for line in said: click.echo(line)
     if check and said: sys.exit("exercises/ differs from solutions/. If you changed a solution: mlops-course exercises")
@@ -139,7 +138,7 @@ def exercises_command(lessons:tuple[str, ...], check:bool, mutants:bool, whole:b
 @main.command(epilog=example_epilog("mlops-course doctor"))
 @click.option('--json', 'as_json', is_flag=True, help="One JSON object for each finding.")
 def doctor_command(as_json:bool) -> None:
-    "Say what this machine has, what it lacks, and which command brings it. Fails only for what a lesson needs."
+    "Say what this machine has, what it lacks, and which command installs it. Fails only for what a lesson needs."
     from mlops_course.tools import doctor as d
     sys.exit(d.run_doctor(as_json))
 

@@ -21,7 +21,7 @@ from .cli_group import UserError, example_epilog, main, print_json
 @click.option('--pages', type=click.IntRange(0), help="Clean pages.  [default: data.pages in params.yaml]")
 @click.option('--seed', type=click.IntRange(0), help="[default: data.seed in params.yaml]")
 def data_command(version:str, folder:str, lines:int|None, pages:int|None, seed:int|None) -> None:
-    "Draw VERSION of the data into FOLDER, whole or not at all. The stages in dvc.yaml call this."
+    "Draw VERSION of the data into FOLDER, completely or not at all. The stages in dvc.yaml call this."
     from mlops_course.base.settings import load_settings
     from mlops_course.reader.datasets import make_version
     params = load_settings().params.data
@@ -61,16 +61,16 @@ def read_whole_folder(folder:str, lines:bool, record:str|None, jobs:int, schedul
 @click.argument('images', nargs=-1, required=True)
 @click.option('--engine', default='custom', show_default=True, help="custom, easyocr, rapidocr, tesseract or vision.")
 @click.option('--lines', is_flag=True, help="Every image is one cropped line.")
-@click.option('--record', type=click.Path(dir_okay=False), help="Of a folder: where its readings go.  [default: "
+@click.option('--record', type=click.Path(dir_okay=False), help="For a folder: the file for its readings.  [default: "
               "readings/FOLDER.jsonl in _course]")
-@click.option('--jobs', type=click.IntRange(1), help="Of a folder: processes that read.  [default: one for each core]")
-@click.option('--scheduler', help="Of a folder: the address of a Dask scheduler, whose workers read instead.")
+@click.option('--jobs', type=click.IntRange(1), help="For a folder: number of processes.  [default: one for each core]")
+@click.option('--scheduler', help="For a folder: address of a Dask scheduler whose workers read instead.")
 def read_command(images:tuple[str, ...], engine:str, lines:bool, record:str|None, jobs:int|None,
                  scheduler:str|None) -> None:
-    """Read IMAGES, one JSON line each. A bad file gets a line that says why; the others are read all the same.
+    """Read IMAGES, one JSON line each. For a file that cannot be read, the line says why; the others are still read.
 
-    One folder instead of images is read with custom on all cores, into a record. Interrupted, the same command
-    goes on where it was.
+    A single folder instead of images is read by the engine custom on all cores, into a record. After an interruption,
+    the same command continues where it stopped.
     """
     import json
     import os

@@ -33,10 +33,10 @@ def model_option(name:str) -> Any:
                         "project's own]")
 
 steps_option = click.option('--steps', default=600, show_default=True, type=click.IntRange(1),
-                            help="Steps of the training.")
-batch_option = click.option('--batch', default=16, show_default=True, type=click.IntRange(1), help="Lines in a step.")
+                            help="Number of training steps.")
+batch_option = click.option('--batch', default=16, show_default=True, type=click.IntRange(1), help="Lines in a batch.")
 rate_option = click.option('--rate', default=4e-3, show_default=True, type=click.FloatRange(0, min_open=True),
-                           help="Learning rate, at its highest.")
+                           help="Peak learning rate.")
 seed_option = click.option('--seed', default=0, show_default=True, type=click.IntRange(0))
 
 @compress_group.command(epilog=example_epilog("mlops-course compress distill --out runs/student --temperature 2 "
@@ -56,7 +56,7 @@ seed_option = click.option('--seed', default=0, show_default=True, type=click.In
 @seed_option
 def distill_command(model:str|None, out:str, student_width:int|None, student_depth:int|None, temperature:float,
                     alpha:float, answers:str|None, **recipe:Any) -> None:
-    "Let a teacher train a smaller student."
+    "Distill a teacher into a smaller student."
     from tempfile import TemporaryDirectory
 
     from mlops_course.reader import compression as c
@@ -77,8 +77,8 @@ def distill_command(model:str|None, out:str, student_width:int|None, student_dep
 @model_option('--model')
 @click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for the adapter, or for the "
               "merged net.")
-@click.option('--rank', default=4, show_default=True, help="Numbers between the two halves of the adapter.")
-@click.option('--alpha', default=8, show_default=True, help="The adapter's say is alpha/rank.")
+@click.option('--rank', default=4, show_default=True, help="Rank of the adapter's matrices.")
+@click.option('--alpha', default=8, show_default=True, help="The adapter is scaled by alpha/rank.")
 @click.option('--target-modules', multiple=True, help="A part of the net: eye, mix, along or say; may be repeated.  "
               "[default: all]")
 @click.option('--kind', default='display', show_default=True, help="The lines to learn: display, "
@@ -90,7 +90,7 @@ def distill_command(model:str|None, out:str, student_width:int|None, student_dep
 @seed_option
 def adapt_command(model:str|None, out:str, rank:int, alpha:int, target_modules:tuple[str, ...], kind:str, merge:bool,
                   **recipe:Any) -> None:
-    "Teach a net a new kind of line with a LoRA adapter."
+    "Adapt a net to a new kind of line with LoRA."
     from mlops_course.reader import compression as c
     from mlops_course.reader.training import Recipe, draw_lines, model_cer
     from mlops_course.reader.weights import load_recogniser, save_recogniser, weights_fingerprint, weights_mb
@@ -108,9 +108,10 @@ def adapt_command(model:str|None, out:str, rank:int, alpha:int, target_modules:t
                                               "runs/student.onnx"))
 @model_option('--model')
 @click.option('--out', required=True, type=click.Path(dir_okay=False), help="The .onnx file to write.")
-@click.option('--lines', default=64, show_default=True, type=click.IntRange(1), help="Lines that show what is usual.")
-@click.option('--data', default='v1', show_default=True, help="Which lines these are.")
-@click.option('--dynamic', is_flag=True, help="Use no lines; smaller, and slower for nets like ours.")
+@click.option('--lines', default=64, show_default=True, type=click.IntRange(1), help="Lines for the calibration.")
+@click.option('--data', default='v1', show_default=True, help="Version of the data that these lines come from.")
+@click.option('--dynamic', is_flag=True, help="Dynamic quantisation, without calibration: "
+              "smaller, and slower for nets like ours.")
 @seed_option
 def quantise_command(model:str|None, out:str, lines:int, data:str, dynamic:bool, seed:int) -> None:
     "Write a net for ONNX Runtime with weights of eight bits."
@@ -135,8 +136,8 @@ def models_group() -> None:
     "List, show, export, promote and roll back registered models."
 
 name_option = click.option('--name', default='reader', show_default=True, help="Name in the registry.")
-who_option = click.option('--who', required=True, help="Who answers for it.")
-why_option = click.option('--why', required=True, help="Why; it stands in the history for good.")
+who_option = click.option('--who', required=True, help="Who is responsible for it.")
+why_option = click.option('--why', required=True, help="The reason, kept in the history.")
 
 @models_group.command('list', epilog=example_epilog("mlops-course models list"))
 @name_option
@@ -152,7 +153,7 @@ def list_models_command(name:str) -> None:
 @click.argument('which', default='champion')
 @name_option
 def show_command(which:str, name:str) -> None:
-    "The card of WHICH: an alias or a number."
+    "Print the model card of WHICH, an alias or a number."
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
@@ -185,7 +186,7 @@ def export_version_command(which:str, out:str|None, name:str) -> None:
 @models_group.command(epilog=example_epilog("mlops-course models history"))
 @name_option
 def history_command(name:str) -> None:
-    "Who did what, when and why: one JSON line for each step."
+    "Print who did what, when and why: one JSON line per entry."
     import json
 
     from mlops_course.registry_history import model_history as steps
@@ -197,10 +198,10 @@ def history_command(name:str) -> None:
 @who_option
 @why_option
 @name_option
-@click.option('--lines', type=click.IntRange(2), help="Lines of each kind to try it on; for scans, patients of each "
-              "class.  [default: gates.lines in params.yaml; 100 patients]")
+@click.option('--lines', type=click.IntRange(2), help="Lines of each kind for its evaluation; for scans, patients "
+              "of each class.  [default: gates.lines in params.yaml; 100 patients]")
 def promote_command(which:str, who:str, why:str, name:str, lines:int|None) -> None:
-    "Let WHICH, an alias or a number, become champion if it passes every gate. Exit code 1 if it does not."
+    "Promote WHICH, an alias or a number, to champion if it passes every gate. The exit code is 1 if it does not."
     from mlops_course.store import open_store
     from mlops_course.tools.products import PRODUCTS
     store = open_store()
@@ -226,7 +227,7 @@ def promote_command(which:str, who:str, why:str, name:str, lines:int|None) -> No
 @why_option
 @name_option
 def rollback_command(who:str, why:str, name:str) -> None:
-    "Bring back the champion before this one."
+    "Roll back to the previous champion."
     from mlops_course.registry import roll_back
     from mlops_course.store import open_store
     click.echo(f"Version {roll_back(open_store(), who, why, name)} of {name} is champion")

@@ -13,7 +13,7 @@ from .cli_group import UserError, example_epilog, main, print_json, treat_sigter
 # %% ../../nbs/tools/cli_reviews.ipynb #70c59274
 @main.group(epilog=example_epilog("mlops-course reviews train reviews.csv --out models/reviews"))
 def reviews_group() -> None:
-    "Learn from film reviews, score a file of them, or serve the model."
+    "Train on film reviews, score a file of them, or serve the model."
 
 # %% ../../nbs/tools/cli_reviews.ipynb #70c5d01d
 @reviews_group.command('train', epilog=example_epilog("mlops-course reviews train data/reviews/reviews.csv "
@@ -24,7 +24,7 @@ def reviews_group() -> None:
 @click.option('--only', nargs=2, metavar='COLUMN VALUE', help="Use only the rows with this value.")
 @click.option('--refit', is_flag=True, help="After the test, fit once more on all rows.")
 def train_reviews_command(source:str, out:str, seed:int, only:tuple[str, str]|None, refit:bool) -> None:
-    """Learn from CSV, which has the columns review,sentiment or text,label. One JSON line says how good the model is.
+    """Train on CSV, which has the columns review,sentiment or text,label. One JSON line says how good the model is.
 
     Rejected rows and their reasons go to rejected.csv in the folder.
     """
@@ -41,7 +41,9 @@ def train_reviews_command(source:str, out:str, seed:int, only:tuple[str, str]|No
 @click.option('--scheduler', metavar='ADDRESS', help="Workers of this Dask scheduler instead, such as "
               "tcp://10.0.0.5:8786.")
 def predict_reviews_command(model:str, source:str, target:str, jobs:int, scheduler:str|None) -> None:
-    """Score each review in IN.csv with the model in DIR. Interrupted, the same command goes on where it was.
+    """Score each review in IN.csv with the model in DIR.
+
+    After an interruption, the same command continues where it stopped.
 
     Rows that cannot be scored go to OUT.rejects.csv, with their reasons.
     """
@@ -55,7 +57,7 @@ def predict_reviews_command(model:str, source:str, target:str, jobs:int, schedul
 @click.argument('model', metavar='DIR', type=click.Path(file_okay=False))
 @click.option('--host', help="Address to listen on.")
 @click.option('--port', type=click.IntRange(1, 65535), help="Port to listen on.")
-@click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  "
+@click.option('--folder', type=click.Path(file_okay=False), help="Folder of the keys and the audit record.  "
               "[default: reviews in _course]")
 def serve_reviews_command(model:str, host:str|None, port:int|None, folder:str|None) -> None:
     "Serve the model in DIR until Ctrl+C. Keys: mlops-course keys add NAME --folder FOLDER."

@@ -38,13 +38,13 @@ def run_stage(name:str) -> None:
 # %% ../../nbs/tools/cli_scans.ipynb #4fea634e
 @main.group(epilog=example_epilog("mlops-course scans init ct"))
 def scans_group() -> None:
-    "Train and serve a classifier of scans. For teaching: what it draws by itself are phantoms."
+    "Train and serve a classifier of scans. For teaching: the scans that it draws itself are phantoms."
 
 @scans_group.command(epilog=example_epilog("mlops-course scans init ct --source kaggle/CT-KIDNEY"))
 @click.argument('folder', type=click.Path(file_okay=False))
 @click.option('--source', default='phantoms', show_default=True, help="A folder with a folder of images for each "
               "class.")
-@click.option('--refresh', is_flag=True, help="Only note the state of the library's code again.")
+@click.option('--refresh', is_flag=True, help="Only record the present state of the library's code.")
 def init_command(folder:str, source:str, refresh:bool) -> None:
     "Make a project of four DVC stages in FOLDER."
     from pathlib import Path
@@ -73,8 +73,9 @@ def base_command() -> None:
 @click.option('--out', type=click.Path(file_okay=False), help="Folder for the model and its numbers.")
 @click.option('--by', default='patient', show_default=True, type=click.Choice(['patient', 'file']),
               help="What is kept together when the scans are split.")
-@click.option('--steps', default=200, show_default=True, type=click.IntRange(1), help="Steps of the training.")
-@click.option('--side', default=64, show_default=True, type=click.IntRange(16, 512), help="Pixels of a picture.")
+@click.option('--steps', default=200, show_default=True, type=click.IntRange(1), help="Number of training steps.")
+@click.option('--side', default=64, show_default=True, type=click.IntRange(16, 512),
+              help="Width and height of an image, in pixels.")
 @click.option('--seed', default=0, show_default=True, type=click.IntRange(0))
 def train_scans_command(folder:str|None, out:str|None, by:str, steps:int, side:int, seed:int) -> None:
     """Train on FOLDER, which has a folder of images for each class, or on `phantoms`, and print one JSON line.
@@ -94,7 +95,7 @@ def train_scans_command(folder:str|None, out:str|None, by:str, steps:int, side:i
 @click.argument('model', required=False, type=click.Path(file_okay=False))
 @click.argument('folder', required=False)
 def evaluate_scans_command(model:str|None, folder:str|None) -> None:
-    """Try the MODEL on the scans in FOLDER, and print one JSON line. Scans of its training are left out.
+    """Evaluate MODEL on the scans in FOLDER, and print one JSON line. Scans that it was trained on are left out.
 
     Without MODEL and FOLDER: stage 4 of the project in this folder.
     """
@@ -115,7 +116,7 @@ def evaluate_scans_command(model:str|None, folder:str|None) -> None:
 @click.argument('model', type=click.Path(file_okay=False))
 @click.option('--host', help="Address to listen on; 0.0.0.0 lets other machines in.")
 @click.option('--port', type=click.IntRange(0, 65535), help="Port to listen on.")
-@click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  [default: "
+@click.option('--folder', type=click.Path(file_okay=False), help="Folder of the keys and the audit record.  [default: "
               "serving in _course, as for `mlops-course serve`]")
 def serve_scans_command(model:str, host:str|None, port:int|None, folder:str|None) -> None:
     "Serve the MODEL in a folder, until Ctrl+C. Keys come from `mlops-course keys add NAME`."

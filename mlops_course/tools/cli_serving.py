@@ -32,8 +32,8 @@ def open_app(
     except BlockingIOError as e: raise UserError(str(e)) from e # another service has the folder
 
 # %% ../../nbs/tools/cli_serving.ipynb #04a34e8c
-folder_option = click.option('--folder', type=click.Path(file_okay=False), help="Holds the keys and the record.  "
-                             "[default: serving in _course]")
+folder_option = click.option('--folder', type=click.Path(file_okay=False),
+                             help="Folder of the keys and the audit record.  [default: serving in _course]")
 
 def serving_folder(folder:str|None) -> Any:
     "Where the keys and the record of the service lie."
@@ -46,11 +46,11 @@ def serving_folder(folder:str|None) -> Any:
 @click.option('--host', help="Address to listen on; 0.0.0.0 lets other machines in.")
 @click.option('--port', type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option('--product', default=PRODUCTS[0], envvar='MLOPS_COURSE_PRODUCT', show_default=True, show_envvar=True,
-              type=click.Choice(PRODUCTS), help="Which product's model is served.")
-@click.option('--page', is_flag=True, help="With a page for people under /page, where they sign in with name and key.")
+              type=click.Choice(PRODUCTS), help="Product whose model is served.")
+@click.option('--page', is_flag=True, help="Also serve a web page under /page, where users sign in with name and key.")
 @folder_option
 def serve_command(host:str|None, port:int|None, product:str, page:bool, folder:str|None) -> None:
-    "Serve the champion of the registry, or the shipped model where there is none, until Ctrl+C."
+    "Serve the champion of the registry, or the shipped model if there is none, until Ctrl+C."
     from functools import partial
 
     from mlops_course.base.processes import set_quiet_env
@@ -82,7 +82,7 @@ def serve_command(host:str|None, port:int|None, product:str, page:bool, folder:s
 
 @main.group(epilog=example_epilog("mlops-course keys list"))
 def keys_group() -> None:
-    "Add, list and revoke keys for the service. A change counts at once."
+    "Add, list and revoke keys for the service. Changes take effect immediately."
 
 @keys_group.command(epilog=example_epilog("mlops-course keys add ana --role reader"))
 @click.argument('name')
@@ -96,7 +96,7 @@ def add_command(name:str, role:str, folder:str|None) -> None:
 @keys_group.command('list', epilog=example_epilog("mlops-course keys list"))
 @folder_option
 def list_keys_command(folder:str|None) -> None:
-    "One JSON line for each key: whose, which role, since when."
+    "Print one JSON line per key: its owner, its role, and since when."
     from mlops_course.keys import KeyStore
     for o in KeyStore(serving_folder(folder)/'keys.json'): print_json(name=o.name, role=o.role, made=o.made)
 
@@ -104,7 +104,7 @@ def list_keys_command(folder:str|None) -> None:
 @click.argument('name')
 @folder_option
 def revoke_command(name:str, folder:str|None) -> None:
-    "Let the key of NAME open nothing any more."
+    "Revoke the key of NAME."
     from mlops_course.keys import KeyStore
     KeyStore(serving_folder(folder)/'keys.json').revoke(name)
 
@@ -112,7 +112,7 @@ def revoke_command(name:str, folder:str|None) -> None:
 @click.argument('receipts', nargs=-1)
 @folder_option
 def audit_command(receipts:tuple[str, ...], folder:str|None) -> None:
-    """Say whether the record of the service is as it was written, and whether it holds RECEIPTS (headers X-Audit).
+    """Check that the service's audit record was not changed, and that it holds RECEIPTS (headers X-Audit).
 
     The exit code is 1 if not.
     """
@@ -198,15 +198,15 @@ def run_with_view(steps:Any, order:Any, approve:str) -> bool: # Is all done?
 @click.option('-p', 'fields', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a field of the order: "
               "product, data, seed, start, steps, rate, lines, ...")
 @click.option('--order', 'text', default='{}', envvar='MLOPS_COURSE_ORDER', show_envvar=True,
-              help="The order as JSON; -p wins.")
-@click.option('--approve', default='', metavar='NAME', help="Who answers for the release. Without it, the pipeline "
+              help="The order as JSON; -p overrides it.")
+@click.option('--approve', default='', metavar='NAME', help="Who approves the release. Without it, the pipeline "
               "stops before production.")
 @click.option('--wait', is_flag=True, help="Wait for the schedule and for events instead, and run the pipeline then, "
               "until Ctrl+C.")
 def pipeline_command(steps:tuple[str, ...], fields:tuple, text:str, approve:str, wait:bool) -> None:
     """Check, test, build, train, validate, register, stage and release, with a live view.
 
-    Interrupted, the same command goes on where it was. With STEPS, only these are done, one after the other,
+    After an interruption, the same command continues where it stopped. With STEPS, only these run, one by one,
     without the view:
     quality, tests, data, build, train, validate, register, stage, release.
     """

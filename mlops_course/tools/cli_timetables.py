@@ -52,7 +52,9 @@ def write_tables(results:list[dict[str, Any]], form:str, out:str|None, feed:str|
               "[default: the project's feed]")
 def read_timetables_command(images:tuple[str, ...], form:str, engine:str, model:str, out:str|None,
                             stops:str|None) -> None:
-    """Read the timetable in each of IMAGES. A bad file gets a line that says why; the others are read all the same.
+    """Read the timetable in each of IMAGES.
+
+    For a file that cannot be read, the line says why; the others are still read.
 
     The exit code is 1 if there was a bad file.
     """

@@ -30,27 +30,27 @@ def steps_for_time(
 # %% ../../nbs/tools/cli_training.ipynb #bbcc66bc
 @main.command(epilog=example_epilog("mlops-course train _course/mine --data v1 --seconds 60"))
 @click.argument('folder', type=click.Path(file_okay=False))
-@click.option('--data', type=click.Choice(['v1', 'v2', 'broad']), help="What to learn from.  [default, as for all "
+@click.option('--data', type=click.Choice(['v1', 'v2', 'broad']), help="Training data.  [default, as for all "
               "below: training in params.yaml]")
-@click.option('--steps', type=click.IntRange(1), help="How long to train.")
-@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="The same, as time: the steps that this "
+@click.option('--steps', type=click.IntRange(1), help="Number of training steps.")
+@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="The same, as time: as many steps as this "
               "machine takes in so many seconds.")
-@click.option('--batch', type=click.IntRange(1), help="Lines in a step.")
-@click.option('--rate', type=click.FloatRange(0, min_open=True), help="Learning rate, at its highest.")
-@click.option('--warm-up', type=click.FloatRange(0, 1, max_open=True), help="Share of the steps in which the "
+@click.option('--batch', type=click.IntRange(1), help="Lines in a batch.")
+@click.option('--rate', type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
+@click.option('--warm-up', type=click.FloatRange(0, 1, max_open=True), help="Fraction of the steps in which the "
               "rate rises.")
-@click.option('--longest', type=click.IntRange(1), help="Characters in a line.")
+@click.option('--longest', type=click.IntRange(1), help="Longest line, in characters.")
 @click.option('--width', type=click.IntRange(8), help="Channels of the net.")
 @click.option('--depth', type=click.IntRange(0), help="Blocks of the net.")
 @click.option('--seed', type=click.IntRange(0))
-@click.option('--init', type=click.Path(exists=True, file_okay=False), help="Begin with the recogniser in this folder.")
-@click.option('--checkpoint', type=click.Path(dir_okay=False), help="Go on from this file, and keep it.  [default: one "
-              "in _course, then removed]")
+@click.option('--init', type=click.Path(exists=True, file_okay=False), help="Start from the recogniser in this folder.")
+@click.option('--checkpoint', type=click.Path(dir_okay=False),
+              help="Checkpoint to resume from and to write.  [default: one in _course, then removed]")
 @click.option('--every', default=250, show_default=True, type=click.IntRange(1), help="Steps between reports.")
 @click.option('--device', default='auto', show_default=True, help="auto, cpu or cuda.")
 def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|None, every:int, device:str,
                   **given) -> None:
-    "Train a recogniser and write it to FOLDER. Interrupted, the same command goes on."
+    "Train a recogniser and write it to FOLDER. After an interruption, the same command continues."
     from pathlib import Path
 
     from mlops_course.base.environment import fingerprint
@@ -88,7 +88,7 @@ def export_command(folder:str) -> None:
 @click.option('--lines', default=150, show_default=True, type=click.IntRange(2), help="Of each kind.")
 @click.option('--pages', default=4, show_default=True, type=click.IntRange(2), help="Of each kind.")
 def evaluate_command(folder:str, lines:int, pages:int) -> None:
-    "Score the recogniser in FOLDER beside the other engines, and write FOLDER/metrics.json and its model card."
+    "Score the recogniser in FOLDER and the other engines, and write FOLDER/metrics.json and its model card."
     import json
     from pathlib import Path
 
@@ -116,7 +116,7 @@ experiment_option = click.option('--experiment', default='reader', show_default=
                                  "with one another.")
 
 @main.command(epilog=example_epilog("mlops-course runs --where 'metrics.cer < 0.5'"))
-@click.option('--where', default='', help="MLflow's filter.  [default: all runs]")
+@click.option('--where', default='', help="Filter, in MLflow's syntax.  [default: all runs]")
 @experiment_option
 def runs_command(where:str, experiment:str) -> None:
     "List the runs on record, oldest first."
@@ -147,21 +147,21 @@ def ui_command(port:int) -> None:
 # %% ../../nbs/tools/cli_training.ipynb #4c3107e7
 @main.command(epilog=example_epilog("mlops-course tune --trials 20 --jobs 2 --knob rate --knob batch -p steps 300"))
 @click.argument('storage', required=False, type=click.Path(dir_okay=False))
-@click.option('--trials', type=click.IntRange(1), help="Trials in all, those before counted.")
+@click.option('--trials', type=click.IntRange(1), help="Total number of trials, earlier ones included.")
 @click.option('--steps', type=click.IntRange(1), help="Training steps of all trials together; those of pruned "
               "ones count.")
-@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="From now on; a trial that is running "
-              "then goes on.")
+@click.option('--seconds', type=click.FloatRange(0, min_open=True), help="Time limit, from now on; a trial that "
+              "runs by then is finished.")
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help="Processes that share the search.")
 @click.option('--resume', is_flag=True, help="Go on with the search in STORAGE.")
 @click.option('--knob', 'knobs', multiple=True, help="Hyperparameter to search; may be repeated.  [default: rate, "
               "warm_up, width, depth, batch]")
 @click.option('--sampler', help="tpe or random.  [default: tpe]")
 @click.option('--pruner', help="median, halving or none.  [default: median]")
-@click.option('--seed', type=click.IntRange(0), help="Of what is proposed.  [default: 0]")
+@click.option('--seed', type=click.IntRange(0), help="Seed of the sampler.  [default: 0]")
 @click.option('-p', 'recipe', nargs=2, multiple=True, metavar='NAME VALUE', help="Set a number of the recipe; may "
               "be repeated.")
-@click.option('--experiment', default='tuning', show_default=True, help="Where its runs go.")
+@click.option('--experiment', default='tuning', show_default=True, help="MLflow experiment of its runs.")
 def tune_command(storage:str|None, trials:int|None, steps:int|None, seconds:float|None, jobs:int, resume:bool,
                  knobs:tuple[str, ...], sampler:str|None,
          pruner:str|None, seed:int|None, recipe:tuple, experiment:str) -> None:

@@ -202,7 +202,7 @@ def check_disk(
                    "Empty the bin, or remove what the course made, in the project's folder: make clean")
 
 def check_memory(
-    least_gb:float=1.5, # EasyOCR takes over one
+    least_gb:float=1.5, # Free memory; EasyOCR takes more than 1 GB
 ) -> Diagnosis:
     "Is there memory for the largest model of the lessons?"
     import psutil
@@ -215,7 +215,7 @@ def diagnose(
     root:Path|None=None, # The project's folder; found from here if none
     least_gb:float=2.,   # Room on the disk that is asked for
 ) -> list[Diagnosis]:
-    "Everything the lessons rest on, looked at once."
+    "Check everything that the lessons need."
     root = find_root() if root is None else root
     findings = [check_python()]
     if blind := [o for o in ('packaging', 'psutil', 'rich') if find_spec(o) is None]:
@@ -263,7 +263,7 @@ def print_diagnoses(
 
 def run_doctor(
     as_json:bool=False, # One JSON object a line instead of the table?
-) -> int:               # The exit code
+) -> int:               # 1 if something that a lesson needs is missing, else 0
     "Look at everything and say what was found: `mlops-course doctor`."
     findings = diagnose()
     if not as_json: return print_diagnoses(findings)

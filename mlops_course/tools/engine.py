@@ -45,7 +45,7 @@ def throttle_saves(
     loop:AbstractEventLoop,  # Runs while a cell does
     every_s:float=1.,
 ) -> Callable[[], None]:     # The same, less often
-    "`save`, at most once in `every_s` seconds; what is put off is done by the `loop`."
+    "`save`, called at most about once every `every_s` seconds; the `loop` makes the delayed calls."
     last,waiting = -inf,False
     def now():
         nonlocal last, waiting

@@ -35,10 +35,10 @@ def remove_solution(
     return SOLUTION_MARK.sub(lambda m: m[1]+STUB, source)
 
 # %% ../../nbs/tools/exercises.ipynb #2a248048
-TEACHER_ROLES = {'hints', 'right', 'wrong'} # roles that stay in the solved notebook
+TEACHER_ROLES = {'hints', 'right', 'wrong'} # roles of cells that only the solved notebook has
 
 def cell_role(cell:dict) -> str:
-    "What `cell` is to its question: task, answer, check, hints, right or wrong."
+    "The role of `cell` in its question: task, answer, check, hints, right or wrong; empty if none."
     return next((t for t in cell['metadata'].get('tags', []) if t in {'task', 'answer', 'check', *TEACHER_ROLES}), '')
 
 def exercise_from(
@@ -63,7 +63,7 @@ def solution_paths(folder:Path|None=None) -> list[Path]:
 
 # %% ../../nbs/tools/exercises.ipynb #8e1b921d
 def is_committed(path:Path) -> bool:
-    "Does git hold the file at `path` just as it is?"
+    "Is the file at `path` in git without changes? False where git is not installed."
     try:
         told = subprocess.run(['git', 'status', '--porcelain', '--', path.name], cwd=path.parent, capture_output=True,
                               text=True, check=False)
@@ -74,7 +74,7 @@ def has_learner_work(
     path:Path,    # An exercise
     wanted:str,   # The text it would be given
 ) -> bool:        # Would writing it lose somebody's work?
-    "Does the exercise at `path` hold answers or notes that `wanted` lacks?"
+    "Does the exercise at `path` have uncommitted changes, and lines that `wanted` lacks?"
     def lines(text):
         return {line.strip() for c in json.loads(text)['cells'] for line in ''.join(c['source']).splitlines()
                 if line.strip()}
@@ -118,13 +118,13 @@ def stale_exercises(
 # %% ../../nbs/tools/exercises.ipynb #f83cee56
 @cache
 def compiled(source:str, name:str) -> CodeType:
-    "The code of a cell. A check runs many times."
+    "`source` compiled; cached, because a check runs many times."
     return compile(source, f'<{name}>', 'exec')
 
 def at_answers(
     cells:list[dict],  # Cells of a solved notebook
     seed:int,          # The exercise's seed
-    names:dict,        # What the cells define, so far
+    names:dict,        # Namespace in which the cells run
 ) -> Iterator[tuple[str, list[dict]]]: # A question's id, and the cells from its answer on
     "Run the cells that belong to no question, and stop at each answer."
     for i,cell in enumerate(cells):
@@ -156,7 +156,7 @@ def try_answer(
     answer:str,       # Code that stands in for the answer
     seed:int,         # The exercise's seed
 ) -> Outcome:         # What the check found
-    "What the check of `question` finds in `answer`."
+    "Run the set-up cells before `question`, then `answer`, and return the outcome of its check."
     names:dict = {'__name__': '__main__'}
     disabled = logging.root.manager.disable
     try:
@@ -171,7 +171,7 @@ def exercise_faults(
     seeds:tuple[int, ...]=(0, 1, 7),  # The solution must pass for all
     other_seeds:tuple[int, ...]=(),   # For the right and wrong answers beside it; those of `seeds` if none
 ) -> list[str]:                       # What is broken, a line each
-    "Every promise of the exercise at `path` that does not hold."
+    "Try the stub, the solution, and the right and wrong answers of each question at `path`, and list the faults."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     broken = []

@@ -65,14 +65,16 @@ def library_pages(
 
 # %% ../../nbs/tools/house.ipynb #ea95a604
 def select_lessons(
-    names:tuple[str, ...],        # Each a number (`2`, `02`), a topic (`ocr`), a name or a path; none means all
+    names:tuple[str, ...],        # Numbers (`2`, `02`), topics, names, paths, `lessons` or `library`; none means all
     known:list[Lesson]|None=None, # Notebooks to pick from; all lessons and all pages of the library if none
 ) -> list[Lesson]:                # Lessons in order, then pages
     "The notebooks that `names` ask for."
     known = [*lessons(), *library_pages()] if known is None else known
     numbered = [o for o in known if not o.name.startswith('library/')]
-    by_word = {w:o for o in known if o not in numbered for w in (o.name, o.path.stem)} # first, so that a lesson wins
-    by_word |= {w:o for o in numbered for w in (o.name, o.topic, str(o.number), f'{o.number:02}')}
+    pages = [o for o in known if o not in numbered]
+    by_word = {w:[o] for o in pages for w in (o.name, o.path.stem)} # first, so that a lesson wins
+    by_word |= {w:[o] for o in numbered for w in (o.name, o.topic, str(o.number), f'{o.number:02}')}
+    by_word |= (kinds := dict(lessons=numbered, library=pages))
     picked = set()
     for name in names:
         word = Lesson(Path(name.removesuffix('.ipynb'))).name
@@ -80,9 +82,9 @@ def select_lessons(
             near = get_close_matches(word, by_word, n=1, cutoff=.5)
             listed = (f"the lessons are {', '.join(o.name for o in numbered)}; "
                       "the pages of the library are in nbs/library")
-            hint = f"did you mean {by_word[near[0]].name!r}?" if near else listed
+            hint = f"did you mean {near[0] if near[0] in kinds else by_word[near[0]][0].name!r}?" if near else listed
             raise ValueError(f"No lesson {name!r}: {hint}")
-        picked.add(by_word[word])
+        picked.update(by_word[word])
     return [o for o in known if not names or o in picked]
 
 # %% ../../nbs/tools/house.ipynb #a4d8e658

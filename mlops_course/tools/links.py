@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 # %% ../../nbs/tools/links.ipynb #7f635389
 class PageParser(HTMLParser):
-    "Collects from one page what can be linked to, what it links to, what it loads, and pictures without a text."
+    "Collects the anchors, links, loaded files and images without alt text of one page."
     def __init__(self, html:str):
         super().__init__()
         self.ids:set[str] = {''}

@@ -60,7 +60,7 @@ def describe_change(
 def answer_mutants(
     cells:list[dict], # Cells of a solved notebook
     question:str,     # A question's id
-    most:int|None=None, # All if none; else those whose names come first by their md5, the same in each run
+    most:int|None=None, # All if none; else so many, chosen by a hash of their names: the same in each run
 ) -> list[AnswerMutant]:
     "The mutants of the solution of `question`."
     answer = next(''.join(c['source']) for c in cells if question_of(c) == question and cell_role(c) == 'answer')
@@ -94,11 +94,11 @@ class MutantTrial(NamedTuple):
 def try_mutants(
     path:Path,           # A solved notebook
     most:int|None=None,  # Mutants of each question; all if none
-    limit_s:float=4,     # Longer for a check that takes long with the solution
+    limit_s:float=4,     # Seconds for a mutant, plus four times what the solution takes
     at_once:int=1,       # How many are tried side by side?
     seed:int=0,          # The one with which a learner meets the check
 ) -> Iterator[list[MutantTrial]]: # One list for each question
-    "Try the mutants of every question of the notebook at `path` in this process, which is not the same afterwards."
+    "Try the mutants of every question of the notebook at `path`. Runs its cells in this process, so use a new one."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     names:dict = {'__name__': '__main__'}
@@ -138,7 +138,7 @@ def send_trials(path:Path, most:int|None, at_once:int, place:str, to:Connection)
 
 def try_labs(
     paths:list[Path],            # Solved notebooks
-    most:dict[str, int],         # Notebook -> mutants of each question, for those that are slow
+    most:int|None=None,          # Mutants of each question; all if none
     jobs:int=2,                  # Trials side by side
     tell:Callable[[int], Any]=lambda number: None, # Called with the number of trials that ended
 ) -> dict[str, list[MutantTrial]]: # Notebook -> its trials, in order
@@ -155,7 +155,7 @@ def try_labs(
                     path = waiting.pop(0)
                     receive,send = context.Pipe(duplex=False)
                     process = context.Process(target=send_trials,
-                                              args=(path, most.get(path.stem), side_by_side, place, send))
+                                              args=(path, most, side_by_side, place, send))
                     process.start()
                     send.close()
                     running[receive] = path.stem,process
@@ -180,7 +180,6 @@ class KnownSurvivors(NamedTuple):
     "What `survivors.json` says of one notebook."
     equivalent: dict[str, str] # Mutant -> reason
     open: list[str]
-    most: int|None = None      # Mutants of each question, if a sample is tried
     tried: str = ''            # From `lab_fingerprint`, when all mutants were tried
 
 def survivors_file() -> Path: return find_root()/'solutions'/'survivors.json'
@@ -225,7 +224,7 @@ def listed_faults(
     "What is wrong with the list of a notebook, without trying any mutant."
     mutants = {o.name for o in mutants_of(path)}
     changed = known.tried and known.tried != lab_fingerprint(path)
-    return [*(["was changed after all of its mutants were tried. Run: mlops-course exercises --mutants --all --update "
+    return [*(["was changed after all of its mutants were tried. Run: mlops-course exercises --mutants --update "
                + path.stem] if changed else []),
             *(f"is no mutant: {o}. Remove it, or write its new name"
               for o in [*known.equivalent, *known.open] if o not in mutants),
@@ -234,41 +233,36 @@ def listed_faults(
               for o,why in known.equivalent.items() if len(why.split()) < 3)]
 
 def update_survivors(
-    trials:list[MutantTrial], # Of one notebook
+    trials:list[MutantTrial], # Of all mutants of one notebook
     known:KnownSurvivors,
-    tried:str='',             # From `lab_fingerprint`, if these are all mutants; else a sample
+    tried:str='',             # From `lab_fingerprint`
 ) -> KnownSurvivors:
     "`known` without what is killed or gone, and with new survivors as open."
-    survived,names = [o.name for o in trials if o.survived],{o.name for o in trials}
-    def left(name): return name in survived or (name not in names and bool(known.most) and not tried)
-    equivalent = {name: why for name,why in known.equivalent.items() if left(name)}
-    still = [name for name in known.open if left(name) and name not in survived]
-    return known._replace(equivalent=equivalent, open=[*still, *(o for o in survived if o not in equivalent)],
-                          tried=(tried or known.tried) if known.most else '')
+    survived = [o.name for o in trials if o.survived]
+    equivalent = {name: why for name,why in known.equivalent.items() if name in survived}
+    return KnownSurvivors(equivalent, [o for o in survived if o not in equivalent], tried)
 
 # %% ../../nbs/tools/mutants.ipynb #2ffdae48
 def report_mutants(
     lessons:tuple[str, ...], # Numbers or topics, such as 03; all if none
     jobs:int=2,
     update:bool=False,       # Write new survivors to the list as open, and remove killed ones?
-    whole:bool=False,        # Try all mutants, also where else a sample is tried?
-) -> int:                    # 1 if a survivor is not listed, or a listed one is killed; else 0
+) -> int:                    # 1 if there are faults, such as a survivor that is not listed; else 0
     "Try the mutants of `lessons` with a progress bar, and print what became of them."
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
     paths,known = [path for path in solution_paths() if not lessons or path.stem in lab_names(lessons)],load_survivors()
-    limits = {} if whole else {name: o.most for name,o in known.items() if o.most}
-    total = sum(len(mutants_of(path, limits.get(path.stem))) for path in paths)
+    total = sum(len(mutants_of(path)) for path in paths)
     console = Console(stderr=True)
     with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                   console=console) as bar:
         task = bar.add_task('mutants', total=total)
-        trials = try_labs(paths, limits, jobs, lambda number: bar.advance(task, number))
+        trials = try_labs(paths, jobs=jobs, tell=lambda number: bar.advance(task, number))
     none = KnownSurvivors({}, [])
     if update:
-        prints = {path.stem: lab_fingerprint(path) if whole else '' for path in paths}
-        known |= {name: update_survivors(found, known.get(name, none), prints[name]) for name,found in trials.items()}
+        known |= {path.stem: update_survivors(trials[path.stem], known.get(path.stem, none), lab_fingerprint(path))
+                  for path in paths}
         save_survivors(known)
     table = Table('exercise', 'mutants', 'killed', 'equivalent', 'open', 'not listed')
     faults = []

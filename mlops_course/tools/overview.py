@@ -42,7 +42,7 @@ QUESTIONS = {'short': 5, 'medium': 10, 'open': 20} # label of an exercise's ques
 def words_in(
     lesson:Lesson,
 ) -> int:
-    "How many words of prose `lesson` has. Code in it is counted as one word, and the address of a link is not counted."
+    "How many words of prose `lesson` has. Inline code is one word; code blocks and addresses of links do not count."
     prose = '\n'.join(''.join(o['source']) for o in lesson.cells if o['cell_type'] == 'markdown')
     prose = re.sub(r'```.*?```', '', prose, flags=re.S)
     return len(re.sub(r'\]\([^)]*\)', ']', re.sub(r'`[^`\n]*`', 'code', prose)).split())
@@ -122,7 +122,7 @@ def needed_lessons(
 ) -> list[str]: # Numbers, such as `06`
     "The lessons that the first cell of `lesson` links to."
     first = ''.join(lesson.cells[0]['source'])
-    return sorted(set(re.findall(r'\]\((\d\d)_\w+\.ipynb\)', first)) - {lesson.number})
+    return sorted(set(re.findall(r'\]\((\d\d)_\w+\.ipynb\)', first)))
 
 def tool_line(
     lesson:Lesson,

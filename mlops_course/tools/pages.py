@@ -22,8 +22,8 @@ from .running import lock_hash
 def read_stamp(
     lesson:Lesson,
     root:Path, # The project's top folder
-) -> dict:     # Empty if the lesson was never run here
-    "What the last run of `lesson` left."
+) -> dict:     # Empty if no stamp is there, as after a failed run
+    "The stamp that the last run of `lesson` wrote. Raises ValueError if the file is damaged."
     path = root/'_course'/'stamps'/f'{lesson.name}.json'
     if not path.is_file(): return {}
     try: return json.loads(path.read_text(encoding='utf-8'))
@@ -97,7 +97,7 @@ def defined_names(
 def imports_only(
     code:str, # Source of a cell
 ) -> bool:
-    "Whether `code` is a list of imports. Everybody needs it and nobody reads it, so a page folds it away."
+    "Whether `code` has three lines or more and only imports. A page folds such a cell away."
     starts = [o for o in code.splitlines() if o and not o[0].isspace()]
     return len(starts) > 2 and all(re.match(r'(import|from) |[)#]', o) for o in starts)
 
@@ -113,7 +113,7 @@ def front_matter(
 def join_streams(
     outputs:list[dict], # Of one cell
 ) -> list[dict]:        # As many or fewer
-    "`outputs` with neighbouring pieces of printed text put together; where a kernel cuts them is chance."
+    "`outputs` with consecutive pieces of a stream joined; where a kernel splits a stream is chance."
     whole:list[dict] = []
     for o in outputs:
         if whole and o['output_type'] == 'stream' and whole[-1].get('name') == o['name']:

@@ -44,7 +44,7 @@ def question_of(
 def cell_sources(
     cells:Iterable[dict], # Cells of a solved notebook
     question:str,         # A question's id
-    role:str,             # task, answer, check, hints or wrong
+    role:str,             # task, answer, check, hints, right or wrong
 ) -> list[str]:           # In the order of the notebook
     "The sources of the cells with this `role` in this `question`."
     return [''.join(c['source']) for c in cells if question_of(c) == question and role in c['metadata'].get('tags', [])]
@@ -72,7 +72,7 @@ def help_html(
 def explain_error(
     error:BaseException, # What the learner's code raised
 ) -> str:                # One line
-    "What went wrong, and in which line of the learner's code; in a line of the check if none is to blame."
+    "The error, and the line of the learner's code that led to it, or the line of the check if there is none."
     places = list(walk_tb(error.__traceback__))
     check = places[0][0] if places else None
     ours = [(frame, number) for frame,number in places if check and frame.f_globals is check.f_globals]
@@ -111,7 +111,7 @@ class Practice:
         question:str,
         tried:bool=True, # Has it been tried? Then the solution is offered behind the hints
     ) -> str:
-        "The folded hints and solution of `question`, as HTML; nothing where the solutions are not at hand."
+        "The folded hints and solution of `question`, as HTML; empty if the solved notebook is missing."
         path = find_root()/'solutions'/f'{self.exercise}.ipynb'
         if not path.exists(): return ''
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']

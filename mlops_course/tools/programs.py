@@ -85,9 +85,9 @@ TOOLS = (
     Tool('Alertmanager', ('prometheus-alertmanager', 'alertmanager'), 'lessons 18 and 19', 'an evaluator of rules '
          'inside the lesson (embedded)',
          'prometheus-alertmanager', 'alertmanager', '', RELEASES),
-    Tool('Chromium', ('chromium', 'chromium-browser', 'google-chrome', 'chrome', 'msedge'), 'no lesson, but the tests '
-         'of the site, of JupyterLab '
-         'and of the page of lesson 14', 'your own browser shows the same pages', 'chromium', '--cask google-chrome',
+    Tool('Chromium', ('chromium', 'chromium-browser', 'google-chrome', 'chrome', 'msedge'), 'lessons 08 and 18, and '
+         'the tests of the site, of JupyterLab and of the page of lesson 14', 'the lessons go on without its pictures; '
+         'your own browser shows the same pages', 'chromium', '--cask google-chrome',
          'Google.Chrome'),
     Tool('Quarto', ('quarto',), 'no lesson, but `mlops-course docs`', 'the site is built with Python alone',
          '', '--cask quarto', 'Posit.Quarto', 'See quarto.org/docs/download'),
@@ -102,7 +102,7 @@ def remedy_for(
     system:str=sys.platform,                      # As `sys.platform` spells it
     which:Callable[[str], str|None]=shutil.which, # Program -> its path
 ) -> str:
-    "The command that brings `tool` on this `system`."
+    "The command that installs `tool` on `system`, or a hint where there is none."
     sudo = '' if hasattr(os, 'geteuid') and os.geteuid() == 0 else 'sudo '
     if system == 'darwin' and tool.brew: return f'brew install {tool.brew}'
     if system == 'win32' and tool.winget: return f'winget install {tool.winget}'
@@ -113,7 +113,7 @@ def remedy_for(
 def find_off_path(
     tool:Tool,
 ) -> Path|None:
-    "Where `tool` is installed off the search path, if it is."
+    "Where Tesseract or Chromium is installed outside PATH; None if it is not found, and for all other tools."
     programs = Path(os.environ.get('PROGRAMFILES', 'C:/Program Files'))
     caches = {'darwin': '~/Library/Caches', 'win32': '~/AppData/Local'}.get(sys.platform, '~/.cache')
     browsers = Path(os.environ.get('PLAYWRIGHT_BROWSERS_PATH') or Path(caches, 'ms-playwright')).expanduser()

@@ -20,7 +20,7 @@ def progress_file() -> Path:
 
 def load_progress(
     path:Path|None=None, # A progress file; the learner's own if none
-) -> dict:               # Exercise -> question -> outcome, attempts, when
+) -> dict:               # Exercise -> question -> `solved` (a date; empty if not solved) and `attempts`
     "What has been tried so far."
     path = path or progress_file()
     if not path.exists(): return {}
@@ -34,7 +34,7 @@ def record_attempt(
     outcome:str,         # passed, failed, error or open
     path:Path|None=None, # A progress file; the learner's own if none
 ) -> None:
-    "Keep one more attempt at `question`."
+    "Record one more attempt at `question`. An open one does not count, nor does one after it was solved."
     if outcome == 'open': return # running an untouched notebook is no attempt
     path = path or progress_file()
     try: book = load_progress(path)

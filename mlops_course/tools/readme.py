@@ -30,7 +30,7 @@ def links_from_root(
 def readme_cell(
     cell:NotebookNode, # A cell of the index
 ) -> NotebookNode:     # As the README shows it
-    "`cell` with links from the top, without directives, and without its code where the site hides that too."
+    "`cell` without directives, its links relative to the top folder; only the output if it has `echo: false`."
     if cell.cell_type == 'markdown': return NotebookNode(cell, source=links_from_root(cell.source))
     if 'echo: false' in cell.source:
         return nbformat.v4.new_markdown_cell(links_from_root('\n'.join(o.data['text/markdown'] for o in cell.outputs)))

@@ -52,6 +52,7 @@ class Job:
         self.began = time.monotonic()
         self.status = 'running'
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch() # a copy opens it a moment later, and it is read before
         if self.warm:
             self.process = WarmProcess(self.command, self.log, self.env)
             return
@@ -60,7 +61,7 @@ class Job:
                                             stdin=subprocess.DEVNULL, env=self.env)
 
     def look(self, limit_s:float) -> None:
-        "Measure it, and stop it when its time is up."
+        "Update the status, time and memory of the running job, and stop it after `limit_s` seconds."
         assert self.process is not None # noqa: S101  started before it is looked at
         code = self.process.poll()
         self.seconds = time.monotonic() - self.began
@@ -79,7 +80,7 @@ def run_jobs(
     jobs:list[Job],                       # Not yet started
     at_once:int=1,                        # How many may run side by side?
     limit_s:float=600,                    # Seconds after which one is stopped
-    tick:Callable[[Job], None]=lambda j:None, # Called for each running job, a few times a second
+    tick:Callable[[Job], None]=lambda j:None, # Called with each running job ten times a second, and as it ends
 ) -> Iterator[Job]:                       # Each, as it ends
     "Run `jobs`, at most `at_once` at a time, and stop those that take longer than `limit_s`."
     waiting = list(jobs)
@@ -104,7 +105,7 @@ def run_jobs(
 # %% ../../nbs/tools/running.ipynb #6dd95720
 @contextmanager
 def live_view(jobs:list[Job], console:Console) -> Iterator[Callable[[Job], None]]:
-    "A function that shows how far a job is; a bar for each in a terminal, a line at the end elsewhere."
+    "Yield a function that shows the progress of a job: a bar in a terminal, elsewhere one line when it ends."
     columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(bar_width=24),
                TextColumn('{task.completed}/{task.total} cells'),
                TextColumn('{task.fields[mb]:5.0f} MB'), TimeElapsedColumn(), TextColumn('{task.fields[status]}'))
@@ -126,7 +127,7 @@ ANSI = re.compile(r'\x1b\[[0-9;]*m')
 
 def failing_cell(
     executed:Path, # A notebook that papermill wrote
-) -> dict:         # Cell number, source, traceback
+) -> dict:         # `cell` (from 0), `source`, `traceback`; empty if no cell was started
     "The cell that `executed` stopped at."
     if not executed.exists(): return {}
     cells = [c for c in json.loads(executed.read_text(encoding='utf-8'))['cells']
@@ -150,7 +151,7 @@ def write_stamp(
     folder:Path,   # Where stamps are kept
     ran:bool=True, # Did it run without an error?
 ) -> None:
-    "Note that `lesson`, as it is now, runs; or forget that it ever did."
+    "Write a stamp that says that `lesson`, as it is now, ran; or delete the stamp if it failed."
     path = folder/f'{lesson.name}.json'
     if not ran: return path.unlink(missing_ok=True)
     replace_text_file(path, json.dumps(dict(
@@ -218,7 +219,7 @@ def known_parameters(
             for name in re.findall(r'^(\w+)\s*(?::[^=]+)?=', ''.join(c['source']), re.M)}
 
 def parse_value(text:str) -> object:
-    "`text` as a number, a truth value or a list if it reads as one, else as it is."
+    "`text` as JSON, or as Python's True, False or None; unchanged if it is neither."
     try: return json.loads(text)
     except json.JSONDecodeError: return {'True': True, 'False': False, 'None': None}.get(text, text)
 
@@ -249,7 +250,7 @@ def run_lessons(
     limit_s:float=600,        # Seconds after which a lesson is stopped
     console:Console|None=None,
 ) -> list[RunResult]:            # In lesson order
-    "Run `chosen` through papermill; leave executed notebooks and a report in `out`, and a stamp for each that ran."
+    "Run `chosen` with papermill. Write notebooks and a report to `out`, and stamps if there are no `parameters`."
     set_quiet_env()
     parameters,console = parameters or {},console or Console()
     out = out or runs_folder()/'run'

@@ -59,7 +59,7 @@ def cached_links(
 # %% ../../nbs/tools/site.ipynb #60e0b41f
 @contextmanager
 def cached_source_lookups() -> Iterator[None]:
-    "Look up sources, links and colours once each, and collect no garbage meanwhile: half of a site's seconds."
+    "Cache sources, links and colours, and pause garbage collection: this halves the time to build the site."
     from smalldocs import highlight
     from smalldocs.layout import Layout
     collects = gc.isenabled()
@@ -86,7 +86,7 @@ def write_reference(
     repo:str,           # Web address of the project's files
 ) -> dict[str, str]:    # Module -> its page
     "Write the reference's pages into `stage`."
-    import papermill.engines  # noqa: F401  it cannot load our engine by name if that is the first to import it
+    import papermill.engines  # noqa: F401  must come first: it loads our engine, which imports it in turn
     from smalldocs import api
     places,modules = definition_places(known),{}
     library = Path(mlops_course.__path__[0]).resolve().parent
@@ -167,7 +167,7 @@ def improve_search_index(
 def check_needed_files(
     root:Path, # The project's top folder
 ) -> None:
-    "Refuse to build where a file is missing that every site starts from."
+    "Raise FileNotFoundError if a file that the site needs is missing."
     wanted = ('nbs/index.ipynb', '_quarto.yml', 'nbs/glossary.qmd')
     if missing := [o for o in wanted if not (root/o).is_file()]:
         raise FileNotFoundError(f"The site needs {', '.join(missing)} in {root}. Bring them back with `git checkout -- "

@@ -42,7 +42,7 @@ def run_forked(
     tasks:Sequence[Callable[[], Any]], # Each returns something that can be pickled
     limit_s:float,                     # Seconds after which a task is killed
     at_once:int=1,                     # How many may run side by side?
-) -> Iterator[tuple[int, Any]]:        # The index of a task, as it ends, and what it returned; None if it was killed
+) -> Iterator[tuple[int, Any]]:        # Index of each task as it ends, and its result; None if it raised or was killed
     "Do each of `tasks` in a forked process."
     if not hasattr(os, 'fork'):
         raise ValueError("This system cannot fork a process. Use Linux or macOS, or WSL on Windows")

@@ -64,7 +64,7 @@ def item_failure(item, error:BaseException) -> dict:
     return dict(cell=item.cell_num, source=item.cell['source'], what=str(error), detail=diff or trace)
 
 def pytest_runtest_makereport(item, call) -> None:
-    "Leave what went wrong where `verify` asked for it, and say how far we are."
+    "Write what went wrong to the file that `nbval_job` names, and print how far the run is."
     if call.when != 'call' or not hasattr(item, 'cell_num'): return
     found = item.session.__dict__.setdefault('trouble', [])
     if call.excinfo:
@@ -81,7 +81,7 @@ class VerifyResult:
     status: str         # passed, failed or hung
     seconds: float
     trouble: list[dict] # a cell each
-    log: str = ''       # the last words of a verification that broke
+    log: str = ''       # the end of the log, if no cell explains the failure
 
 def nbval_job(lesson:Lesson, folder:Path, limit_s:float, warm:bool=False) -> Job:
     "Plain nbval over one `lesson`, with the plugin above and no other."
@@ -102,14 +102,14 @@ def timeout_failure(
     return [dict(cell=job.done, source=o, what=f'stopped after {job.seconds:.0f} s in this cell', detail='')
             for o in code[job.done:job.done+1]]
 
-WARM_FROM = 8 # So many lessons save what it takes to import for all of them
+WARM_FROM = 8 # from so many lessons on, one import of the large packages in advance saves time
 
 def verify_lessons(
     chosen:list[Lesson],      # Lessons to verify
     at_once:int=1,            # How many side by side?
     limit_s:float=600,        # Seconds after which a lesson is stopped
     console:Console|None=None,
-    warm:bool|None=None,      # Start each as a copy of a process that has imported much? From 8 lessons on, if none
+    warm:bool|None=None,      # Fork each from a process with its imports done? If none: on Linux, from 8 lessons on
 ) -> Iterator[VerifyResult]:  # Each, as it ends
     "Run `chosen` again, and compare every stored output."
     set_quiet_env()

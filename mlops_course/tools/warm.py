@@ -38,7 +38,7 @@ _waiting:tuple[int, socket.socket]|None = None # The copy for the kernel, and wh
 _main = process.current_process()
 
 class ForkedProcess:
-    "What Jupyter asks of a process, for one that was forked."
+    "A forked process with the methods of `subprocess.Popen` that Jupyter calls."
     stdin = stdout = stderr = None
 
     def __init__(self, pid:int):
@@ -64,7 +64,7 @@ class ForkedProcess:
     def kill(self) -> None: self.send_signal(signal.SIGKILL)
 
 class WarmProvisioner(LocalProvisioner):
-    "Let the waiting copy become the kernel."
+    "Starts the kernel in the waiting forked process, or as usual if there is none."
     async def launch_kernel(self, cmd:list[str], **kwargs:Any) -> KernelConnectionInfo:
         global _waiting
         if _waiting is None: return await super().launch_kernel(cmd, **kwargs)
@@ -94,7 +94,7 @@ def run_module(
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 def wait_for_kernel(line:socket.socket) -> NoReturn:
-    "In the waiting copy: become a kernel when told so, and end when nobody will."
+    "In the waiting process: become the kernel when asked, or exit if `line` is closed without a request."
     told = b''.join(iter(lambda: line.recv(1 << 16), b''))
     line.close()
     if not told: os._exit(0)
@@ -119,7 +119,7 @@ def run_warm(
     env:Mapping[str, str],
     log:str,
 ) -> NoReturn:
-    "In a copy: run `command`, whose kernel is a copy, too."
+    "In a forked process: run `command`, and fork a process for its kernel first."
     global _waiting
     os.environ.clear()
     os.environ.update(env, JUPYTER_DEFAULT_PROVISIONER_NAME=PROVISIONER)
@@ -138,7 +138,7 @@ def run_warm(
 
 # %% ../../nbs/tools/warm.ipynb #6d10e1cb
 class WarmProcess:
-    "A command that runs in a copy, watched like a `subprocess.Popen`."
+    "A command in a process forked after the imports, with `pid` and `poll()` like `subprocess.Popen`."
     def __init__(self, command:list[str], log:Path, env:Mapping[str, str]|None=None):
         env = dict(env or os.environ)
         context = multiprocessing.get_context('forkserver')
