@@ -17,7 +17,7 @@ DAY_MINUTES = 24*60
 def simulated_traffic(
     weeks:int,
     rng:np.random.Generator,
-    share:float=0., # That fails from `start` on
+    share:float=0., # Share of images that fails from `start` on
     start:int=0,    # A minute of the week
     every:int=1,    # Only in every `every`-th minute
 ) -> tuple[np.ndarray, np.ndarray]: # Images and failures of each minute, a row for each week
@@ -51,7 +51,7 @@ def over(share:float, lasting:int=0) -> AlertRule:
 
 # %% ../nbs/library/burn_rates.ipynb #a873d5ed
 def burns(times:float, budget:float, long:int, short:int) -> AlertRule:
-    "Rings if the budget burns more than `times` too fast in both windows."
+    "Rings if the share that failed exceeds `times` the `budget` in both windows, `long` and `short` minutes."
     return lambda *o: np.minimum(failed_ratio(long, *o), failed_ratio(short, *o)) > times*budget
 
 # %% ../nbs/library/burn_rates.ipynb #7abbb853
@@ -61,9 +61,9 @@ def try_rules(
     weeks:int,
     seed:int,
     start:int=2*DAY_MINUTES + 11*60,        # Of the faults: a Wednesday morning
-    wait:int=12*60,                         # Minutes that a rule has
-) -> pd.DataFrame: # A row for each rule: false calls a week, and the median of the minutes to each fault, or NaN
-    "How often each rule rings for nothing, and after how many minutes it hears each fault."
+    wait:int=12*60,                         # Minutes within which a rule must ring
+) -> pd.DataFrame: # A row for each rule: false alarms a week, median minutes to each fault; NaN if most weeks miss it
+    "How many false alarms each rule raises, and how many minutes it takes to detect each fault."
     calm = simulated_traffic(weeks, np.random.default_rng(seed))
     rows:dict[str, dict[str, float]] = {}
     for name,rule in rules.items():
@@ -73,6 +73,6 @@ def try_rules(
         traffic = simulated_traffic(weeks, np.random.default_rng(seed + 1), share, start, every)
         for name,rule in rules.items():
             rings = rule(*traffic)[:, start:start + wait]
-            heard = rings.any(1).mean() > .5
-            rows[name][fault] = float(np.median(rings.argmax(1) + 1)) if heard else float('nan')
+            minutes = float(np.median(np.where(rings.any(1), rings.argmax(1) + 1, np.inf))) # inf: a week that misses it
+            rows[name][fault] = minutes if minutes < np.inf else float('nan')
     return pd.DataFrame(rows).T
