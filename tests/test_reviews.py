@@ -265,11 +265,9 @@ def test_another_model_or_input_does_not_go_on(folder, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='limits the size of files')
-def test_full_disk_is_one_line_and_the_same_command_goes_on(folder, tmp_path):
-    import resource
+def test_full_disk_is_one_line_and_the_same_command_goes_on(folder, tmp_path, limited_files):
     source = write_csv(tmp_path/'in.csv', [(i, 'a good film') for i in range(20_000)])
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    done = course('predict', folder, source, tmp_path/'out.csv', '--jobs', '1', preexec_fn=limit)
+    done = course('predict', folder, source, tmp_path/'out.csv', '--jobs', '1', preexec_fn=limited_files(100_000))
     assert done.returncode == 2
     assert "Error: The disk is full" in done.stderr
     assert "Make room" in done.stderr

@@ -38,7 +38,7 @@ from ..workers import WorkerPool, open_pool
 # %% ../../nbs/library/reviews_batch.ipynb #f5c83800
 @lru_cache(maxsize=2)
 def open_model(folder:str, version:str) -> ReviewModel:
-    "The model in `folder`, loaded once per process. It must have this version."
+    "The model in `folder`, loaded once per process. Raises ValueError if it has another version."
     model,found = load_reviews(folder)
     if found != version:
         raise ValueError(f"The model in {folder} has the version {found}, and {version} was meant. "
@@ -87,7 +87,7 @@ def score_batch(
 
 # %% ../../nbs/library/reviews_batch.ipynb #f5c8d803
 class Progress:
-    "The two files of a batch that can be interrupted, and how far it got."
+    "The two output files of a run that can be interrupted, and how far it got."
     def __init__(self,
         source:str|Path, # The input
         target:str|Path, # The output; rejected rows go beside it
@@ -118,7 +118,7 @@ class Progress:
     def __repr__(self): return f"Progress({self.at['good']} scored, {self.at['bad']} rejected, in {self.target.name})"
 
     def resume(self, source:str|Path) -> None:
-        "Go on where the last call ended, if it scored the same file with the same model."
+        "Continue where the last call ended. Raises ValueError if the file, the model or the output has changed."
         said = json.loads(self.note.read_text(encoding='utf-8'))
         if changed := [k for k,v in self.about.items() if said['about'][k] != v]:
             what = 'model' if 'model' in changed else str(source)
@@ -136,7 +136,7 @@ class Progress:
                              'good': self.at['good'] + scored.n_good, 'bad': self.at['bad'] + scored.n_bad}
 
     def save(self, done:bool=False) -> None:
-        "Make all that was added last."
+        "Write what was added to disk, and note in the progress file how far the run is."
         for file in self.files:
             file.flush()
             os.fsync(file.fileno())
@@ -144,7 +144,7 @@ class Progress:
         replace_text_file(self.note, json.dumps({'about': self.about, 'at': self.at}))
 
     def finish(self) -> None:
-        "Give both files their names. The output comes last."
+        "Rename both files to their final names, the output last, and delete the progress file."
         for part,path in ((self.parts[1], self.rejects), (self.parts[0], self.target)):
             if part.exists(): os.replace(part, path)
         self.note.unlink()
@@ -185,7 +185,7 @@ def end_with_parent() -> None:
 # %% ../../nbs/library/reviews_batch.ipynb #f5c8507a
 @contextmanager
 def open_workers(jobs:int, scheduler:str|None=None) -> Iterator[WorkerPool]:
-    "Processes on this machine, or the workers of a Dask `scheduler`."
+    "`jobs` processes on this machine (for 1, a thread of this process), or the workers of a Dask `scheduler`."
     if scheduler or jobs == 1:
         with open_pool(scheduler) as pool: yield pool
         return
@@ -199,11 +199,11 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 def predict_file(
     folder:str|Path,         # Of the model
     source:str|Path,         # CSV with reviews
-    target:str|Path,         # CSV to write
+    target:str|Path,         # CSV to write; rejected rows go beside it, to NAME.rejects.csv
     jobs:int=1,              # Workers on this machine
     scheduler:str|None=None, # Of Dask; the folder must be there on all of its machines
     rows:int=4000,           # Of a batch
-    every_s:float=1,         # Between two notes of the progress
+    every_s:float=1,         # Seconds between two saves of the progress
 ) -> dict[str, Any]:         # rows, scored, rejected, resumed_at
     "Score each review in `source`. If it is interrupted, the same call goes on."
     columns,(_,version) = read_columns(source),load_reviews(folder)
@@ -234,7 +234,7 @@ def predict_file(
 # %% ../../nbs/library/reviews_batch.ipynb #f5c88286
 def score_all(progress:Progress, source:str|Path, columns:Columns, folder:str, jobs:int, scheduler:str|None,
               rows:int, every_s:float) -> None:
-    "Score what `progress` lacks, in order, and keep its note up to date."
+    "Score the rows that `progress` lacks, in order, and save it about every `every_s` seconds."
     if progress.at['done']: return
     work = partial(score_batch, folder=folder, version=progress.about['model'], columns=columns)
     saved = time.monotonic()

@@ -26,7 +26,7 @@ MOST_CHARACTERS = 100_000 # of a review
 class Record(NamedTuple):
     "A row of a CSV file, as bytes."
     end:int    # The byte after it
-    data:bytes # At most `MOST_BYTES`
+    data:bytes # A line longer than `MOST_BYTES` is cut
 
 # %% ../../nbs/library/reviews_files.ipynb #1b80c8a2
 OPENS_QUOTE = re.compile(rb'(?:^|,)"') # elsewhere a quote is an ordinary character
@@ -121,7 +121,7 @@ def read_table(
     path:str|Path,
     labelled:bool=True, # Must there be labels?
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Readable rows; and `row` and `reason` of the others
-    "The rows of the CSV file `path` as texts. `review` and `sentiment` have these names, `row` counts from 1."
+    "The rows of the CSV file `path` as texts. Columns are renamed `review` and `sentiment`; `row` counts from 1."
     columns = read_columns(path, labelled)
     names = list(columns.names)
     names[columns.text] = 'review'

@@ -40,7 +40,7 @@ LETTERS = bytes(c if c == 1 or c > 127 or chr(c).isalnum() else 32 for c in byte
 TAG = re.compile(r'</?[a-zA-Z][^<>\x01]{0,200}>')
 
 def clean_text(text:str) -> str:
-    "`text` in lower case, without tags, entities and punctuation."
+    "`text` without tags and ASCII punctuation, its entities decoded and its ASCII letters in lower case."
     text = html.unescape(TAG.sub(' ', text)).replace('’', "'")
     return text.encode('utf-8', 'replace').translate(LETTERS, b"'").decode('utf-8')
 
@@ -54,7 +54,7 @@ REVIEW_SCHEMA = pa.DataFrameSchema({
 def check_reviews(
     frame:pd.DataFrame, # With `row`, `review` and `sentiment`
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Accepted rows with the `key` of each text; `row` and `reason` of the others
-    "Check labels and texts, and find texts that have both labels."
+    "Check labels and texts, and reject texts that occur with both labels."
     frame = frame.reset_index(drop=True)
     labels = frame['sentiment'].str.strip().str.lower().replace(LABEL_WORDS)
     frame = frame.assign(sentiment=labels, key=[clean_text(o).strip() for o in frame['review']])
@@ -72,7 +72,7 @@ def check_reviews(
 
 # %% ../../nbs/23_reviews.ipynb #01a30cb0
 def split_reviews(frame:pd.DataFrame, seed:int=0) -> dict[str, pd.DataFrame]: # train, valid and test
-    "Split 70/10/20, such that equal texts are in the same part."
+    "Split 70/10/20 by the column `key`, such that equal texts are in the same part."
     parts = split_by(frame['key'], seed, {'train': .7, 'valid': .1, 'test': .2})
     return {name: frame[(parts == name).to_numpy()] for name in ('train', 'valid', 'test')}
 
@@ -128,7 +128,7 @@ class WordCounts(TransformerMixin, BaseEstimator):
 
 # %% ../../nbs/23_reviews.ipynb #01a3e778
 class LogRatios(TransformerMixin, BaseEstimator):
-    "Multiply each column by how much more often the second class uses it, as a logarithm."
+    "Multiply each column by the logarithm of its share in the second class over its share in the first."
     def fit(self, counts:Any, y:Any) -> 'LogRatios':
         first,second = (np.asarray(counts[np.asarray(y) == o].sum(axis=0)).ravel() + 1 for o in np.unique(y))
         self.ratios_ = np.log(second/second.sum()) - np.log(first/first.sum())
@@ -180,7 +180,7 @@ class ReviewModel:
 
 # %% ../../nbs/23_reviews.ipynb #01a3ebbb
 def save_reviews(model:ReviewModel, folder:str|Path) -> str: # Its version: the start of the hash of its arrays
-    "Write `model` as safetensors and JSON, all or nothing."
+    "Write `model` to `folder` as safetensors and JSON, atomically."
     folder,words = Path(folder),'\n'.join(model.counts.words_.to_pylist()[1:])
     data = save({'words': np.frombuffer(words.encode(), np.uint8), 'pairs': model.counts.pairs_.to_numpy(np.int64),
                  'weights': model.weights, 'intercept': np.array([model.intercept])})

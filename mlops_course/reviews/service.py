@@ -25,7 +25,7 @@ from ..serving import ServedModel, key_dependency
 
 # %% ../../nbs/library/reviews_service.ipynb #f489c80b
 class ReviewSource:
-    "A source of models: a folder. `reload` reads it again."
+    "A source of models for `Service`: the model in a folder. `load` reads it each time."
     def __init__(self, folder:str|Path): self.folder = Path(folder)
     def __repr__(self): return f"ReviewSource({self.folder})"
     def load(self) -> ServedModel:

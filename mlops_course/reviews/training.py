@@ -39,9 +39,9 @@ def train_reviews(
     source:str|Path,  # CSV with review,sentiment or text,label
     folder:str|Path,  # For the model and rejected.csv
     seed:int=0,       # Of the split
-    where:tuple[str, str]|None=None, # A column and the value that is wanted
+    where:tuple[str, str]|None=None, # A column and a value: only rows with this value are used
     refit:bool=False, # Fit once more on all rows, after the test? The accuracy is that of the fit before
-) -> dict[str, Any]:  # What the model's card says
+) -> dict[str, Any]:  # The model card, with `version` and `size_mb`
     "Train, evaluate and save a model."
     frame,unreadable = read_table(source)
     if where:
