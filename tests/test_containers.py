@@ -530,10 +530,21 @@ def together(root, built, tmp_path):
             f"FROM python:3.11-slim\nCOPY {' '.join(inside)} /bin/\nCOPY templates {templates}\nRUN install --directory --owner=65534 /{name}\n"
             f'USER 65534\nENTRYPOINT ["/bin/{name}"]\n', encoding="utf-8")
         build_image(tmp_path, f"{name}.Dockerfile", services[name]["image"])
-    podman("tag", IMAGE_TAG, services["reader"]["image"])
+    podman("tag", IMAGE_TAG, services["reader"]["image"].replace("${PRODUCT:-reader}", "reader"))
     with composed(tmp_path, "reader", *OTHERS) as (project, call):
         call("up", "--detach")
         yield project
+
+
+@pytest.mark.parametrize(("product", "model"), [("reader", "data/recogniser"), ("scans", "data/scans")])
+def test_compose_serves_the_product_that_is_named(root, product, model):
+    program = Path(sys.executable).with_name("podman-compose")
+    env = os.environ | ({} if product == "reader" else {"PRODUCT": product, "MODEL": model})
+    told = subprocess.run([program, "--podman-path", sys.executable, "--file", root / "deploy/compose.yaml", "config"],
+                          env=env, capture_output=True, text=True, check=True).stdout
+    service = yaml.safe_load(told)["services"]["reader"]
+    assert service["image"] == f"localhost/{product}:0.1.0"
+    assert sorted(service["build"]["args"]) == [f"MODEL={model}", f"PRODUCT={product}"]
 
 
 @pytest.mark.slow
