@@ -26,7 +26,7 @@ from .files import find_root
 
 # %% ../../nbs/01_lifecycle.ipynb #517b1164
 def content_bytes(
-    thing:Any, # File or folder, array, function, text, settings, or anything JSON can hold
+    thing:Any, # `Path` of a file or folder, array, function, text, settings, or JSON values
 ) -> bytes:    # Equal if the content is equal
     "Convert `thing` to bytes that are equal if, and only if, the content is."
     if isinstance(thing, bytes): return thing
@@ -51,7 +51,7 @@ def content_bytes(
 def fingerprint(
     *things:Any, # Anything that `content_bytes` accepts; the order counts
 ) -> str:        # 16 characters
-    "A short hash of the content of `things`. Names do not count."
+    "A short hash of the content of `things`. For a folder, the names in it count; its own name does not."
     whole = sha256()
     for content in map(content_bytes, things):
         whole.update(len(content).to_bytes(8, 'big') + content) # the length keeps ('a', 'bc') from ('ab', 'c')

@@ -76,7 +76,7 @@ def find_root(
 # %% ../../nbs/library/files.ipynb #c711f168
 def cached_file(
     name:str,                     # Include the version of what determines the content
-    make:Callable[[Path], object],
+    make:Callable[[Path], object], # Creates it at the path that it is given
 ) -> Path:
     "The file `name` in the cache of this environment. The first call creates it with `make`."
     own = Path(sys.prefix)/'share'/'mlops-course'/name

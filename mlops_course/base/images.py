@@ -122,7 +122,7 @@ def check_image(
 
 # %% ../../nbs/library/images.ipynb #b3df917d
 def write_png(path:Path, image:np.ndarray) -> None:
-    "Write `image` as a PNG file. Unlike `cv2.imwrite`, this raises an error if the disk is full."
+    "Write `image`, grey or BGR, as a PNG file. Unlike `cv2.imwrite`, this raises an error if the disk is full."
     path.write_bytes(cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes())
 
 # %% ../../nbs/library/images.ipynb #9c280aa1

@@ -27,7 +27,7 @@ def peak_memory_mb() -> float:
 
 # %% ../../nbs/library/memory.ipynb #6f3e9f7c
 class PeakMemory:
-    "The peak memory of this process during a `with` block."
+    "The peak memory of this process in a `with` block, in `mb`. Sampled every 50 ms, so shorter peaks may be missed."
     def __init__(self): self.mb,self.over,self.process = 0.,Event(),psutil.Process()
     def __repr__(self): return f"PeakMemory({self.mb:.0f} MB)"
     def look(self) -> None: self.mb = max(self.mb, self.process.memory_info().rss/MB)

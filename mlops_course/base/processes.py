@@ -47,7 +47,7 @@ def wait_until_ready(
 
 # %% ../../nbs/library/processes.ipynb #bb65bb4c
 class ServerProcess:
-    "A server in a separate process. The `with` block starts when it is ready; it ends with the block or this process."
+    "A server in a separate process. A `with` block starts, awaits and stops it. It also ends with this process."
     def __init__(self,
         command:Sequence[str],
         url:str,                   # Answers 200 when it is ready
@@ -97,6 +97,7 @@ def find_program(name:str) -> str:
 
 # %% ../../nbs/library/processes.ipynb #da75e397
 QUIET_ENV = {
+    'DASK_LOGGING__DISTRIBUTED': 'warning', # otherwise a closing cluster logs every connection
     'DO_NOT_TRACK': '1', 'DVC_NO_ANALYTICS': '1', 'GRADIO_ANALYTICS_ENABLED': 'False', 'HF_HUB_OFFLINE': '1',
     'MLFLOW_DISABLE_TELEMETRY': 'true', 'PREFECT_SERVER_ANALYTICS_ENABLED': 'false', 'NO_ALBUMENTATIONS_UPDATE': '1',
     'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1',
@@ -133,7 +134,7 @@ def process_tree(
 def tree_memory_mb(
     pid:int,  # A process
 ) -> float:   # Resident memory, in MB
-    "What `pid` and all below it hold in memory at this moment."
+    "The memory of the process `pid` and all its descendants at this moment."
     total = 0
     for process in process_tree(pid):
         try: total += process.memory_info().rss
@@ -144,7 +145,7 @@ def tree_memory_mb(
 def end_process_tree(
     pid:int, # A process
 ) -> None:
-    "End `pid` and all below it, asking first."
+    "Terminate `pid` and its descendants, and kill those that still run after 3 seconds."
     members = process_tree(pid)
     for process in members:
         try: process.terminate()

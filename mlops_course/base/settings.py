@@ -50,7 +50,7 @@ class ApiSettings(SettingsSection):
     tls_key: Path|None = None
     image_mb: float = Field(default=10., gt=0)
     max_pixels: WholeNumber = Field(default=20_000_000, ge=1) # of one image; a phone's photo has about 12 million
-    images: WholeNumber = Field(default=16, ge=1)       # in a request for many
+    images: WholeNumber = Field(default=16, ge=1)       # most in one request for several
     timeout_s: float = Field(default=20., gt=0)   # of a request
     places: WholeNumber = Field(default=32, ge=1)       # requests in progress at once
     places_per_key: WholeNumber = Field(default=16, ge=1) # requests in progress at once with the same key
@@ -104,7 +104,7 @@ class Gates(SettingsSection):
     slices: tuple[str, ...] = ('render', 'photo_simulated', 'display') # kinds of lines that the test set must contain
     lines: WholeNumber = Field(default=100, ge=2)  # fewest of each kind
     slice_worse: float = Field(default=.02, ge=0) # most that the CER of a slice may rise
-    p95_ms: float = Field(default=50., gt=0) # a line
+    p95_ms: float = Field(default=50., gt=0) # most milliseconds for a line, 95th percentile
     size_mb: float = Field(default=5., gt=0) # on disk
 
 # %% ../../nbs/library/settings.ipynb #9b38f25f
@@ -185,7 +185,7 @@ def read_secrets(
     return {k.lower():v for k,v in (dotenv_values(path, encoding='utf-8') | from_environment).items()}
 
 # %% ../../nbs/library/settings.ipynb #ff1e821d
-SETTINGS_FILES = {'params': 'params.yaml', 'secrets': '.env'} # all other sections stand in config.yaml
+SETTINGS_FILES = {'params': 'params.yaml', 'secrets': '.env'} # all other sections are in config.yaml
 
 # %% ../../nbs/library/settings.ipynb #49c8ed1c
 def describe_error(

@@ -64,7 +64,7 @@ def latency(
     seconds:Iterable[float],                   # Duration of each call, in order
     percentiles:Sequence[float]=(50, 95, 99),  # Percentiles to report
     warm_up:int=1,                             # Number of first calls to leave out
-) -> dict[str, float]:                         # first, calls, mean and each percentile; nan where the calls are too few
+) -> dict[str, float]:                         # calls; first, mean and percentiles in seconds, nan if calls are too few
     "Summarize the durations of calls. The first call is reported separately."
     times = [float(o) for o in seconds]
     if wrong := [o for o in times if not isfinite(o) or o < 0]:
