@@ -35,7 +35,7 @@ def is_importable(name:str) -> bool:
 
 # %% ../nbs/library/absent.ipynb #ac5fe126
 def stub_missing_modules(
-    names:Sequence[str]=OPTIONAL_MODULES, # What belongs to another comes after it
+    names:Sequence[str]=OPTIONAL_MODULES, # Each package before its submodules
 ) -> list[str]:                   # Those that were missing
     "Put placeholders in place of missing modules, so that they can be imported."
     missing = [o for o in names if not is_importable(o)]

@@ -43,7 +43,7 @@ class Admission:
 
     @contextmanager
     def place(self, who:str) -> Iterator[None]:
-        "Take a request slot for `who`. If all slots are taken, the server returns 503 immediately."
+        "Take a request slot for `who`. Raises a 503 error if all slots are taken, and 429 if all slots of `who` are."
         most,each = self.limits.places,self.limits.places_per_key
         if self.taken >= most: raise http_error(503, f"All {most} places are taken. Wait, then try again", 1)
         if self.inside[who] >= each:

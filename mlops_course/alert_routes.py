@@ -80,7 +80,7 @@ def is_inhibited(
     labels:Mapping[str, str],
     firing:Sequence[Mapping[str, str]], # Labels of all alerts that fire
 ) -> bool:
-    "Whether an alert with these `labels` is held back by another one."
+    "Whether another alert inhibits one with these `labels`."
     for rule in config.get('inhibit_rules') or []:
         if not matchers_hold(rule, labels, 'target_'): continue
         both = matchers_hold(rule, labels, 'source_')
@@ -96,7 +96,7 @@ def play_notifications(
     alerts:Sequence[FiringAlert],
     until:float,              # Seconds
 ) -> list[Notification]:      # In order of time
-    "The notifications about firing alerts that a story leads to."
+    "The notifications about firing `alerts` that Alertmanager would send. Mute and active times are ignored."
     known = {o['name'] for o in config.get('receivers') or []}
     groups:dict[Any, list[tuple[dict[str, Any], FiringAlert]]] = defaultdict(list)
     for alert in alerts:

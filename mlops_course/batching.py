@@ -41,7 +41,7 @@ class Batcher:
     "Collects jobs for a short time and processes them as one batch in a thread."
     def __init__(self,
         work:Callable[[list[Any]], list[Any]], # Jobs -> a result, an exception or `Deferred` for each
-        most:int=8,                            # Jobs that are done together
+        most:int=8,                            # Most jobs in a batch
         wait_s:float=.005,                     # How long the first job waits for others
         workers:int=1,                         # Threads
     ): self.work,self.most,self.wait_s,self.workers = work,most,wait_s,workers

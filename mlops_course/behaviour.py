@@ -38,7 +38,7 @@ class Capability:
         return text,[image] if self.change is None else [image, self.change(image, rng)]
 
     def passes(self, text:Any, readings:Sequence[tuple[Any, float]]) -> bool:
-        "Whether these answers of a model are right."
+        "Whether the answers pass: right for a minimum, equal for an invariance, and for a direction as `holds` says."
         if self.holds: return self.holds(readings)
         return readings[0][0] == (text if self.change is None else readings[1][0])
 

@@ -79,7 +79,7 @@ class ReadingCache:
         (pages,),(free,),(size,) = (self.ask(f'pragma {o}')[0] for o in ('page_count', 'freelist_count', 'page_size'))
         return (pages - free)*size/1e6
 
-    def get(self, key:str) -> Any: # None if it is not there
+    def get(self, key:str) -> Any: # None if it is missing or damaged
         "The value under `key`."
         rows = self.ask('update readings set used = ? where key = ? returning value, digest', time.time_ns(), key)
         whole = bool(rows) and fingerprint(key, rows[0][0]) == rows[0][1] # detects damage, but not forgery

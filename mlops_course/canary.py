@@ -24,7 +24,7 @@ from mlops_course.verdicts import (
 
 # %% ../nbs/library/canary.ipynb #cc028848
 def collect_counts(challenger:Slot, champion:Slot, router:Router) -> list[Counter]:
-    "The counts of both so far. A request that only the champion accepted counts as a failure of the challenger."
+    "Counts of challenger, champion and router. A request that only the champion accepted is the challenger's failure."
     new = challenger.metrics()
     new['predictions_total', '500'] += router.counts['turned away']
     try: return [new, champion.metrics(), router.counts.copy()]
@@ -39,8 +39,8 @@ def watch_canary_step(
     least:int,                # Answers of the challenger that the step needs
     caution:CanaryPolicy,
     alpha:float,              # For each signal in this step
-) -> tuple[Signal|None, int]: # What went wrong, and the challenger's answers
-    "Compare repeatedly, until a signal alarms or there are enough answers."
+) -> tuple[Signal|None, int]: # What went wrong, None if nothing did; and how many answers
+    "Compare repeatedly, until a signal raises an alarm, there are enough answers or the time is over."
     start,look,n,due,step = perf_counter(),0,0,3.,collect_counts(challenger, champion, router)
     while True:
         sleep(caution.every_s)

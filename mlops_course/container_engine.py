@@ -25,7 +25,7 @@ def podman(
     *words:str|Path,
     program:str='podman', # Or buildah
     timeout_s:float=600,
-) -> str:                 # What it printed
+) -> str:                 # What it printed; its errors if it printed nothing else
     "Run a command of the container engine and return its output."
     if not shutil.which(program):
         raise FileNotFoundError(f"{program} is missing. On Debian and Ubuntu: sudo apt-get install podman buildah")
@@ -39,7 +39,7 @@ def podman(
     if done.returncode:
         raise ChildProcessError(f"`{' '.join(command)[:90]}` failed: "
                                 f"{(done.stderr.strip() or done.stdout.strip())[-600:]}")
-    return done.stdout.strip() or done.stderr.strip() # what a container said as errors, too
+    return done.stdout.strip() or done.stderr.strip() # `podman logs` passes on the stderr of a container
 
 # %% ../nbs/library/container_engine.ipynb #f5adfc3f
 def build_image(

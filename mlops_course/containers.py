@@ -49,7 +49,7 @@ def schema_faults(
     manifest:Mapping[str, Any],
     version:str='1.31', # Of Kubernetes
 ) -> str:               # Empty if all is well
-    "Errors in `manifest` according to the schemas of Kubernetes."
+    "One violation of the Kubernetes schema in `manifest`, if there is any."
     import kubernetes_validate
     try: kubernetes_validate.validate(manifest, version, strict=True)
     except kubernetes_validate.ValidationError as e: return str(e.message)

@@ -80,7 +80,7 @@ def fits_form(
     method:str,
     body:Any,                  # What Schemathesis puts into the form
 ) -> bool:
-    "Does a form keep the contract once it is sent? There a single value and a list of one are the same."
+    "Is a form valid once it is encoded? In the encoded form, a single value and a list of one are the same."
     from jsonschema import Draft202012Validator
     schema = form_schema(schemas, path, method)
     if not schema or not isinstance(body, Mapping): return False
@@ -94,11 +94,11 @@ def fits_form(
 def contract_failures(
     app:Any,                             # A FastAPI application, or the address of a running service
     examples:int=20,                     # Valid requests to each operation, and as many invalid ones
-    uploads:Mapping[str, bytes]|None=None, # Files to upload; `awkward_images()` if none
+    uploads:Mapping[str, bytes]|None=None, # Files to upload; `awkward_images()` if None
     headers:Mapping[str, str]|None=None, # Headers of every request, such as a key
     skip:Sequence[str]=('positive_data_acceptance',), # Checks to leave out: no schema says which bytes are an image
     secret:str|None=None,                # A pattern that no answer may contain, such as that of a path
-) -> pd.DataFrame: # operation, broke, status, sent, times, curl: one row for each broken promise
+) -> pd.DataFrame: # operation, broke, status, sent, times, curl: one row for each distinct failure
     "Find answers of `app` that break the contract that it publishes."
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
@@ -108,7 +108,7 @@ def contract_failures(
     logging.getLogger('python_multipart').setLevel(logging.CRITICAL) # it would log every malformed form
     async def answering(scope, receive, send): # as in a server, an exception does not end the process
         with suppress(Exception) if scope['type'] == 'http' else nullcontext(): await app(scope, receive, send)
-    def in_order(case): # the generator calls a request wrong that is right once it is sent
+    def in_order(case): # Schemathesis calls some requests invalid that are valid once encoded
         if [] in (case.query or {}).values(): return True # an empty list is not sent
         body = next((part for place,part in case.meta.components.items() if place.value == 'body'), None)
         return bool(body and body.mode.is_negative) and fits_form(

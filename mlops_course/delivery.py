@@ -45,7 +45,7 @@ class SmokeProbe(NamedTuple):
 class Product:
     "What a delivery must know of a product."
     name: str             # Of its model in the registry, of its experiment and of its image
-    order: type[BaseModel] # With checks, tests and seed; with a field `product`, unless that is the default
+    order: type[BaseModel] # With checks, tests and seed; all but the reader also need a field `product`
     metric: str           # The error that the gates compare
     items: str            # The field of an order that says on how many of each kind a version is judged
     model_folder: str     # The image takes the model from here
@@ -226,7 +226,7 @@ def promote_version(
     why:str,
     which:str|int='challenger', # An alias, or a version number
 ) -> Any:        # A `Decision`
-    "Promote a version to champion if it passes every gate on fresh items, other ones for each decision."
+    "Promote a version to champion if it passes every gate on items that are drawn anew for each decision."
     from mlops_course.gates import check_gates
     from mlops_course.registry import promote
     from mlops_course.registry_history import model_history, tries_against_champion
@@ -237,7 +237,7 @@ def promote_version(
 
 # %% ../nbs/library/delivery.ipynb #d9756078
 def release_step(product:Product, order:Any, done:StepResults) -> dict[str, Any]:
-    "Promote the version, reload the service and test it. If a test fails, the previous champion is restored."
+    "Promote the version, reload the service and test it. If that fails, the previous champion, if any, is restored."
     from mlops_course.registry import roll_back
     from mlops_course.registry_history import champions, expected_aliases, model_history
     store,name,who = open_store(experiment=product.name),product.name,str(done['approval']['by'])

@@ -66,7 +66,7 @@ class Instruction(NamedTuple):
 def parse_dockerfile(
     dockerfile:str, # Its text
 ) -> list[Instruction]:
-    "The instructions of `dockerfile`, with continued lines joined. COPY names files by the defaults of each ARG."
+    "The instructions of `dockerfile`, with continued lines joined. In COPY and ADD, each ARG has its default value."
     lines = [o for o in dockerfile.splitlines() if o.strip() and not o.lstrip().startswith('#')]
     found:list[Instruction] = []
     defaults:dict[str, str] = {}

@@ -18,7 +18,7 @@ from .http import body_too_large, http_error
 
 # %% ../nbs/library/fetching.ipynb #ee5fc639
 def is_public(address:str) -> bool:
-    "Whether `address` is outside all private networks, in any notation."
+    "Whether `address` is a public unicast address. IPv4 addresses that are mapped to IPv6 are checked as IPv4."
     found = ip_address(address.partition('%')[0])
     found = getattr(found, 'ipv4_mapped', None) or found
     return found.is_global and not found.is_multicast
@@ -28,7 +28,7 @@ def public_address(
     host:str,
     allowed:Callable[[str], bool]=is_public,
 ) -> str: # An address to connect to, looked up once
-    "Resolve `host`, and refuse addresses in private networks."
+    "Resolve `host`. Raises a 422 error if any of its addresses is not public."
     try: found = {str(o[4][0]) for o in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as e:
         raise http_error(422, "The host of that address is not known. Check its name") from e
@@ -40,10 +40,10 @@ def public_address(
 async def fetch_image(
     url:str,
     most:int,          # Bytes
-    timeout_s:float,
+    timeout_s:float,   # For connecting and for each read, not for the whole download
     allowed:Callable[[str], bool]=is_public,
     verify:Any=True,   # As for httpx
-) -> BinaryIO:
+) -> BinaryIO: # Positioned at its end; the caller closes it
     "Download at most `most` bytes from `url`: https only, public addresses only, no redirects."
     import httpx
     try: parsed = httpx.URL(url)

@@ -20,7 +20,7 @@ class Gate(NamedTuple):
     "A condition, and whether a model meets it."
     name:str
     said:str       # What was found, what is allowed, and by how much it missed
-    over:float=0.  # By how much it missed, in its own unit; 0 if it passed
+    over:float=0.  # By how much it missed, in its own unit; 0 if it passed, nan if not measured
     @property
     def passed(self) -> bool: return self.over == 0
 
@@ -34,7 +34,7 @@ def lines_gate(rows:pd.DataFrame, gates:Gates) -> Gate:
 
 # %% ../nbs/library/gates.ipynb #ae86d68e
 def better_gate(new:pd.DataFrame, old:pd.DataFrame, metric:str='cer', level:float=.95) -> Gate:
-    "Is the model better on all lines, beyond the noise? `level` is that of the interval."
+    "Is the model better on all lines together, with its interval below 0? `level` is the confidence level."
     found = compare(new, old, metric, level=level)
     said = f"{metric.upper()} {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], all of it below 0 is asked"
     if found.high < 0: return Gate('whole', said)

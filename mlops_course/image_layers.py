@@ -33,11 +33,11 @@ def tar_layer(
 
 # %% ../nbs/library/image_layers.ipynb #9477392a
 def write_image(
-    folder:Path,                         # Made, in the OCI's layout
-    layers:Sequence[tuple[str, bytes]],  # What made each, and its tar archive
+    folder:Path,                         # To create, in the OCI image layout
+    layers:Sequence[tuple[str, bytes]],  # The instruction behind each, and its tar archive
     config:Mapping[str, Any]|None=None,  # User, Cmd, Env and so on
 ) -> str:                                # Its digest
-    "Write an image to `folder`, which podman and skopeo can load."
+    "Write an image, which podman and skopeo can load, to `folder`."
     def put(data:bytes, kind:str) -> dict[str, Any]:
         digest = sha256(data).hexdigest()
         (folder/'blobs'/'sha256').mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
     "The files of one layer."
     made_by:str          # The instruction
     digest:str
-    size:int             # Bytes of the archive
+    size:int             # Bytes of its files, unpacked
     rights:dict[str, int]  # Path -> rights
     files:dict[str, bytes] # Path -> content, of files no larger than was asked for
 
@@ -128,9 +128,9 @@ class Risk(NamedTuple):
 # %% ../nbs/library/image_layers.ipynb #98992072
 def find_risks(
     layers:Sequence[Layer],
-    others:tuple[str, ...]=('packages/', 'usr/'), # Folders of installed packages: there only file names are checked
+    others:tuple[str, ...]=('packages/', 'usr/'), # Folders of installed packages: contents are not searched there
 ) -> list[Risk]:
-    "Find secrets, setuid programs and world-writable files, also in hidden files."
+    "Find secrets, setuid or setgid programs and world-writable files, even if a later layer hides them."
     found = []
     for o in layers:
         for path,rights in o.rights.items():

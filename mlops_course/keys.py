@@ -79,7 +79,7 @@ class KeyStore:
         with FileLock(f'{self.path}.lock'): self.write([o for o in self if o.name != name])
 
     def find(self, key:str) -> ApiKey|None:
-        "Find the entry of `key`. The comparison takes the same time for every wrong key."
+        "The entry of `key`, or None if it is unknown. The comparison takes the same time for every wrong key."
         digest = sha256_of_text(key)
         found = [o for o in self if hmac.compare_digest(o.digest, digest)]
         return found[0] if found else None

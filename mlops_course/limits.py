@@ -11,7 +11,7 @@ from time import monotonic
 
 # %% ../nbs/library/limits.ipynb #efebb5ca
 class TokenBucket:
-    "A token bucket: `burst` tokens at first, then `rate` new ones a second."
+    "A token bucket: `burst` tokens at first and never more, then `rate` new ones a second."
     def __init__(self, rate:float, burst:float, clock:Callable[[], float]=monotonic):
         self.rate,self.burst,self.clock = rate,burst,clock
         self.tokens,self.at = float(burst),clock()

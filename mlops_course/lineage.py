@@ -53,7 +53,7 @@ def outdated_reasons(
     code:Sequence[Callable]|None=None,      # The current functions; not compared by default
     parameters:dict[str, Any]|None=None,    # The current parameters; not compared by default
 ) -> list[str]:                             # Empty if nothing has changed
-    "List why `made` should be made again. Inputs with a lineage are checked as well."
+    "List why `made` should be made again. Inputs with a lineage are checked as well, but not their code."
     made = Path(made).absolute()
     if not lineage_path(made).is_file():
         return [f"{made.name} has no lineage, so its inputs are unknown. Make it again and call write_lineage()"]

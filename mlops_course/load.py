@@ -26,7 +26,7 @@ class LoadGenerator:
         seed:int=0,
     ):
         self.url,self.keys,self.requests,self.workers,self.pause_s,self.seed = url,keys,requests,workers,pause_s,seed
-        self.answers:list[tuple[float, int, int, str]] = [] # when, user, status (0 if none came), served by
+        self.answers:list[tuple[float, int, int, str]] = [] # seconds since start, user, status (0 if none), served by
         self.over,self.start = Event(),perf_counter()
     def __repr__(self): return f"LoadGenerator({len(self.answers)} answers, {self.lost} lost)"
     @property

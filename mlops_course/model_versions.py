@@ -81,7 +81,7 @@ def download_version(
     version:Mapping[str, Any], # One of `list_versions`
     folder:Path,               # Destination
 ) -> Path:                     # Folder of the package
-    "Download the files of `version`, and check that they are those that were registered."
+    "Download the files of `version`. Raises ValueError unless they are those that were registered."
     if 'fingerprint' not in version:
         raise ValueError(f"Version {version['version']} of {version['name']} has no fingerprint, so nobody can tell "
                          "whether its files are whole. Call seal_version right after a registration")

@@ -121,7 +121,7 @@ def mutate_statement(
 def mutate_text(
     text:str,
 ) -> Iterator[ast.Constant]:
-    "A word, such as the name of a metric, changed; a text of several lines, such as a Dockerfile, without one of them."
+    "The mutations of a string: a text without spaces gets a `_`, and a text of three or more lines loses one of them."
     if text and not any(o.isspace() for o in text): yield ast.Constant(text + '_')
     lines = text.splitlines(True)
     if len(lines) < 3: return
@@ -149,7 +149,7 @@ def skipped_nodes(
     tree:ast.AST,
     first_line:int, # Nothing above it is changed
 ) -> set[int]: # Their ids
-    "The nodes of `tree` that are not changed: error messages, signatures, names of types, docstrings."
+    "The nodes of `tree` that are not changed: raised errors, signatures, values in f-strings, docstrings."
     skipped:set[int] = set()
     parts:list[ast.AST|None]
     for node in ast.walk(tree):
@@ -186,7 +186,7 @@ def mutate_source(
     source:str,       # Python code
     first_line:int=1, # Nothing above it is changed
 ) -> Iterator[tuple[str, str]]: # The mutated code, and the changed lines
-    "Every mutant of `source`. Names and error messages are not changed."
+    "Every mutant of `source`, each one once. Nodes from `skipped_nodes` are not changed."
     tree = ast.parse(source)
     original = ast.unparse(tree)
     skipped,seen = skipped_nodes(tree, first_line),{original}
@@ -249,8 +249,8 @@ def run_mutants(
     found:Sequence[Mutant],
     tests:str|Path,     # The text of a test file, or a file or folder
     limit_s:float=30,   # For all tests on one mutant
-) -> pd.DataFrame: # function, diff, killed_by: the first test that failed; empty for a survivor
-    "Run `tests` against every mutant."
+) -> pd.DataFrame: # function, diff, killed_by: the first test that failed, or the time limit; empty for a survivor
+    "Run `tests` against every mutant. Raises ValueError if they fail on the unchanged code."
     with TemporaryDirectory() as tmp:
         report,worker = Path(tmp)/'report',Path(tmp)/'worker.py'
         path = tests if isinstance(tests, Path) else Path(tmp)/'test_it.py'

@@ -18,7 +18,7 @@ import pandas as pd
 # %% ../nbs/20_performance.ipynb #df483af0
 def find_hotspots(
     work:Callable[[], Any],
-) -> pd.DataFrame: # where, calls, own and all (shares of the time: in itself, and with what it called), most own first
+) -> pd.DataFrame: # where, calls, own and all: shares of the time without and with called functions; largest own first
     "Profile `work` with cProfile."
     profile = cProfile.Profile()
     profile.runcall(work)
@@ -43,9 +43,9 @@ def amdahl_speedup(
 
 # %% ../nbs/20_performance.ipynb #0d26d630
 class PageCost(NamedTuple):
-    "The time per page."
+    "The time per page, in milliseconds."
     wall_ms:float # Elapsed time
-    cpu_ms:float  # Of the processor, all threads of this process together
+    cpu_ms:float  # CPU time of all threads of this process
 
 # %% ../nbs/20_performance.ipynb #0319c702
 def measure_cost(
@@ -64,11 +64,11 @@ def measure_cost(
 # %% ../nbs/20_performance.ipynb #e7e9b543
 class ScalingModel(NamedTuple):
     "A model of the time that a folder takes."
-    start_s:float # Before the first page
-    alone_s:float # Of a page, in one place
-    work_s:float  # Of a page, shared by the workers
-    talk_s:float  # Of a page, for each further worker
-    error:float   # The worst, as a share, on a measurement that was left out
+    start_s:float # Seconds before the first page
+    alone_s:float # Seconds per page that cannot be parallelized
+    work_s:float  # Seconds per page that the workers share
+    talk_s:float  # Seconds per page for each worker after the first
+    error:float   # Largest relative error on a measurement that was left out of the fit
 
     def seconds(self, pages:float, workers:float) -> float:
         return self.start_s + pages*(self.alone_s + self.work_s/workers + self.talk_s*(workers - 1))
@@ -80,7 +80,7 @@ class ScalingModel(NamedTuple):
 def fit_scaling(
     measured:Sequence[tuple[int, int, float]], # Pages, workers, seconds
 ) -> ScalingModel:
-    "Fit the model by relative errors."
+    "Fit a `ScalingModel` by least squares of the relative errors. `talk_s` is 0 below three numbers of workers."
     from scipy.optimize import nnls
     pages,workers,seconds = np.array(measured, float).reshape(-1, 3).T
     if len(set(pages)) < 2 or len(set(workers)) < 2 or len(seconds) < 4:

@@ -26,15 +26,15 @@ def load_grey(path:Path) -> np.ndarray: # Height × width, uint8
     return cv2.cvtColor(load_image(path, min_side=1), cv2.COLOR_RGB2GRAY)
 
 # %% ../nbs/library/pictures.ipynb #45b32ae6
-def grey_range(image:np.ndarray) -> tuple[float, float]: # Of 255
-    "The darkest and the lightest grey of `image`, without outliers."
+def grey_range(image:np.ndarray) -> tuple[float, float]: # From 0 to 255
+    "The darkest and the lightest grey of `image`, blurred: the 1st and the 99th percentile."
     counts = np.bincount(cv2.GaussianBlur(image, (0, 0), 1).ravel(), minlength=256).cumsum()
     low,high = np.searchsorted(counts, counts[-1]*np.array([.01, .99]))
     return float(low),float(high)
 
 # %% ../nbs/library/pictures.ipynb #974812f9
 def has_light_ink(image:np.ndarray) -> bool:
-    "Whether the border of `image`, which shows the paper, is closer to its darkest grey."
+    "Whether the ink is lighter than the paper: the border of `image` is taken as paper."
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     return bool(np.median(border) < sum(grey_range(image))/2)
 
@@ -128,7 +128,7 @@ def find_duplicates(
     measured:Sequence[ImageMeasurement], # From `measure_images`, in the same order
     cutoffs:Cutoffs=Cutoffs(), # Limits for near copies
 ) -> list[DuplicatePair]:
-    "Find pairs of rows whose images are equal, or copies that were saved again."
+    "Find pairs of rows whose images are equal or near copies. Images with errors or low contrast are left out."
     rows = [i for i,o in enumerate(measured) if not o.error and o.contrast >= cutoffs.min_contrast]
     bits,found = [measured[i].bits for i in rows],[]
     for start in range(0, len(rows), 1000): # a thousand rows at a time, because all pairs may not fit into memory

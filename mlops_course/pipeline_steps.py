@@ -33,17 +33,17 @@ LIBRARY_FILES = 'mlops_course/**/*.py'
 
 class Step(NamedTuple):
     "A step of a pipeline, and what it depends on."
-    does: Callable[[Any, StepResults], dict[str, Any]] # Of an order, and of what earlier steps returned
-    needs: tuple[str, ...] = ()  # Steps whose results it takes
+    does: Callable[[Any, StepResults], dict[str, Any]] # Called with an order and the results of earlier steps
+    needs: tuple[str, ...] = ()  # Steps whose results it takes; `approval` stands for who approves
     after: tuple[str, ...] = ()  # Steps that must have succeeded
     uses: tuple[str, ...] = ()   # Fields of the order that change its result
     params: tuple[str, ...] = () # Sections of params.yaml that change its result
     store: bool = False          # Does its result hold for one tracking store only?
     code: tuple[str, ...] = (LIBRARY_FILES,) # Files that change its result
     imports: bool = False        # Do the files of ours that it imports change its result, too?
-    tries: int = 1               # In all; only what may pass by itself is tried again
+    tries: int = 1               # Attempts in all; only transient errors are retried
     keep: bool = True            # May an earlier result stand in for it?
-    alone: bool = False          # May it change what others use?
+    alone: bool = False          # Does it change shared state? Only one such step runs at a time
 
 Steps = Mapping[str, Step] # In an order in which each comes after those that it waits for
 

@@ -21,7 +21,7 @@ class GateRefused(ValueError):
 
 # %% ../nbs/16_pipelines.ipynb #4630f0d1
 def is_transient(task:Any, run:Any, state:Any) -> bool:
-    "Whether a retry may succeed."
+    "Whether the error is a ConnectionError or TimeoutError, so that a retry may succeed."
     return isinstance(state.result(raise_on_failure=False), ConnectionError|TimeoutError)
 
 # %% ../nbs/16_pipelines.ipynb #e08de478
@@ -30,7 +30,7 @@ def make_flow(
     kind:type[BaseModel], # Of orders
     report:Callable[[str, str, Any], Any]|None=None, # Told of each change: step, state, and result or exception
     name:str='deliver',
-) -> Any:                                            # A Prefect flow of an order, and of who approves
+) -> Any:                                            # Called with an order and who approves it
     "A Prefect flow of the steps. Without an approval it ends before the first step that needs one."
     from prefect import flow, task
     from prefect.concurrency.sync import concurrency

@@ -50,7 +50,7 @@ def program_on_free_port(
     ready:str='/-/ready',
     wait_s:float=30.,
 ) -> Iterator[str]:      # Its address
-    "Run a server program on a free port until the block ends."
+    "Run a server program on a free port until the block ends. Raises FileNotFoundError if it is not installed."
     path = program_path(name)
     if not path:
         raise FileNotFoundError(f"{name} is missing. On Debian and Ubuntu: sudo bash scripts/debian.sh. "
@@ -100,9 +100,9 @@ def load_deploy_file(name:str, factor:float) -> Any:
 @contextmanager
 def run_prometheus(
     targets:Mapping[str, str], # Job -> address
-    hook:str,                  # Address of whoever is to hear of alerts
+    hook:str,                  # Address of the webhook for alerts
     factor:float=1.,           # By which all durations are shortened
-    every_s:float|None=None,   # Between scrapes, and between looks at the rules; as in deploy/ if none
+    every_s:float|None=None,   # Seconds between scrapes and between rule evaluations; as in deploy/ if none
     rules:Any=None,            # As a rule file has them; those of deploy/ if none
 ) -> Iterator[PrometheusServer]:
     "Run Prometheus and Alertmanager with the files of deploy/ for these targets."
@@ -133,12 +133,12 @@ def run_prometheus(
 @contextmanager
 def run_monitoring(
     targets:Mapping[str, str], # Job -> address
-    hook:str,
+    hook:str,                  # Address of the webhook for alerts
     factor:float=1.,           # By which all durations of the rules are shortened
-    every_s:float=15.,         # Between scrapes
-    embedded:bool|None=None,   # Without Prometheus? Only where it is missing, if none
+    every_s:float=15.,         # Seconds between scrapes, each followed by an evaluation
+    embedded:bool|None=None,   # Use `EmbeddedPrometheus`? Only if Prometheus is not installed, by default
     rules:Any=None,            # As a rule file has them; those of deploy/ if none
-) -> Iterator[Any]:            # A `PrometheusServer` or a `EmbeddedPrometheus`: both have `now` and `between`
+) -> Iterator[Any]:            # A `PrometheusServer` or an `EmbeddedPrometheus`: both have `now` and `between`
     "Evaluate rules over these targets until the block ends."
     if embedded is False or (embedded is None and has_prometheus()):
         with run_prometheus(targets, hook, factor, every_s, rules) as found: yield found
@@ -159,7 +159,7 @@ def run_monitoring(
 @contextmanager
 def serve_history(
     scrapes:Sequence[tuple[float, str, str, str]], # Seconds since 1970, job, instance, text of /metrics; oldest first
-    embedded:bool|None=None,                       # Without Prometheus? Only where it is missing, if none
+    embedded:bool|None=None,                       # Use `EmbeddedPrometheus`? Only if a program is missing, by default
 ) -> Iterator[str]:                                # Its address
     "Serve samples of the past over Prometheus' HTTP API until the block ends."
     promtool = shutil.which('promtool')

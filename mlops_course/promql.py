@@ -33,11 +33,11 @@ def series_labels(name:str='', **labels:str) -> LabelSet:
 
 # %% ../nbs/library/promql.ipynb #9e46789f
 class SampleStore:
-    "Samples of series in memory."
+    "Samples of series in memory, kept for at least `keep_s` seconds."
     def __init__(self, keep_s:float=inf):
         self.keep_s = keep_s
         self.series:dict[LabelSet, tuple[list[float], list[float|None]]] = defaultdict(lambda: ([], []))
-        self.there:dict[str, set[LabelSet]] = defaultdict(set) # Where from -> what it had the last time
+        self.there:dict[str, set[LabelSet]] = defaultdict(set) # Source -> the series in its last scrape
     def __repr__(self): return f"SampleStore({len(self.series)} series)"
 
     def put(self, source:str, found:Mapping[LabelSet, float], at:float) -> None:
@@ -82,15 +82,15 @@ def counter_increase(
     values:Sequence[float],
     start:float,
     end:float,
-    a_second:bool=False, # As `rate` says it, rather than `increase`?
+    a_second:bool=False, # Per second, like `rate`, instead of in total, like `increase`?
 ) -> float|None:         # None if there are less than two samples
     "The increase of a counter from `start` to `end`, as Prometheus computes it."
     if len(times) < 2: return None
-    total = values[-1] - values[0] + sum(a for a,b in pairwise(values) if b < a) # one that fell was started anew
+    total = values[-1] - values[0] + sum(a for a,b in pairwise(values) if b < a) # a counter that fell was reset
     covered = times[-1] - times[0]
     between = covered/(len(times) - 1)
     before,after = times[0] - start,end - times[-1]
-    # before that, the counter was at zero
+    # do not extrapolate to where the counter would be below zero
     if total > 0 and values[0] >= 0: before = min(before, covered*(values[0]/total))
     reach = covered
     for o in (before, after): reach += o if o < 1.1*between else between/2
@@ -139,7 +139,7 @@ def evaluate_promql(
     samples:SampleStore,
     at:float,        # Seconds since 1970
 ) -> Vector|float:
-    "Evaluate the PromQL `expr` at the time `at`."
+    "Evaluate the PromQL `expr` at the time `at`. Raises ValueError for syntax that is not supported here."
     import promql_parser as promql
     if isinstance(expr, str):
         try: expr = promql.parse(expr)
@@ -164,7 +164,7 @@ def evaluate_window(name:str, expr:Any, samples:SampleStore, at:float) -> Vector
     "Evaluate `rate`, `increase` or `max_over_time` of a window, such as `rate(x[5m])`."
     window,found = expr.range.total_seconds(),{}
     for labels,times,values in samples.chosen(expr.vector_selector):
-        i,j = bisect_left(times, at - window),bisect_right(times, at) # the left edge belongs to it, until Prometheus 3
+        i,j = bisect_left(times, at - window),bisect_right(times, at) # inclusive left edge, as before Prometheus 3
         seen = [(t, v) for t,v in zip(times[i:j], values[i:j]) if v is not None]
         if name == 'max_over_time': value = max((v for _,v in seen), default=None)
         else: value = counter_increase([t for t,_ in seen], [v for _,v in seen], at - window, at, name == 'rate')

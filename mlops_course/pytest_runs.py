@@ -40,7 +40,7 @@ def read_junit_report(
 
 # %% ../nbs/library/pytest_runs.ipynb #5461fcc8
 def pytest_environment(folder:str) -> dict[str, str]: # Environment variables
-    "Variables for pytest: no plugins, no colours, and temporary folders in `folder`, so that others stay."
+    "Variables for pytest: no plugins, no colours, and temporary folders in `folder`, so that those of other runs stay."
     return {'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1', 'PYTEST_DEBUG_TEMPROOT': folder, 'PY_COLORS': '0'}
 
 # %% ../nbs/library/pytest_runs.ipynb #928defd4
@@ -49,8 +49,8 @@ def run_tests(
     *words:str,                             # Other arguments of pytest, such as '-k', 'unit'
     inside:bool=False,                      # Run in this process? Saves imports, but a crash ends this process too
     program:Sequence[str]=('-m', 'pytest'), # Arguments of Python, if run in another process
-    env:Mapping[str, str]|None=None,        # Other environment variables
-    timeout_s:float=120,
+    env:Mapping[str, str]|None=None,        # More environment variables
+    timeout_s:float=120,                    # Only if run in another process
 ) -> pd.DataFrame:                          # From `read_junit_report`
     "Run `tests` with pytest."
     with TemporaryDirectory() as tmp:

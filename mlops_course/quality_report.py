@@ -17,8 +17,9 @@ import pandas as pd
 
 from .base.environment import fingerprint
 from .base.files import replace_text_file
+from .dataset_checks import CheckedFolder
 from .pictures import load_grey
-from .validation import CheckedFolder, Finding, findings_table
+from .validation import Finding, findings_table
 
 # %% ../nbs/library/quality_report.ipynb #25c14b5c
 QUALITY_CSS = """

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 class ReadingLog:
     "An append-only file of readings, one JSON line each. Only one process at a time can open it."
     def __init__(self,
-        path:str|Path, # Made, or gone on with
+        path:str|Path, # Created if it does not exist, or appended to
     ):
         self.path,self.lock = Path(path),FileLock(f'{path}.lock')
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ class ReadingLog:
             raise BlockingIOError(f"Another process writes {self.path}. Wait until it ends, or name "
                                   f"another file") from None
         self.file,end = self.path.open('ab', buffering=0),0
-        self.done:dict[tuple[str, str|None], str] = {} # File and key -> what went wrong, if something did
+        self.done:dict[tuple[str, str|None], str] = {} # File and key -> the error, empty if there was none
         with self.path.open('rb') as lines:
             try:
                 for line in lines:
@@ -42,7 +42,7 @@ class ReadingLog:
     def __exit__(self, *_) -> None: self.close()
 
     def add(self, line:dict[str, Any]) -> None:
-        "Append `line`, with its `file` and, if that was readable, its `key`. A known error is not written again."
+        "Append `line`, with its `file` and, if that was readable, its `key`. A known result is not written again."
         item,error = (line['file'], line.get('key')),line.get('error', '')
         if self.done.get(item) == error: return
         data = (json.dumps(line, ensure_ascii=False) + '\n').encode('utf-8')

@@ -66,7 +66,7 @@ def model_history(
     store:Store,
     name:str=MODEL_NAME,
 ) -> list[dict]: # Oldest first: n, when, who, what, version, why, gates, before, hash
-    "The history of `name`, after checking that it is complete and that the champion agrees with it."
+    "The history of `name`. Raises ValueError if its hash chain is broken or the champion does not agree with it."
     with explain_store_errors(store.uri): model = store.client.get_registered_model(name)
     entries,wrong = parse_history(model.tags)
     if wrong:
@@ -84,7 +84,7 @@ def restore_aliases(
     store:Store,
     name:str=MODEL_NAME,
 ) -> dict[str, int]: # As from `expected_aliases`
-    "Point `champion` to the version that the history names. A champion is no challenger."
+    "Point `champion` to the version that the history names. Removes `challenger` if it is the same version."
     with explain_store_errors(store.uri):
         model = store.client.get_registered_model(name)
         expected = expected_aliases(parse_history(model.tags)[0])
@@ -100,7 +100,7 @@ def registry_lock(
     store:Store,
     name:str=MODEL_NAME,
 ) -> Iterator[None]:
-    "A lock on `name`: no other process on this machine can change it."
+    "A lock on `name` for the processes of this machine. Raises BlockingIOError if it is not free within a minute."
     store.outbox.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.outbox.parent/f'registry-{fingerprint(store.uri, name)}.lock')
     try: lock.acquire(timeout=60)

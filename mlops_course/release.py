@@ -37,7 +37,7 @@ def run_canary(
             start,least = perf_counter(),caution.least[min(i, len(caution.least) - 1)]
             router.routes = router.routes._replace(share=share)
             try: wrong,n = watch_canary_step(challenger, champion, router, before, least, caution, alpha)
-            # all users stay with the challenger
+            # the share stays; the router asks the challenger instead
             except ChampionUnavailable as e: wrong,n,gone = Signal('champion', str(e), 0.),0,True
             except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1

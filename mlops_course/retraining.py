@@ -13,14 +13,14 @@ from pydantic import BaseModel
 
 # %% ../nbs/library/retraining.ipynb #dfcd570c
 DATA_CHANGED_EVENT,TRIGGER_NAME = 'data.changed','retrain when the data changes'
-RETRAINING_CRON = '0 3 * * 1' # and every Monday at three
+RETRAINING_CRON = '0 3 * * 1' # every Monday at 3:00 UTC
 
 def serve_retraining(
     deliver:str, # Module and name of the flow
     order:BaseModel, # What the schedule asks for
-    resource:str='reader.data', # Whose events are heard
+    resource:str='reader.data', # Id of the resource whose events start a run
 ) -> None:
-    "Run the pipeline on a schedule and on events, until the process ends."
+    "Run the pipeline on a schedule and on events, until the process ends. Only runs from events are approved."
     import asyncio
     from importlib import import_module
 

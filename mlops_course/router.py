@@ -31,7 +31,7 @@ class Routes(NamedTuple):
     challenger:str=''
     share:float=0.     # Of users who get the challenger
     salt:str='release'
-    shadow:float=0.    # Of the challenger's answers that the champion is asked for as well, to compare
+    shadow:float=0.    # Share of the challenger's answers that are compared with the champion's
     def arm(self, headers:Mapping[str, str]) -> str:
         "The arm for a request with these `headers`. Users are told apart by a hash of the key."
         user = sha256_of_text(headers.get('authorization', ''))
@@ -48,7 +48,7 @@ class Router:
     "A router in front of two services. If the challenger does not answer, the router asks the champion."
     def __init__(self,
         routes:Routes,
-        path:str='',                            # Of the requests whose answers are compared
+        path:str='',                            # Path of the requests whose answers are compared; none if empty
         differ:Callable[[Any, Any], bool]=ne,   # Are two answers, read from JSON, quite different?
         timeout_s:float=30.,
         most_mb:float=200.,

@@ -46,7 +46,7 @@ def labels_in(
 def play_story(
     rules:Mapping[str, Any], # As a rule file has them
     story:Mapping[str, Any], # One of `tests` in the file of a test
-    every_s:float=60.,       # Between two looks at the rules
+    every_s:float=60.,       # Seconds between two evaluations of the rules
 ) -> list[str]:              # What differs; empty if all is as expected
     "Play one unit test of `rules`."
     watch,wrong = EmbeddedPrometheus({}, rules, ''),[]

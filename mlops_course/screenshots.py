@@ -20,7 +20,7 @@ def page_picture(
     size:tuple[int, int]=(1100, 800), # Of the window, in pixels
     clicks:Sequence[str]=(),          # What to click first, as selectors
     ready:str='',                     # What to wait for, as a selector; if none, until the network is quiet
-) -> Path|None:                       # None if this machine has no Chromium, or the page is an error
+) -> Path|None:                       # None without Chromium or Playwright, or after any error of the page
     "Write a picture of the page at `url` to `path`."
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser: return None
@@ -43,5 +43,5 @@ def page_picture(
             finally: opened.close()
         return path
 
-    # in a thread of its own, for that of a notebook has a loop already
+    # in its own thread, since the thread of a notebook already runs an event loop
     with ThreadPoolExecutor(1) as pool: return pool.submit(take).result()

@@ -64,7 +64,7 @@ async def recorded(
     meters:ServiceMetrics,
     entry:dict[str, Any], # Who, what, which model. With an `engine` it counts as a prediction
 ) -> AsyncIterator[dict]:
-    "`entry`, to which status, seconds and receipt are added when it is written to the audit log."
+    "Yield `entry`, then write it to the audit log. Adds its seconds and receipt, and its status after an error."
     start = perf_counter()
     try: yield entry
     except BaseException as e:
@@ -109,7 +109,7 @@ class Service(Admission):
         return recorded(self.audit, self.meters, entry)
 
     async def result(self, job:Any, entry:dict, until:float|None=None) -> Any:
-        "Queue `job` and wait for its result, `until` a time of the event loop. `entry` learns which model did it."
+        "Queue `job` and wait for its result, at most `until` (event loop time). Sets the `model` of `entry`."
         try:
             async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + self.limits.timeout_s):
                 model,found = await self.batcher(job)

@@ -32,7 +32,7 @@ class Release(NamedTuple):
     "A version of the model that goes out to users."
     folder:str|Path   # Holds the model
     version:str
-    delay_s:float=0.  # Before each pass, for fire drills
+    delay_s:float=0.  # Added to each forward pass, to rehearse a slow release
 
 # %% ../nbs/library/slots.ipynb #c436b2a2
 def read_release(
@@ -45,7 +45,7 @@ def read_release(
 def serve_slot(folder:str, limits:str, app:str) -> None:
     "The entry point of a `Slot` process. It ends when its standard input closes, so a killed kernel leaves no server."
     def last_will():
-        os.read(0, 1) # nothing comes, until it is closed
+        os.read(0, 1) # blocks until standard input is closed
         os.kill(os.getpid(), signal.SIGTERM)
     Thread(target=last_will, daemon=True).start()
     module,_,name = app.partition(':')

@@ -242,7 +242,7 @@ def spooled_run(
     data:str='',                # Version of the data
     stops:tuple[type[BaseException], ...]=(KeyboardInterrupt,), # These end a run on purpose: KILLED, not FAILED
 ) -> Iterator[Run]:
-    "Like `track`, but no error of the store stops the block. Also records peak memory, duration and errors."
+    "Like `track`, but after the start no error of the store stops it. Also records peak memory, duration and errors."
     stands_on = run_provenance(seed)
     run = Run(store, resume or start_run(store, name, parent))
     before = resume_run(run, stands_on) if resume else {}

@@ -31,7 +31,7 @@ def provenance_tags(
     stands_on:dict, # From `run_provenance`
     data:str='',    # Path of the data under DVC, or its version in `data/`
 ) -> dict[str, str]:
-    "The tags of a run that say on what it stands."
+    "The tags that record the provenance of a run: commit, uncommitted changes, seed and data."
     git = stands_on['git']
     tags = {'mlflow.source.git.commit': git['commit'] or 'not under git', 'git_dirty': str(git['dirty']),
             'seed': str(stands_on['seed'])}

@@ -61,7 +61,7 @@ async def receive_images(
     key:ApiKey,
     most:int=1, # Images
 ) -> AsyncIterator[Upload]:
-    "The images in `request`, after checks of key, rate and slot. Their files are deleted at the end."
+    "The images in `request`, after checks of rate, slot, number and size. Their files are deleted at the end."
     limits,files = service.limits,list[BinaryIO]()
     size = int(limits.image_mb*MB)
     async with entered(service, request, key, most*size + 2**16) as visit, AsyncExitStack() as after:

@@ -82,7 +82,7 @@ class Signal(NamedTuple):
     "One comparison of challenger and champion."
     name:str      # errors, latency, confidence, disagreement or process
     said:str
-    p:float       # That it is no worse than tolerated
+    p:float       # p-value for being no worse than tolerated
     def alarm(self, alpha:float) -> bool: return self.p <= alpha
 
 # %% ../nbs/library/verdicts.ipynb #0a0f9050

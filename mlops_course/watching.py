@@ -28,7 +28,7 @@ def fill_template(
     labels:Mapping[str, str],
     value:float,
 ) -> str:
-    "Fill the template of an alert. It knows the expressions that our rules use."
+    "Fill the template of an alert. Raises ValueError for expressions that our rules do not use."
     def put(found):
         what = found[1].strip()
         if o := re.fullmatch(r'\$labels\.(\w+)', what): return labels.get(o[1], '')
@@ -52,8 +52,8 @@ class Alert:
 class EmbeddedPrometheus:
     "A small replacement for Prometheus and Alertmanager within this process."
     targets:Mapping[str, str] # Job -> address
-    rules:Mapping[str, Any]   # As the file has them
-    hook:str
+    rules:Mapping[str, Any]   # As a rule file has them
+    hook:str                  # Address of the webhook for alerts
     samples:SampleStore = field(default_factory=lambda: SampleStore(keep_s=7*3600))
     active:dict[tuple[int, LabelSet], Alert] = field(default_factory=dict)
     unsent:list[dict[str, Any]] = field(default_factory=list)
@@ -98,7 +98,7 @@ class EmbeddedPrometheus:
         return changed
 
     def tell(self, changed:Sequence[tuple[str, Alert]], at:float) -> None:
-        "Send what changed, in the form of Alertmanager. What nobody took is sent again the next time."
+        "Send the changes in the format of Alertmanager. Those that were not accepted are sent again next time."
         import httpx
         def when(seconds): return datetime.fromtimestamp(seconds, UTC).isoformat(timespec='milliseconds')
         for status,o in changed:
@@ -113,7 +113,7 @@ class EmbeddedPrometheus:
             del self.unsent[0]
 
     def turn(self) -> None:
-        "Scrape, judge and tell."
+        "Scrape the targets, evaluate the rules, and send the changes."
         self.scrape(at := time())
         self.tell(self.judge(at), at)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 @contextmanager
 def ignore_sigint() -> Iterator[None]:
     "Child processes started inside ignore SIGINT (Ctrl+C)."
-    mine = current_thread() is main_thread() # no other may change that
+    mine = current_thread() is main_thread() # only the main thread may set signal handlers
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if mine else None
     try: yield
     finally:
@@ -46,7 +46,7 @@ def open_pool(
     jobs:int=1,              # Workers to start here, if no scheduler is named
     patience_s:float=60,     # For the scheduler and its first worker
 ) -> Iterator[WorkerPool]:
-    "Open the workers of `scheduler`, or start `jobs` workers on this machine."
+    "Open the Dask workers of `scheduler`, or start `jobs` here. A single one is a thread, without Dask."
     if not scheduler and jobs == 1:
         with ThreadPoolExecutor(1) as pool: yield WorkerPool(pool, lambda: 1, ())
         return

@@ -53,7 +53,7 @@ class StepOutcome(NamedTuple):
 def run_workflow(
     workflow:Path,
     folder:Path,                        # For artifacts and for what runs leave behind
-    *jobs:str,                          # All that need nothing else, and what follows, if none
+    *jobs:str,                          # Each runs with the jobs it needs; all jobs if none
     env:Mapping[str, str]|None=None,    # More environment variables
     variables:Mapping[str, str]|None=None, # Of the repository
     secrets:Mapping[str, str]|None=None,
@@ -82,6 +82,7 @@ def run_workflow(
     for flag,values in (('--env', told), ('--var', variables or {}), ('--secret', secrets or {})):
         for k,v in values.items(): words += [flag, f'{k}={v}']
     system = next(iter(workflow_jobs(workflow).values()))['runs-on']
+    printed = []
     for job in jobs or ('',):
         command = [find_program('act'), 'push', '-C', str(folder/'checkout'), '-W', '.github/workflows/it.yml',
                    *(['-j', job] if job else []),
@@ -92,4 +93,5 @@ def run_workflow(
         entries = [json.loads(o) for o in done.stdout.splitlines() if o.startswith('{')]
         ran += [StepOutcome(o['jobID'], o['step'].removeprefix('Main '), o['stepResult']) for o in entries
                 if o.get('stage') == 'Main' and 'stepResult' in o and len(o['stepID']) == 1]
-    return ran,'\n'.join(o['msg'].rstrip() for o in entries if 'msg' in o) + done.stderr
+        printed.append('\n'.join(o['msg'].rstrip() for o in entries if 'msg' in o) + done.stderr)
+    return ran,'\n'.join(printed)

@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
+from ..dataset_checks import DATA_CHECKS, CheckedFolder, check_dataset
 from ..pictures import Cutoffs, ImageMeasurement
 from .datasets import read_labels
 from .fonts import DISPLAY_FONT, FONTS, render_line
 from .lines import VERSION_MIXES
 from .recognition import ALPHABET
 from ..splitting import SPLIT_SHARES
-from ..validation import DATA_CHECKS, CheckedFolder, Finding, check_dataset
+from ..validation import Finding
 
 # %% ../../nbs/library/checks.ipynb #5e96f3a4
 LINE_KINDS = tuple(dict.fromkeys(kind for mix in VERSION_MIXES.values() for kind in mix)) # see `VERSION_MIXES`

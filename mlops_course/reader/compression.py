@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ..base.files import save_atomically, write_json
-from .easyocr import import_torchvision
+from ..base.torchvision import import_torchvision
 from .fonts import FONTS
 from .lines import KIND_RATIOS, draw_line
 from .net import Batch, Recogniser, ctc_loss

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ..base.files import save_atomically
-from .easyocr import check_weights, easyocr_reader, import_torchvision
+from ..base.torchvision import import_torchvision
+from .easyocr import check_weights, easyocr_reader
 from .engines import Engine
 from .layout import Line, clip_corners
 from .net import Recogniser

@@ -45,7 +45,7 @@ def missing_for(name:str, device:str) -> list[str]:
     lacks = []
     if device == 'cuda' and not torch.cuda.is_available(): lacks.append('a GPU that torch can use')
     try:
-        from mlops_course.reader.easyocr import import_torchvision
+        from mlops_course.base.torchvision import import_torchvision
         import_torchvision()
         from transformers import AutoConfig
         labels = AutoConfig.from_pretrained(name, local_files_only=True).id2label.values()

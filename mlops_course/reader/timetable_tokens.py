@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from ..base.files import save_atomically
-from .easyocr import import_torchvision
+from ..base.torchvision import import_torchvision
 from .layout import Line, group_rows
 from .timetable_pages import TOKEN_ROLES, draw_timetable, noisy_reading
 
