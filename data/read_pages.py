@@ -2,8 +2,8 @@
 
     python data/read_pages.py
 
-Lessons 02 and 03 count the errors in these readings, because three engines need minutes for ten pages. The lessons
-also read some pages again and compare. Run this script when a page, an engine, `prepare` or a version in
+Lessons 02 and 03 count the errors in these readings, because three engines need minutes for ten pages. Lesson 02 also
+reads a page again and compares. Run this script when a page, an engine, `prepare` or a version in
 requirements.lock has changed. It needs all three engines, Tesseract included.
 """
 import csv

@@ -19,7 +19,7 @@ from mlops_course.alert_routes import FiringAlert, find_routes, play_notificatio
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.burn_rates import burns, failed_ratio, over, try_rules
-from mlops_course.dashboards import draw_dashboard, fill_legend, make_dashboard, panel_curves
+from mlops_course.dashboards import draw_dashboard, fill_legend, make_dashboard
 from mlops_course.drift_store import DriftMonitor, drift_registry
 from mlops_course.durations import duration_seconds, shorten_durations
 from mlops_course.keys import KeyStore
@@ -479,6 +479,14 @@ def test_rules_are_tried_on_calm_weeks_and_on_faults():
     assert math.isnan(table.loc['never', 'all fail'])
 
 
+def test_weeks_in_which_a_rule_misses_a_fault_count_as_long():
+    def late(images, failed): # after 5, 10 and 20 minutes, and never in two weeks of five
+        rings = np.zeros(images.shape, bool)
+        for week, minute in enumerate((5, 10, 20)): rings[week, minute - 1:] = True
+        return rings
+    assert try_rules({'late': late}, {'all fail': (1., 1)}, weeks=5, seed=0, start=0, wait=60).loc['late', 'all fail'] == 20
+
+
 # From a fault to the webhook
 
 @pytest.fixture(params=[True, False], ids=['embedded', 'prometheus'])
@@ -517,7 +525,8 @@ def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lin
         def empty():
             client.post('/v1/read', headers={'Authorization': 'Bearer nobody'}) # for the panel of refusals
             end = time.time()
-            return {panel.title for panel in PANELS if not panel_curves(watch, panel, end - 12, end, .5, 200)}
+            def drawn(panel): return any(watch.between(shorten_durations(expr, 200), end - 12, end, .5) for expr in panel.curves.values())
+            return {panel.title for panel in PANELS if not drawn(panel)}
         wait(lambda: not empty())
 
 

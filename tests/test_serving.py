@@ -1201,6 +1201,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_another_model_is_served_released_and_taken_back_without_anything_of_the_reader(tmp_path, root):
     for name, text in (('toy', TOY), ('story', STORY)): (tmp_path/f'{name}.py').write_text(text)
     (tmp_path/'work').mkdir()

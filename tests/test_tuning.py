@@ -10,6 +10,7 @@ from math import isnan, nan
 
 import mlflow
 import optuna
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -352,12 +353,14 @@ def test_a_killed_caller_loses_two_trials_at_most_and_they_are_repeated(path):
         "How many running trials have a heartbeat. One that is killed before its first stays RUNNING for good."
         with closing(sqlite3.connect(path)) as db:
             return db.execute("SELECT count(*) FROM trial_heartbeats JOIN trials USING (trial_id) WHERE state = 'RUNNING'").fetchone()[0]
-    wait_for(lambda: states(study).count('COMPLETE') > 2 and states(study).count('RUNNING') == beating() == 2)
+    def have_parameters(): return all(trial.params for trial in study.trials if trial.state.name == 'RUNNING')
+    wait_for(lambda: states(study).count('COMPLETE') > 2 and states(study).count('RUNNING') == beating() == 2 and have_parameters())
+    workers = psutil.Process(caller.pid).children(recursive=True)
     caller.kill()
     caller.wait()
-    wait_for(lambda: states(study).count('RUNNING') <= 1) # the worker ends after its trial
-    time.sleep(3)
+    assert psutil.wait_procs(workers, timeout=60)[1] == [] # each ends after its trial
     before = states(study)
+    assert before.count('RUNNING') <= 1
     time.sleep(2)
     assert states(study) == before
     study = open_search(path, heartbeat_s=1, grace_s=2)
