@@ -439,7 +439,7 @@ def test_a_reading_that_takes_too_long_is_given_up_and_on_record(held, tmp_path,
         problem(client.read(line, line=True), 504)
         assert client.record()[-1]['status'] == 504
         held.net.gate.set()
-        assert client.read(line, line=True).status_code == 200
+        until(lambda: client.read(line, line=True).status_code == 200) # a busy machine may take longer than half a second
 
 
 def test_an_image_that_comes_too_slowly_is_given_up(engine, tmp_path):
@@ -449,15 +449,15 @@ def test_an_image_that_comes_too_slowly_is_given_up(engine, tmp_path):
 
 
 def test_arrival_and_reading_share_one_time_limit(held, tmp_path, line):
-    with started(Shelf(held), tmp_path, ApiSettings(timeout_s=1.)) as client:
+    with started(Shelf(held), tmp_path, ApiSettings(timeout_s=3.)) as client:
         body = b'--abc\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + line + b'\r\n--abc--\r\n'
         begun = time.monotonic()
         with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:
             sock.sendall(head(client, len(body)).replace('\n', '\r\n').encode() + b'\r\n' + body[:50])
-            time.sleep(.7)
+            time.sleep(2)
             sock.sendall(body[50:])
             assert b' 504 ' in sock.recv(1000)
-        assert time.monotonic() - begun < 1.6 # two limits would be 1.7 s
+        assert time.monotonic() - begun < 4.5 # two limits would be 5 s
         held.net.gate.set()
 
 
