@@ -1,5 +1,4 @@
 "Scores keep what the lesson claims of them, for texts and counts that nobody chose by hand."
-import io
 import json
 import re
 import unicodedata
@@ -9,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from mlops_course.base.stats import latency, min_calls
 from mlops_course.scoring import (
@@ -30,8 +28,6 @@ from mlops_course.scoring import (
     show_edits,
     wer,
 )
-from mlops_course.tools.house import select_lessons
-from mlops_course.tools.running import run_lessons
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 LETTERS = [*"abAB01:.é \n\t", "e\u0301", "\u00a0", "ß", "İ"]
@@ -392,9 +388,3 @@ def test_worst_rows_of_the_lesson_are_wrong():
     edits = table_of("worst_rows = ")[2::4]
     assert edits
     assert all(int(o) > 0 for o in edits)
-
-
-@pytest.mark.slow
-def test_lesson_runs_with_another_seed(tmp_path):
-    result, = run_lessons(select_lessons(["03"]), {"seed": 7}, out=tmp_path, console=Console(file=io.StringIO()))
-    assert result.status == "passed", result.traceback
