@@ -18,7 +18,7 @@ import pandas as pd
 from .base.environment import fingerprint
 from .base.files import replace_text_file
 from .dataset_checks import CheckedFolder
-from .pictures import load_grey
+from .pictures import load_inside
 from .validation import Finding, findings_table
 
 # %% ../nbs/library/quality_report.ipynb #25c14b5c
@@ -32,12 +32,13 @@ code{background:#e6eaee;padding:0 .3em;overflow-wrap:anywhere}figcaption{overflo
 
 # %% ../nbs/library/quality_report.ipynb #f624906e
 def picture_html(
-    path:Path,       # Path of the image
+    folder:Path,     # Holds the pictures
+    file:str,        # Name of the image; outside of `folder` it is not opened
     said:str,        # Alternative text
     widest:int=640,  # Pixels
 ) -> str:
-    "The image in `path` as an HTML element with its data, or a note if it cannot be read."
-    try: image = load_grey(path)
+    "The image in `file` as an HTML element with its data, or a note if it cannot be read."
+    try: image = load_inside(folder, file)
     except (OSError, ValueError): return '<p>(no picture: it cannot be read)</p>'
     if (scale := widest/image.shape[1]) < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -58,8 +59,8 @@ def table_html(frame:pd.DataFrame) -> str:
 def finding_html(checked:CheckedFolder, finding:Finding) -> str:
     "Format one finding with its images."
     label = str(checked.frame[checked.label].iloc[finding.row]) if checked.label in checked.frame else ''
-    files = [] if finding.check == 'path' else [file for file in (finding.file, finding.other) if file]
-    seen = [picture_html(checked.folder/file, f'picture of row {finding.row}') for file in files]
+    seen = [picture_html(checked.folder, file, f'picture of row {finding.row}')
+            for file in (finding.file, finding.other) if file]
     return (f"<figure>{''.join(seen)}<figcaption>row {finding.row}, <code>{escape(finding.file)}</code>, labelled "
             f"<code>{escape(label) or '(nothing)'}</code><br>{escape(finding.reason)}</figcaption></figure>")
 

@@ -441,6 +441,19 @@ def test_a_picture_that_cannot_be_read_is_said_to_be_missing(copy, tmp_path):
     assert "(no picture" in quality_report(check_folder(copy), tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_picture_outside_the_folder_is_not_in_the_report(copy, tmp_path):
+    shutil.copy(copy / read_labels(copy / "labels.csv").at[0, "file"], copy.parent / "secret.png")
+    (copy / "link.png").symlink_to(copy.parent / "secret.png")
+    frame = read_labels(copy / "labels.csv")
+    frame.loc[[0, 1], "file"] = ["../secret.png", "link.png"]
+    save(copy, frame)
+    checked = check_folder(copy)
+    assert {0, 1} <= checked.rejected
+    report = quality_report(checked, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "picture of row 0" not in report
+    assert "picture of row 1\"" not in report
+
+
 # --- lineage
 
 def double(o): return 2 * o
