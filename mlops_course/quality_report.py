@@ -41,7 +41,7 @@ def picture_html(
     try: image = load_inside(folder, file)
     except (OSError, ValueError): return '<p>(no picture: it cannot be read)</p>'
     if (scale := widest/image.shape[1]) < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (widest, max(1, round(image.shape[0]*scale))), interpolation=cv2.INTER_AREA)
     data = b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()
     return f'<img alt="{escape(said)}" src="data:image/png;base64,{data}">'
 

@@ -16,7 +16,7 @@ from mlops_course.base.files import replace_text_file
 from mlops_course.dataset_checks import DATA_CHECKS, CheckedFolder, check_dataset, check_images
 from mlops_course.lineage import outdated_reasons, write_lineage
 from mlops_course.pictures import Cutoffs, DuplicatePair, find_duplicates, hamming_distances, has_light_ink, load_grey, measure_images, pixel_difference
-from mlops_course.quality_report import quality_report
+from mlops_course.quality_report import picture_html, quality_report
 from mlops_course.reader.checks import FIGURE_GROUPS, LINE_CHECKS, UNGROUPED, LineCutoffs, check_folder, expected_aspect, label_schema
 from mlops_course.reader.datasets import make_version, read_labels
 from mlops_course.reader.degradations import degrade
@@ -452,6 +452,11 @@ def test_a_picture_outside_the_folder_is_not_in_the_report(copy, tmp_path):
     report = quality_report(checked, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "picture of row 0" not in report
     assert "picture of row 1\"" not in report
+
+
+def test_a_long_strip_is_shown_in_the_report(tmp_path):
+    cv2.imwrite(str(tmp_path / "strip.png"), np.zeros((2, 5000), np.uint8))
+    assert "data:image/png" in picture_html(tmp_path, "strip.png", "a strip")
 
 
 # --- lineage
