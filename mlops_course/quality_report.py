@@ -71,12 +71,12 @@ def quality_report(
     worst:int=4,      # Number of findings to show for each check
 ) -> Path:
     "Write an HTML report with counts, the worst findings of each check and their images."
-    found,frame = findings_table(checked.findings),checked.frame
+    found,frame = findings_table(checked.findings),checked.frame.reset_index(drop=True) # findings count rows from 0
     named = frame.index.isin(checked.rejected)
     counts = pd.DataFrame([(name, what, int((found['check'] == name).sum())) for name,what in checked.checks.items()],
                           columns=['check', 'looks for', 'findings'])
     by = [o for o in ('kind', 'split') if o in frame]
-    by_kind = frame.assign(rows=1, rejected=named.astype(int)).groupby(by or (lambda _: 'all'))
+    by_kind = frame.assign(rows=1, rejected=named.astype(int)).groupby(by or (lambda _: 'all'), dropna=False)
     slices = by_kind[['rows', 'rejected']].sum().reset_index()
     def worst_first(name): return sorted((o for o in checked.findings if o.check == name), key=lambda o: -o.badness)
     cases = [f"<h2>{name}</h2><p>{escape(what)}; {n} found{f', the worst {worst} shown' if n > worst else ''}</p>"

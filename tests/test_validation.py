@@ -459,6 +459,17 @@ def test_a_long_strip_is_shown_in_the_report(tmp_path):
     assert "data:image/png" in picture_html(tmp_path, "strip.png", "a strip")
 
 
+def test_a_table_that_was_filtered_is_counted_row_by_row(tmp_path):
+    frame = pd.DataFrame({"file": ["a.png", "b.png"], "text": ["x", "y"], "kind": [None, "scan"]}, index=[7, 1])
+    frame.to_csv(tmp_path / "labels.csv")
+    checked = CheckedFolder(tmp_path, frame, [Finding(0, "a.png", "value", "unknown")], Cutoffs())
+    report = quality_report(checked, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "2 rows: 1 accepted, 1 rejected" in report
+    rows = dict(re.findall(r'<tr><td>(\w+)</td> <td class="n">1</td> <td class="n">(\d)</td></tr>', report))
+    assert sorted(rows.values()) == ["0", "1"], "the row without a kind is counted, too"
+    assert rows["scan"] == "0"
+
+
 # --- lineage
 
 def double(o): return 2 * o
