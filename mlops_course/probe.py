@@ -14,6 +14,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_asgi_app
 
+from .base.logs import get_logger
 from .base.servers import on_free_port
 
 # %% ../nbs/library/probe.ipynb #9a69ae4d
@@ -33,21 +34,21 @@ class Probe:
         self.registry = CollectorRegistry()
         self.accuracy = Gauge(f'{prefix}_model_accuracy', "How well the probe's questions were answered",
                               ['model', 'measure'], registry=self.registry)
-        self.failures = Counter(f'{prefix}_probe_failures_total', 'Rounds in which a question was not answered',
+        self.failures = Counter(f'{prefix}_probe_failures_total', 'Rounds in which an answer was missing or odd',
                                 registry=self.registry)
     def __repr__(self): return f"Probe({len(self.questions)} questions)"
 
-    def round(self) -> dict[str, dict[str, float]]: # Model -> measures; empty if a question was not answered
+    def round(self) -> dict[str, dict[str, float]]: # Model -> measures; empty if an answer is missing or odd
         "Ask all questions once."
-        import httpx
         pairs:dict[str, list[tuple[Any, Any]]] = defaultdict(list) # of each model: a swap may come between
         try:
             for (model,answer),truth in zip(self.ask(self.questions), self.truths, strict=True):
                 pairs[model].append((answer, truth))
-        except (httpx.HTTPError, OSError):
+            found = {model: self.score([o for o,_ in both], [o for _,o in both]) for model,both in pairs.items()}
+        except Exception as e: # noqa: BLE001 (whatever an answer lacks, an old accuracy may not stay)
+            get_logger('probe').error('no accuracy was measured', error=repr(e))
             self.failures.inc()
-            pairs.clear()
-        found = {model: self.score([o for o,_ in both], [o for _,o in both]) for model,both in pairs.items()}
+            found = {}
         self.accuracy.clear()
         for model,measures in found.items():
             for measure,value in measures.items(): self.accuracy.labels(model, measure).set(value)

@@ -24,12 +24,12 @@ from mlops_course.drift_store import DriftMonitor, drift_registry
 from mlops_course.durations import duration_seconds, shorten_durations
 from mlops_course.keys import KeyStore
 from mlops_course.monitoring import AlertReceiver
-from mlops_course.probe import run_probe
+from mlops_course.probe import Probe, run_probe
 from mlops_course.prometheus import PROMETHEUS_PROGRAMS, has_prometheus, load_deploy_file, program_on_free_port, run_monitoring, serve_history
 from mlops_course.promql import SampleStore, counter_increase, evaluate_promql, histogram_quantile, series_labels
 from mlops_course.reader.custom import load_custom, warm_up_engine
 from mlops_course.reader.features import FEATURES
-from mlops_course.reader.metrics import PANELS, ask_lines, line_probe
+from mlops_course.reader.metrics import PANELS, ask_lines, line_accuracy, line_probe
 from mlops_course.reader.recognition import ALPHABET
 from mlops_course.reader.serving import METRIC_PREFIX, create_app
 from mlops_course.reader.trials import draw_trial_lines
@@ -100,6 +100,23 @@ def test_a_probe_that_gets_no_answer_shows_nothing_rather_than_yesterday(live, l
     assert probe.round() == {}
     assert probe.registry.get_sample_value('ocr_model_accuracy', {'model': 'reader/1', 'measure': 'exact'}) is None
     assert probe.registry.get_sample_value('ocr_probe_failures_total') == 1
+
+
+@pytest.mark.parametrize('odd', [[('reader/1', None)], [], [None], httpx.ReadTimeout('late')], ids=['no text', 'too few', 'no pair', 'late'])
+def test_a_probe_outlives_an_odd_answer(odd):
+    rounds = iter([[('reader/1', 'a')], odd, [('reader/2', 'a')]])
+    def ask(_):
+        if isinstance(found := next(rounds), Exception): raise found
+        return found
+    probe = Probe(ask, [(b'', 'a')], line_accuracy, 'ocr')
+    def exact(version): return probe.registry.get_sample_value('ocr_model_accuracy', {'model': version, 'measure': 'exact'})
+    assert probe.round()
+    assert exact('reader/1') == 1
+    assert probe.round() == {}
+    assert exact('reader/1') is None
+    assert probe.registry.get_sample_value('ocr_probe_failures_total') == 1
+    assert probe.round()
+    assert exact('reader/2') == 1
 
 
 def test_accuracy_counts_characters_and_not_lines(live, lines, monkeypatch):
