@@ -53,10 +53,13 @@ class SampleStore:
         self.there[source] = set(found)
 
     def scrape(self, job:str, instance:str, text:str|None, at:float) -> None:
-        "Add the text of /metrics, or None if the target did not answer."
-        found = {series_labels('up', job=job, instance=instance): float(text is not None)}
-        for family in text_string_to_metric_families(text or ''):
-            for o in family.samples: found[series_labels(o.name, **o.labels, job=job, instance=instance)] = o.value
+        "Add the text of /metrics. None, or what is no such text, means that the target is down."
+        found = dict[LabelSet, float]()
+        try:
+            for family in text_string_to_metric_families(text or ''):
+                for o in family.samples: found[series_labels(o.name, **o.labels, job=job, instance=instance)] = o.value
+        except (ValueError, IndexError): text,found = None,{} # such as the HTML page of a proxy
+        found[series_labels('up', job=job, instance=instance)] = float(text is not None)
         self.put(f'{job} {instance}', found, at)
 
     def chosen(self, selector:Any) -> Iterator[tuple[LabelSet, list[float], list[float|None]]]:

@@ -309,6 +309,25 @@ def test_a_target_that_does_not_answer_is_down_and_its_series_end():
     assert evaluate_promql('x', samples, 15.) == {}
 
 
+@pytest.mark.parametrize('text', ['<!DOCTYPE html><html>Sign in</html>', '{"detail": "gone"}', 'a 1\nb one\n', 'a{b="c", ="e"} 1 2\n'])
+def test_a_target_that_answers_with_something_else_is_down(text):
+    samples = SampleStore()
+    samples.scrape('probe', 'host', 'a 1\n', 0)
+    samples.scrape('probe', 'host', text, 15)
+    assert evaluate_promql('up', samples, 15) == {series_labels('up', job='probe', instance='host'): 0}
+    assert evaluate_promql('a or b', samples, 15) == {}
+
+
+def test_an_embedded_prometheus_goes_on_after_a_page_of_html():
+    async def page(scope, receive, send):
+        await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+        await send({'type': 'http.response.body', 'body': b'<html>Sign in</html>'})
+    with on_free_port(page, lifespan='off') as url:
+        watch = EmbeddedPrometheus({'reader': url}, {'groups': []}, '')
+        watch.turn()
+        assert list(watch.now('up').values()) == [0]
+
+
 def test_old_samples_are_forgotten():
     samples = SampleStore(keep_s=100)
     for i in range(1000): samples.put('s', {series_labels('x'): i}, float(i))
