@@ -27,7 +27,7 @@ Vector = dict[LabelSet, float]
 LOOKBACK_S = 300.                  # How old a sample may be and still count as now
 
 # %% ../nbs/library/promql.ipynb #53308bc5
-def series_labels(name:str='', **labels:str) -> LabelSet:
+def series_labels(name:str='', /, **labels:str) -> LabelSet:
     "The labels of the series `name`."
     return frozenset({**labels, **({'__name__': name} if name else {})}.items())
 
@@ -54,12 +54,14 @@ class SampleStore:
 
     def scrape(self, job:str, instance:str, text:str|None, at:float) -> None:
         "Add the text of /metrics. None, or what is no such text, means that the target is down."
-        found = dict[LabelSet, float]()
+        found,own = dict[LabelSet, float](),{'job': job, 'instance': instance}
         try:
             for family in text_string_to_metric_families(text or ''):
-                for o in family.samples: found[series_labels(o.name, **o.labels, job=job, instance=instance)] = o.value
+                for o in family.samples:
+                    theirs = {f'exported_{k}' if k in own else k: v for k,v in o.labels.items()} # as in Prometheus
+                    found[series_labels(o.name, **theirs, **own)] = o.value
         except (ValueError, IndexError): text,found = None,{} # such as the HTML page of a proxy
-        found[series_labels('up', job=job, instance=instance)] = float(text is not None)
+        found[series_labels('up', **own)] = float(text is not None)
         self.put(f'{job} {instance}', found, at)
 
     def chosen(self, selector:Any) -> Iterator[tuple[LabelSet, list[float], list[float|None]]]:

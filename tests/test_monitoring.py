@@ -318,6 +318,13 @@ def test_a_target_that_answers_with_something_else_is_down(text):
     assert evaluate_promql('a or b', samples, 15) == {}
 
 
+def test_labels_of_a_target_may_be_called_name_or_job():
+    samples = SampleStore()
+    samples.scrape('probe', 'host', 'a{name="x",job="theirs",instance="other"} 1\n', 0)
+    labels = {'name': 'x', 'job': 'probe', 'instance': 'host', 'exported_job': 'theirs', 'exported_instance': 'other'}
+    assert evaluate_promql('a', samples, 0) == {series_labels('a', **labels): 1}
+
+
 def test_an_embedded_prometheus_goes_on_after_a_page_of_html():
     async def page(scope, receive, send):
         await send({'type': 'http.response.start', 'status': 200, 'headers': []})
