@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LabelSet', 'Vector', 'LOOKBACK_S', 'LABEL_MATCHERS', 'PROMQL_FUNCTIONS', 'PROMQL_AGGREGATES', 'ARITHMETIC',
            'COMPARISONS', 'series_labels', 'SampleStore', 'counter_increase', 'histogram_quantile',
-           'ieee_divide', 'without_name', 'evaluate_promql', 'evaluate_window', 'evaluate_call',
-           'evaluate_aggregate', 'evaluate_binary']
+           'ieee_divide', 'highest', 'lowest', 'without_name', 'evaluate_promql', 'evaluate_window',
+           'evaluate_call', 'evaluate_aggregate', 'evaluate_binary']
 
 # %% ../nbs/library/promql.ipynb #3fa50efc
 import operator
@@ -127,7 +127,9 @@ def ieee_divide(a:float, b:float) -> float:
 
 # %% ../nbs/library/promql.ipynb #f4531373
 PROMQL_FUNCTIONS = ('rate', 'increase', 'max_over_time', 'histogram_quantile', 'absent', 'scalar', 'vector', 'time')
-PROMQL_AGGREGATES:dict[str, Callable[[list[float]], float]] = {'sum': sum, 'max': max, 'min': min, 'count': len}
+def highest(values:Iterable[float]) -> float: return max(values, key=lambda o: (not isnan(o), o)) # NaN if all are
+def lowest(values:Iterable[float]) -> float: return min(values, key=lambda o: (isnan(o), o))
+PROMQL_AGGREGATES:dict[str, Callable[[list[float]], float]] = {'sum': sum, 'max': highest, 'min': lowest, 'count': len}
 ARITHMETIC:dict[str, Callable[[float, float], float]] = {'+': operator.add, '-': operator.sub, '*': operator.mul,
                                                          '/': ieee_divide}
 COMPARISONS:dict[str, Callable[[float, float], bool]] = {
@@ -171,7 +173,7 @@ def evaluate_window(name:str, expr:Any, samples:SampleStore, at:float) -> Vector
     for labels,times,values in samples.chosen(expr.vector_selector):
         i,j = bisect_left(times, at - window),bisect_right(times, at) # inclusive left edge, as before Prometheus 3
         seen = [(t, v) for t,v in zip(times[i:j], values[i:j]) if v is not None]
-        if name == 'max_over_time': value = max((v for _,v in seen), default=None)
+        if name == 'max_over_time': value = highest(v for _,v in seen) if seen else None
         else: value = counter_increase([t for t,_ in seen], [v for _,v in seen], at - window, at, name == 'rate')
         if value is not None: found[without_name(labels)] = value
     return found

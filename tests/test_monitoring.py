@@ -203,7 +203,8 @@ MORE = ['increase(ocr_predictions_total{status="500"}[2m])', 'max_over_time(ocr_
         'sum by (model) (ocr_predictions_total) > on (model) max by (model) (ocr_model_accuracy)', 'ocr_predictions_total{status!="200"} > 2 * 7',
         'sum by (model) (ocr_predictions_total) / ignoring (job) max by (model) (ocr_model_accuracy)', 'max(ocr_drift) >= scalar(ocr_drift)',
         'histogram_quantile(0.5, rate(ocr_confidence_bucket[1m]))', 'histogram_quantile(1.1, sum by (le) (ocr_confidence_bucket))',
-        'count(vector(scalar(up)) != vector(scalar(up)))', 'time()', 'ocr_drift != 0', 'ocr_drift <= 0.2', 'ocr_drift + 1 < 1.3']
+        'count(vector(scalar(up)) != vector(scalar(up)))', 'time()', 'ocr_drift != 0', 'ocr_drift <= 0.2', 'ocr_drift + 1 < 1.3',
+        'max(up / up)', 'min(up / up)', 'count(up / up)', 'sum(max_over_time(up[1m]))']
 
 
 @pytest.mark.parametrize('which', [ONE, TWO], ids=['one model', 'two models'])
@@ -273,6 +274,15 @@ def test_a_quantile_beyond_the_last_edge_is_that_edge():
     assert histogram_quantile(.5, [(1, 0), (2, 10), (math.inf, 10)]) == 1.5
     assert math.isnan(histogram_quantile(.5, [(1, 0), (math.inf, 0)]))
     assert math.isnan(histogram_quantile(.5, [(1, 3), (2, 5)]))
+
+
+@pytest.mark.parametrize('values', [[math.nan, 1, 3], [3, math.nan, 1], [1, 3, math.nan]])
+def test_what_is_no_number_is_neither_the_highest_nor_the_lowest(values):
+    samples = SampleStore()
+    for i, o in enumerate(values): samples.put('x', {series_labels('x', i=str(i)): o, series_labels('y'): o}, 15.*i)
+    for i, o in enumerate(values): samples.put('x', {series_labels('x', i=str(i)): o for i, o in enumerate(values)}, 60.)
+    found = [list(evaluate_promql(o, samples, 60.).values()) for o in ('max(x)', 'min(x)', 'max_over_time(y[2m])')]
+    assert found == [[3], [1], [3]]
 
 
 @pytest.mark.parametrize(('expr', 'words'), [
