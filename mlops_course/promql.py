@@ -117,7 +117,7 @@ def histogram_quantile(
     if i == len(order) - 1: return order[-2][0] # beyond the last edge nothing is known
     if i == 0 and order[0][0] <= 0: return order[0][0]
     low,below = (order[i - 1][0], counts[i - 1]) if i else (0., 0.)
-    return low + (order[i][0] - low)*((rank - below)/(counts[i] - below))
+    return low + (order[i][0] - low)*ieee_divide(rank - below, counts[i] - below)
 
 # %% ../nbs/library/promql.ipynb #26cc7dc1
 def ieee_divide(a:float, b:float) -> float:

@@ -274,6 +274,7 @@ def test_a_quantile_beyond_the_last_edge_is_that_edge():
     assert histogram_quantile(.5, [(1, 0), (2, 10), (math.inf, 10)]) == 1.5
     assert math.isnan(histogram_quantile(.5, [(1, 0), (math.inf, 0)]))
     assert math.isnan(histogram_quantile(.5, [(1, 3), (2, 5)]))
+    assert math.isnan(histogram_quantile(0, [(1, 0), (2, 10), (math.inf, 10)]))
 
 
 @pytest.mark.parametrize('values', [[math.nan, 1, 3], [3, math.nan, 1], [1, 3, math.nan]])
