@@ -169,6 +169,8 @@ def evaluate_promql(
 # %% ../nbs/library/promql.ipynb #cc311991
 def evaluate_window(name:str, expr:Any, samples:SampleStore, at:float) -> Vector:
     "Evaluate `rate`, `increase` or `max_over_time` of a window, such as `rate(x[5m])`."
+    if not hasattr(expr, 'vector_selector'):
+        raise ValueError(f"{name} of a {type(expr).__name__} is not known here. Ask Prometheus, or name a series")
     window,found = expr.range.total_seconds(),{}
     for labels,times,values in samples.chosen(expr.vector_selector):
         i,j = bisect_left(times, at - window),bisect_right(times, at) # inclusive left edge, as before Prometheus 3

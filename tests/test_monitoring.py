@@ -280,14 +280,15 @@ def test_a_quantile_beyond_the_last_edge_is_that_edge():
 @pytest.mark.parametrize('values', [[math.nan, 1, 3], [3, math.nan, 1], [1, 3, math.nan]])
 def test_what_is_no_number_is_neither_the_highest_nor_the_lowest(values):
     samples = SampleStore()
-    for i, o in enumerate(values): samples.put('x', {series_labels('x', i=str(i)): o, series_labels('y'): o}, 15.*i)
-    for i, o in enumerate(values): samples.put('x', {series_labels('x', i=str(i)): o for i, o in enumerate(values)}, 60.)
+    for i, o in enumerate(values): samples.put('y', {series_labels('y'): o}, 15.*i)
+    samples.put('x', {series_labels('x', i=str(i)): o for i, o in enumerate(values)}, 60.)
     found = [list(evaluate_promql(o, samples, 60.).values()) for o in ('max(x)', 'min(x)', 'max_over_time(y[2m])')]
     assert found == [[3], [1], [3]]
 
 
 @pytest.mark.parametrize(('expr', 'words'), [
     ('deriv(x[5m])', 'function deriv'), ('x offset 5m', 'offset'), ('rate(x[5m] offset 1m)', 'offset'), ('topk(2, x)', 'topk'), ('x[5m:1m]', 'SubqueryExpr'),
+    ('rate(x[5m:1m])', 'SubqueryExpr'),
     ('x > bool 1', 'not known here'), ('x * on (a) group_left y', 'not known here'), ('x ^ 2', 'not known here'), ('sum(', 'is no PromQL'),
 ])
 def test_what_is_not_known_is_refused_and_never_guessed(expr, words):
