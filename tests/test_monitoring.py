@@ -15,7 +15,7 @@ import yaml
 from conftest import Shelf, needs
 from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
-from mlops_course.alert_routes import FiringAlert, find_routes, play_notifications
+from mlops_course.alert_routes import FiringAlert, find_routes, matchers_hold, play_notifications
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.burn_rates import burns, failed_ratio, over, try_rules
@@ -707,6 +707,29 @@ def test_an_alert_is_routed_as_by_amtool(tmp_path, words):
     assert done.returncode == 0, done.stderr
     found = find_routes(yaml.safe_load(TREE)['route'], dict(o.split('=') for o in words.split()))
     assert sorted(o['receiver'] for o in found) == sorted(done.stdout.strip().split(','))
+
+
+@pytest.mark.parametrize('matcher', ['severity = page, team = ocr', '{severity="page",team="ocr"}', 'team = "a,b"', 'severity = page,', r'team =~ "o\\.r"',
+                                     r'team =~ "o\.r"', r'team =~ o\.r', 'severity =~ pa{1}ge', '{}', 'severity != page, team != ocr', 'team=""'])
+def test_a_matcher_of_several_conditions_holds_as_in_amtool(tmp_path, matcher):
+    route = {'receiver': 'rest', 'routes': [{'matchers': [matcher], 'receiver': 'hit'}]}
+    (tmp_path/'routes.yml').write_text(yaml.safe_dump({'route': route, 'receivers': [{'name': 'rest'}, {'name': 'hit'}]}))
+    command = [needs('amtool', 'tests routes'), 'config', 'routes', 'test', '--config.file=routes.yml']
+    for words in ('', 'severity=page', 'severity=page team=ocr', 'team=ocr', 'team=a,b', 'team=o.r', 'team=oxr'):
+        done = subprocess.run([*command, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=True)
+        labels = dict(o.split('=') for o in words.split())
+        assert [o['receiver'] for o in find_routes(route, labels)] == [done.stdout.strip()], words
+
+
+def test_an_older_match_takes_its_value_as_it_is():
+    labels = {'team': 'a "b", c'}
+    assert matchers_hold({'match': labels, 'match_re': {'team': r'a ."b", \w'}}, labels) is False
+    assert matchers_hold({'match': labels, 'match_re': {'team': r'a\s"b", \w'}}, labels)
+
+
+@pytest.mark.parametrize('matcher', ['severity = "page', 'severity', 'team =~ "["', 'severity = page, team'])
+def test_what_is_no_matcher_is_refused(matcher):
+    with pytest.raises(ValueError, match='matcher'): matchers_hold({'matchers': [matcher]}, {'severity': 'page'})
 
 
 def test_a_route_with_an_unknown_field_or_receiver_is_refused():
