@@ -475,6 +475,30 @@ def test_a_break_begins_the_waiting_anew(small):
     assert not any(at(15*i, value) for i, value in enumerate([2, 2, 1, 2, 2, 1]))
 
 
+def test_labels_and_words_of_a_rule_are_filled_in_as_by_promtool(tmp_path):
+    rules = [{'record': 'ocr:up', 'expr': 'up', 'labels': {'tier': '{{ $labels.job }}', 'job': ''}},
+             {'alert': 'Down', 'expr': 'up == 0', 'labels': {'severity': '{{ $labels.tier }}', 'who': '{{ $labels.job }}', 'tier': '', 'level': 1},
+              'annotations': {'summary': '{{ $labels.severity }}|{{ $labels.alertname }}|{{ $labels.__name__ }}|{{ $labels.tier }}'}}]
+    (tmp_path/'rules.yml').write_text(yaml.safe_dump({'groups': [{'name': 'a', 'rules': rules}]}))
+    expected = {'exp_labels': {'job': 'a', 'severity': 'gold', 'who': 'a', 'level': '1'}, 'exp_annotations': {'summary': '||up|gold'}}
+    (tmp_path/'test.yml').write_text(yaml.safe_dump({'rule_files': ['rules.yml'], 'tests': [
+        {'interval': '1m', 'input_series': [{'series': 'up{job="a",tier="gold"}', 'values': '0x3'}],
+         'alert_rule_test': [{'eval_time': '2m', 'alertname': 'Down', 'exp_alerts': [expected]}],
+         'promql_expr_test': [{'expr': 'ocr:up', 'eval_time': '2m', 'exp_samples': [{'labels': 'ocr:up{tier="{{ $labels.job }}"}', 'value': 0}]}]}]}))
+    assert play_rule_tests(tmp_path/'test.yml') == []
+    done = subprocess.run([needs('promtool', 'tests rules'), 'test', 'rules', tmp_path/'test.yml'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_error_in_one_rule_loses_no_alert_of_another():
+    rules = [{'alert': 'Down', 'expr': 'up == 0'}, {'alert': 'Odd', 'expr': 'up', 'annotations': {'summary': '{{ odd }}'}}]
+    watch = EmbeddedPrometheus({}, {'groups': [{'rules': rules}]}, '')
+    watch.samples.scrape('reader', 'host', None, 0)
+    with pytest.raises(ValueError, match='odd'): watch.judge(0)
+    del rules[1]
+    assert [(status, o.labels['alertname']) for status, o in watch.judge(15)] == [('firing', 'Down')]
+
+
 def test_an_alert_carries_labels_and_words(small):
     watch, at = small
     for i in range(3): at(15*i, 2)
