@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from .base.files import find_root, save_atomically
+from .base.logs import get_logger
 from .base.processes import ServerProcess, free_port
 from .base.servers import on_free_port
 from .durations import shorten_durations
@@ -146,7 +147,10 @@ def run_monitoring(
     watch,over = EmbeddedPrometheus(targets, shorten_durations(rules, factor) if rules
                                     else load_deploy_file('prometheus/rules.yml', factor), hook),Event()
     def turns():
-        while not over.wait(every_s): watch.turn()
+        while not over.wait(every_s):
+            try: watch.turn()
+            except Exception as e: # noqa: BLE001 (one bad answer or rule must not end the watching)
+                get_logger('monitoring').error('a turn failed', error=repr(e))
     thread = Thread(target=turns, daemon=True)
     with on_free_port(query_api(watch), lifespan='off') as watch.url:
         thread.start()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import Shelf, needs
+from conftest import Shelf, needs, until
 from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 
 from mlops_course.alert_routes import FiringAlert, find_routes, matchers_hold, play_notifications
@@ -607,6 +607,16 @@ def test_a_fault_reaches_the_webhook_and_its_end_too(embedded, engine, live, lin
             def drawn(panel): return any(watch.between(shorten_durations(expr, 200), end - 12, end, .5) for expr in panel.curves.values())
             return {panel.title for panel in PANELS if not drawn(panel)}
         wait(lambda: not empty())
+
+
+def test_the_embedded_prometheus_outlives_a_turn_that_fails(capsys):
+    rules = {'groups': [{'name': 'a', 'rules': [{'alert': 'Odd', 'expr': 'deriv(up[5m])'}]}]}
+    receiver = AlertReceiver()
+    with on_free_port(receiver, lifespan='off') as hook, run_monitoring({'gone': 'http://127.0.0.1:1'}, hook, every_s=.05, embedded=True, rules=rules) as watch:
+        until(lambda: len(next(iter(watch.samples.series.values()), [[]])[0]) > 1, 20)
+        watch.rules['groups'][0]['rules'][0]['expr'] = 'up == 0'
+        assert receiver.wait('Odd', seconds=20).status == 'firing'
+    assert 'deriv is not known here' in capsys.readouterr().err
 
 
 @pytest.mark.slow
