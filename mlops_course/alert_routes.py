@@ -120,13 +120,18 @@ def play_notifications(
         found = members[0][0]
         wait,interval,repeat = (duration_seconds(found[o]) for o in [*ROUTE_DEFAULTS][1:])
         if interval <= 0: raise ValueError("group_interval is 0: Alertmanager refuses that. Write 1s or more")
+        mine = [o.labels for _,o in members]
         now,told,last = min(o.start for _,o in members) + wait,list[dict[str, str]](),0.
         while now <= until:
             firing = [o.labels for o in alerts if o.start <= now < o.end]
-            mine = [o.labels for _,o in members if o.labels in firing and not is_inhibited(config, o.labels, firing)]
-            if mine and (any(o not in told for o in mine) or now - last >= repeat):
-                sent.append(Notification(now, found['receiver'], mine))
-                last = now
-            told = mine
-            now += interval
+            here = [o for i,o in enumerate(firing) if o in mine and o not in firing[:i]]
+            heard = [o for o in here if not is_inhibited(config, o, firing)]
+            if heard and (any(o not in told for o in heard) or now - last >= repeat):
+                sent.append(Notification(now, found['receiver'], heard))
+                told,last = heard,now
+            elif any(o not in here for o in told): told,last = heard,now # the message that an alert is resolved
+            later = [o.start for _,o in members if o.start > now]
+            if here: now += interval
+            elif later: now = min(later) + wait # an empty group is removed, and the next alert opens a new one
+            else: break
     return sorted(sent, key=lambda o: o.at)

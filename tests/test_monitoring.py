@@ -774,6 +774,25 @@ def test_a_route_with_an_unknown_field_or_receiver_is_refused():
     with pytest.raises(ValueError, match="The receiver 'rest' is not among"): play_notifications(config, [FiringAlert({}, 0, 9)], 9)
 
 
+def played(story, until, **more):
+    "Times of the messages, and the copies in each."
+    config = {'route': {'receiver': 'pager', 'group_by': ['alertname']}, 'receivers': [{'name': 'pager'}], **more}
+    return [(o.at, [a.get('copy', '') for a in o.alerts]) for o in play_notifications(config, story, until)]
+
+
+def test_an_alert_that_fires_again_stands_once_in_a_message_of_a_new_group():
+    story = [FiringAlert({'alertname': 'Failing', 'copy': 'one'}, start, start + 600.) for start in (0., 1231.)]
+    assert played(story, 3000) == [(30, ['one']), (1261, ['one'])]
+    two = [*story, FiringAlert({'alertname': 'Failing', 'copy': 'two'}, 0., 3000.)]
+    assert played(two, 3000) == [(30, ['one', 'two']), (1530, ['one', 'two'])], 'the group is still there, and is looked at every 5 minutes'
+
+
+def test_an_alert_that_was_held_back_for_a_while_is_not_told_twice():
+    story = [*(FiringAlert({'alertname': 'Failing', 'copy': o}, 0., 4000.) for o in ('one', 'two')), FiringAlert({'alertname': 'Down'}, 500., 1500.)]
+    rules = [{'source_matchers': ['alertname = Down'], 'target_matchers': ['copy = one']}]
+    assert played(story, 4000, inhibit_rules=rules) == [(30, ['one', 'two']), (530, [''])]
+
+
 @pytest.mark.slow
 def test_messages_are_counted_as_alertmanager_sends_them(tmp_path):
     "A story of nine seconds: copies that come one after the other, one that comes late, and an alert that another one holds back."
