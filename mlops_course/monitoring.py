@@ -35,10 +35,10 @@ class AlertReceiver:
             if not message.get('more_body'): break
         for o in json.loads(body)['alerts']:
             said = o['annotations']
-            self.notes.append(AlertNotice(time(), o['labels']['alertname'], o['status'],
-                                          o['labels'].get('severity', ''),
-                                   said.get('summary', ''), said.get('action', '')))
-            self.tell(self.notes[-1])
+            note = AlertNotice(time(), o['labels']['alertname'], o['status'], o['labels'].get('severity', ''),
+                               said.get('summary', ''), said.get('action', ''))
+            self.tell(note) # if it fails, so does the answer, and the notification comes again
+            self.notes.append(note)
         await send({'type': 'http.response.start', 'status': 200, 'headers': []})
         await send({'type': 'http.response.body', 'body': b''})
 

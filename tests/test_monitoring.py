@@ -632,6 +632,20 @@ def test_a_service_that_is_gone_is_reported(embedded):
             assert hook.wait('ReaderDown', seconds=30).severity == 'page'
 
 
+def test_a_notification_that_comes_again_is_counted_once(small):
+    tries = []
+    def tell(note):
+        tries.append(note)
+        if len(tries) == 1: raise OSError('no line')
+    watch, _ = small
+    watch.samples.scrape('job', 'i', 'x 5\n', 0)
+    receiver = AlertReceiver(tell)
+    with on_free_port(receiver, lifespan='off') as watch.hook:
+        for at in (0, 30, 60): watch.tell(watch.judge(at), at)
+    assert len(tries) == 2
+    assert [(o.alert, o.status) for o in receiver.notes] == [('High', 'firing')]
+
+
 def test_waiting_for_an_alert_in_vain_says_what_was_heard():
     with pytest.raises(TimeoutError, match=r'Slow was not firing .* Heard: nothing'): AlertReceiver().wait('Slow', seconds=.05)
 
