@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .durations import duration_seconds
-from .promql import LabelSet, series_labels
+from .promql import LabelSet, SampleStore, series_labels
 from .watching import EmbeddedPrometheus
 
 # %% ../nbs/library/rule_tests.ipynb #9e4f54e2
@@ -49,20 +49,16 @@ def play_story(
     every_s:float=60.,       # Seconds between two evaluations of the rules
 ) -> list[str]:              # What differs; empty if all is as expected
     "Play one unit test of `rules`."
-    watch,wrong = EmbeddedPrometheus({}, rules, ''),[]
+    watch,wrong = EmbeddedPrometheus({}, rules, '', SampleStore()),[]
     step = duration_seconds(story['interval']) if 'interval' in story else every_s
-    series = {o['series']: series_values(o['values']) for o in story.get('input_series', [])}
+    for o in story.get('input_series') or []:
+        for i,value in enumerate(series_values(o['values'])):
+            if value is None: continue
+            watch.samples.put(o['series'], {} if value == 'stale' else {labels_in(o['series']): float(value)}, i*step)
     alerts,exprs = story.get('alert_rule_test') or [],story.get('promql_expr_test') or []
     ends = max((duration_seconds(o['eval_time']) for o in (*alerts, *exprs)), default=0.)
-    put = 0
     for i in range(int(ends//every_s) + 1):
         now = i*every_s
-        while put*step <= now:
-            for name,values in series.items():
-                value = values[put] if put < len(values) else None
-                if value is not None:
-                    watch.samples.put(name, {} if value == 'stale' else {labels_in(name): float(value)}, put*step)
-            put += 1
         watch.judge(now)
         for o in alerts:
             if not now <= duration_seconds(o['eval_time']) < now + every_s: continue

@@ -405,6 +405,15 @@ def test_a_story_is_judged_as_by_promtool(tmp_path, values, at, expected, turned
     assert (found == []) == (not turned)
 
 
+def test_a_story_may_ask_between_two_evaluations_and_after_days(tmp_path):
+    asked = [{'expr': 'x', 'eval_time': '90s', 'exp_samples': [{'labels': 'x', 'value': 6}]},
+             {'expr': 'max_over_time(x[2d])', 'eval_time': '1d', 'exp_samples': [{'labels': '{}', 'value': 40}]}]
+    story = {'interval': '15s', 'input_series': [{'series': 'x', 'values': '0+1x40'}, {'series': 'y', 'values': '1x5760'}], 'promql_expr_test': asked}
+    (tmp_path/'test.yml').write_text(yaml.safe_dump({'rule_files': [], 'tests': [story]}))
+    assert subprocess.run([needs('promtool', 'tests rules'), 'test', 'rules', 'test.yml'], cwd=tmp_path, capture_output=True).returncode == 0
+    assert play_rule_tests(tmp_path/'test.yml') == []
+
+
 def test_values_that_are_none_are_refused():
     with pytest.raises(ValueError, match="'soon' is no value"): series_values('1 soon')
 
