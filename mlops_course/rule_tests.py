@@ -111,11 +111,14 @@ def rule_file_faults(
     wrong = list[str]()
     for group in groups:
         if not isinstance(group, dict): return [f"the group {group!r} has no name and no rules"]
-        wrong += [f"a group has the unknown field {o!r}" for o in sorted(group.keys() - GROUP_FIELDS)]
+        wrong += [f"a group has the unknown field {o!r}" for o in sorted(map(str, group.keys() - GROUP_FIELDS))]
         if not group.get('name'): wrong.append("a group has no name")
-        for rule in group.get('rules') or []:
+        rules = group.get('rules') or []
+        if not isinstance(rules, list) or not all(isinstance(o, dict) for o in rules):
+            return [*wrong, f"the rules {rules!r} of a group are no list of rules"]
+        for rule in rules:
             name = rule.get('alert') or rule.get('record') or 'a rule without a name'
-            wrong += [f"{name}: the unknown field {o!r}" for o in sorted(rule.keys() - RULE_FIELDS)]
+            wrong += [f"{name}: the unknown field {o!r}" for o in sorted(map(str, rule.keys() - RULE_FIELDS))]
             if ('alert' in rule) == ('record' in rule): wrong.append(f"{name}: `alert` or `record` was expected")
             try: promql.parse(str(rule.get('expr', '')))
             except ValueError as e: wrong.append(f"{name}: {rule.get('expr')!r} is no PromQL: {e}")

@@ -380,6 +380,16 @@ def test_a_rule_file_is_refused_as_by_promtool(tmp_path, word, other):
     assert (done.returncode == 0) == (found == []), (found, done.stdout + done.stderr)
 
 
+@pytest.mark.parametrize(('text', 'said'), [
+    ('groups: [{name: a, rules: [up]}]', 'no list of rules'), ('groups: [{name: a, rules: {alert: Down}}]', 'no list of rules'),
+    ('groups: [{name: a, on: x, why: y}]', "unknown field 'why'"),
+    ('groups: [{name: a, rules: [{record: x, expr: up, on: x, why: y}]}]', "unknown field 'why'")])
+def test_a_rule_file_of_an_odd_shape_is_refused_in_a_sentence(tmp_path, text, said):
+    assert any(said in o for o in rule_file_faults(text))
+    (tmp_path/'rules.yml').write_text(text)
+    assert subprocess.run([needs('promtool', 'checks rules'), 'check', 'rules', tmp_path/'rules.yml'], capture_output=True).returncode == 1
+
+
 def test_the_rules_of_the_service_have_no_faults(root):
     assert rule_file_faults((root/'deploy/prometheus/rules.yml').read_text(encoding='utf-8')) == []
 
