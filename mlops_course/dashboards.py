@@ -41,6 +41,9 @@ def make_dashboard(
     board = Dashboard(title).uid(title.lower()).refresh('30s').time('now-6h', 'now').readonly()
     source = DataSourceRef(type_val='prometheus', uid='prometheus')
     for panel in panels:
+        if len(panel.curves) > 6:
+            raise ValueError(f"The panel {panel.title!r} has {len(panel.curves)} curves, and at most six can be told "
+                             f"apart. Make two panels of them")
         curves = Curves().title(panel.title).unit(panel.unit).datasource(source).span(12).height(8).min(0)
         for ref,(legend,expr) in zip('ABCDEF', panel.curves.items()):
             curves.with_target(Dataquery().expr(expr).legend_format(legend).ref_id(ref))

@@ -19,7 +19,7 @@ from mlops_course.alert_routes import FiringAlert, find_routes, matchers_hold, p
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.burn_rates import burns, failed_ratio, over, try_rules
-from mlops_course.dashboards import draw_dashboard, fill_legend, make_dashboard
+from mlops_course.dashboards import Panel, draw_dashboard, fill_legend, make_dashboard
 from mlops_course.drift_store import DriftMonitor, drift_registry
 from mlops_course.durations import duration_seconds, shorten_durations
 from mlops_course.keys import KeyStore
@@ -741,6 +741,12 @@ def test_a_dashboard_is_drawn_and_what_has_no_data_is_named():
     drawing, empty = draw_dashboard(board, lambda panel: [] if panel['title'] == silent else [('a', [10., 20., 90.], [1., 2., 3.])], 10., 90., [(50., 'red')])
     assert empty == [silent]
     assert len(drawing.convert('RGB').getcolors(1 << 20)) > 3
+
+
+def test_a_panel_of_seven_curves_is_refused():
+    six, seven = (Panel('Many', 'short', {str(i): f'x{i}' for i in range(n)}) for n in (6, 7))
+    assert len(json.loads(make_dashboard([six], 'Demo'))['panels'][0]['targets']) == 6
+    with pytest.raises(ValueError, match=r"'Many' has 7 curves.* Make two panels"): make_dashboard([six, seven], 'Demo')
 
 
 def test_a_legend_shows_its_labels(): assert fill_legend('{{model}}, {{none}}', series_labels('x', model='a')) == 'a, '
