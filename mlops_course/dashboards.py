@@ -80,8 +80,8 @@ def draw_dashboard(
         if not drawn: empty.append(panel['title'])
         for legend,times,values in drawn:
             at,shown = np.array(times, float),np.array(values, float)
-            shown[np.append(np.diff(at) > gap_s, False)] = np.nan
-            axis.plot(at - start, shown, lw=1.5, label=legend)
+            gaps = np.flatnonzero(np.diff(at) > gap_s) + 1
+            axis.plot(np.insert(at, gaps, at[gaps]) - start, np.insert(shown, gaps, np.nan), lw=1.5, label=legend)
         for when,colour in marks: axis.axvline(when - start, color=colour, lw=1, zorder=0)
         axis.set_xlim(0, end - start)
         axis.set_ylim(bottom=0)

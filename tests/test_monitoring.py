@@ -743,6 +743,16 @@ def test_a_dashboard_is_drawn_and_what_has_no_data_is_named():
     assert len(drawing.convert('RGB').getcolors(1 << 20)) > 3
 
 
+def test_the_last_point_before_a_gap_is_drawn():
+    board = json.loads(make_dashboard([Panel('One', 'short', {'x': 'x'})], 'Demo'))
+    def ink(times): # of the curve: blue
+        drawn, _ = draw_dashboard(board, lambda _: [('x', times, [1.]*len(times))], 0, 600)
+        return int((np.array(drawn.convert('RGB')).astype(int) @ [-1, 0, 1] > 60).sum())
+    empty = ink([])
+    assert ink([0, 200]) == empty, 'a line over the gap'
+    assert ink([0, 50, 590]) > empty + 10
+
+
 def test_a_panel_of_seven_curves_is_refused():
     six, seven = (Panel('Many', 'short', {str(i): f'x{i}' for i in range(n)}) for n in (6, 7))
     assert len(json.loads(make_dashboard([six], 'Demo'))['panels'][0]['targets']) == 6
