@@ -186,7 +186,7 @@ def mutate_source(
     source:str,       # Python code
     first_line:int=1, # Nothing above it is changed
 ) -> Iterator[tuple[str, str]]: # The mutated code, and the changed lines
-    "Every mutant of `source`, each one once. Nodes from `skipped_nodes` are not changed."
+    "Every mutant of `source` that compiles, each one once. Nodes from `skipped_nodes` are not changed."
     tree = ast.parse(source)
     original = ast.unparse(tree)
     skipped,seen = skipped_nodes(tree, first_line),{original}
@@ -196,6 +196,8 @@ def mutate_source(
             ReplaceNode(new, old).visit(tree) # undo
             if mutated in seen: continue
             seen.add(mutated)
+            try: compile(mutated, 'mutant', 'exec', flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT) # as in a notebook
+            except SyntaxError: continue # such as `return *parts`
             yield mutated,changed_lines(original, mutated)
 
 # %% ../nbs/library/mutation.ipynb #064a247a

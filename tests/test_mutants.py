@@ -54,6 +54,12 @@ def test_each_kind_of_change_is_made(source, expected):
     assert {mutated for mutated,_ in mutate_source(source)} == expected
 
 
+def test_a_change_that_does_not_compile_is_no_mutant():
+    found = [o for o, _ in mutate_source('def f(*parts):\n    shown = max(*parts)\n    return join(1, *parts)\nawait f()')]
+    assert 'def f(*parts):\n    shown = min(*parts)\n    return join(1, *parts)\nawait f()' in found
+    assert [o for o in found if 'return *' in o or '= *' in o] == []
+
+
 def test_a_parameter_with_a_default_is_ignored_once():
     source = 'def f(a, b=3, *, c=None):\n    "Says."\n    return a'
     assert {diff for _,diff in mutate_source(source)} == {'+     b = 3', '+     c = None'}
