@@ -51,14 +51,15 @@ def find_flaky(
         env = {'VARY': f'{way} {run}', 'PYTHONHASHSEED': str(run if way == 'hashes' else 0),
                'TZ': TIME_ZONES[run % len(TIME_ZONES) if way == 'zone' else 0],
                'PYTHONPATH': os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])}
-        return run_tests(folder, '-p', 'vary', env=env).set_index('test')['outcome']
+        found = run_tests(folder, '-p', 'vary', env=env)
+        return found.groupby('test', sort=False)['outcome'].agg(', '.join) # a test that fails and cannot end has two
     def fresh(way, run):
         with TemporaryDirectory() as tmp: return outcome(Path(tmp), way, run)
     with TemporaryDirectory() as tmp: # one folder for these runs, to see what tests leave behind
         first,*again = [outcome(Path(tmp), 'nothing', run) for run in range(runs + 1)]
     outcomes = {way: [fresh(way, run + 1) for run in range(runs)] for way in FLAKY_CAUSES if way != 'nothing'}
     outcomes = {'nothing': again, **outcomes}
-    changing = {way: {test for other in others for test in other.index[other != first[other.index]]}
+    changing = {way: {test for other in others for test in first.index if other.get(test) != first[test]}
                 for way,others in outcomes.items()}
     calm = set(first.index) - changing['nothing'] # the others change in any case
     rows = [(test, way, why) for way,why in FLAKY_CAUSES.items() for test in first.index

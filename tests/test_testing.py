@@ -305,6 +305,46 @@ def test_tests_that_fail_by_themselves_prove_nothing(module):
 
 # Flaky tests
 
+CLASSES = """
+import os
+class TestA:
+    def test_it(self): pass
+class TestB:
+    class TestC:
+        def test_it(self): assert os.environ['TZ'] == 'UTC'
+def test_it(): pass
+"""
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_test_is_named_with_its_class(inside, tmp_path):
+    names = ['TestA::test_it', 'TestB::TestC::test_it', 'test_it']
+    assert run_tests(CLASSES, inside=inside)['test'].tolist() == names
+    (tmp_path/'Deep').mkdir()
+    (tmp_path/'Deep'/'test_some.py').write_text(CLASSES)
+    assert run_tests(tmp_path, inside=inside)['test'].tolist() == names
+    assert run_versions(CLASSES, {'one': ''})['test'].tolist() == names
+
+
+def test_a_flaky_test_is_named_with_its_class():
+    found = find_flaky(CLASSES, 1)
+    assert found[['test', 'changing']].values.tolist() == [['TestB::TestC::test_it', 'zone']]
+
+
+def test_a_flaky_test_that_fails_twice_or_has_another_name_is_found():
+    found = find_flaky("""
+import os, pytest
+@pytest.fixture
+def broken():
+    yield
+    assert 0
+def test_twice(broken): assert os.environ['TZ'] == 'UTC'
+@pytest.mark.parametrize('zone', [os.environ['TZ']])
+def test_named(zone): pass
+""", 1)
+    assert found[['test', 'changing']].values.tolist() == [['test_twice', 'zone'], ['test_named[UTC]', 'zone']]
+
+
 @pytest.mark.slow
 def test_each_cause_is_named():
     found = find_flaky('''
