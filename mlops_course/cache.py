@@ -42,12 +42,16 @@ class ReadingCache:
         if most_mb < .1:
             raise ValueError(f"Found {most_mb} MB, expected at least 0.1, or nothing fits in. Give it more")
         self.path,self.most_mb = Path(path).absolute(),most_mb
-        self.alone,self.opened = Lock(),dict[int, sqlite3.Connection]() # a connection must not cross a fork
+        # neither a connection nor a lock, which another thread may hold, must cross a fork
+        self.locks,self.opened = dict[int, Lock](),dict[int, sqlite3.Connection]()
         self.hits = self.misses = 0
     def __repr__(self):
         return (f"ReadingCache({len(self)} readings, {self.mb:.1f} of {self.most_mb} MB, "
                 f"{self.hits} hits, {self.misses} misses)")
     def __reduce__(self): return ReadingCache,(self.path, self.most_mb)
+
+    @property
+    def alone(self) -> Lock: return self.locks.setdefault(os.getpid(), Lock()) # of this process
 
     @property
     def db(self) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import cloudpickle
 import numpy as np
@@ -167,6 +168,24 @@ def test_a_cache_travels_as_its_place(tmp_path):
     cache.put('a', 1)
     other = pickle.loads(pickle.dumps(cache)) # noqa: S301 (our own)
     assert (other.get('a'), other.most_mb, other.hits, cache.hits) == (1, 5, 1, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the machine has no fork')
+def test_a_child_reads_a_cache_that_a_thread_of_its_parent_was_using(tmp_path):
+    cache, inside, over = ReadingCache(tmp_path/'c.db'), Event(), Event()
+    cache.put('a', 1)
+    cache.db.create_function('wait', 0, lambda: inside.set() or over.wait())
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(cache.ask, 'select wait()')
+        assert inside.wait(20)
+        if not (child := os.fork()):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            try: os._exit(0 if cache.get('a') == 1 else 1)
+            finally: os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        over.set()
+    assert status == 0
 
 
 def test_threads_share_a_cache(tmp_path):
