@@ -66,14 +66,20 @@ class ReadingCache:
                     found.executescript(CACHE_SCHEMA)
             except sqlite3.DatabaseError as e:
                 found.close()
-                raise ValueError(f"{self.path} is no cache, or damaged ({e}). Delete it: what it knew is "
-                                 f"read again") from e
+                raise self.damage(e) from e
             self.opened[os.getpid()] = found
         return found
 
+    def damage(self, error:Exception) -> ValueError:
+        return ValueError(f"{self.path} is no cache, or damaged ({error}). Delete it: what it knew is read again")
+
     def ask(self, words:str, *values:Any) -> list[tuple]:
         "Run a statement and return its rows."
-        with self.alone: return self.db.execute(words, values).fetchall()
+        try:
+            with self.alone: return self.db.execute(words, values).fetchall()
+        except sqlite3.DatabaseError as e:
+            if type(e) is not sqlite3.DatabaseError: raise # a wrong statement, a full disk
+            raise self.damage(e) from e
     def __len__(self) -> int: return self.ask('select count(*) from readings')[0][0]
     def keys(self) -> list[str]: return [o for o, in self.ask('select key from readings order by used')]
 

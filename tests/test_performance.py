@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -157,6 +158,17 @@ def test_a_cache_never_unpickles(tmp_path):
 def test_a_file_that_is_no_cache_is_refused(tmp_path):
     (tmp_path/'c.db').write_bytes(b'no database'*1000)
     with pytest.raises(ValueError, match='Delete it'): ReadingCache(tmp_path/'c.db').get('a')
+
+
+def test_a_cache_that_is_damaged_inside_says_what_to_do(tmp_path):
+    cache = ReadingCache(tmp_path/'c.db')
+    for i in range(40): cache.put(f'{i}', 'x'*4000)
+    cache.close()
+    whole = bytearray((tmp_path/'c.db').read_bytes())
+    for at in range(8192, len(whole), 4096): whole[at:at + 64] = b'?'*64
+    (tmp_path/'c.db').write_bytes(whole)
+    with pytest.raises(ValueError, match=r'or damaged \(database disk image is malformed\)\. Delete it'): cache.get('7')
+    with pytest.raises(sqlite3.OperationalError): ReadingCache(tmp_path/'d.db').ask('select from')
 
 
 def test_a_cache_without_room_is_refused(tmp_path):
