@@ -98,8 +98,13 @@ class ReadingCache:
 
     def put(self, key:str, value:Any) -> None:
         "Store `value` as JSON, and evict others if needed. A value above a quarter of the size limit is not stored."
-        text = json.dumps(value, ensure_ascii=False)
-        if len(text.encode()) > self.most_mb*1e6/4: return
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+            size = len(text.encode())
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"The value under {key[:12]!r} is no JSON ({e}). Store texts, numbers, lists or "
+                             "dicts") from e
+        if size > self.most_mb*1e6/4: return
         self.ask('insert or replace into readings values (?, ?, ?, ?)', key, text, fingerprint(key, text),
                  time.time_ns())
         while self.mb > self.most_mb and len(self) > 1:

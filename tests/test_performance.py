@@ -171,6 +171,14 @@ def test_a_cache_that_is_damaged_inside_says_what_to_do(tmp_path):
     with pytest.raises(sqlite3.OperationalError): ReadingCache(tmp_path/'d.db').ask('select from')
 
 
+@pytest.mark.parametrize('value', [{1, 2}, np.zeros(2), '\ud800', [b'a']])
+def test_what_is_no_json_is_refused_and_the_rest_stays(tmp_path, value):
+    cache = ReadingCache(tmp_path/'c.db')
+    cache.put('page', 1)
+    with pytest.raises(ValueError, match="value under 'page' is no JSON"): cache.put('page', value)
+    assert cache.get('page') == 1
+
+
 def test_a_cache_without_room_is_refused(tmp_path):
     with pytest.raises(ValueError, match='expected at least'): ReadingCache(tmp_path/'c.db', .01)
 
