@@ -19,7 +19,7 @@ from mlops_course.contract import awkward_images, contract_failures, fits_form, 
 from mlops_course.mutation import make_mutants, mutate_source, run_mutants
 from mlops_course.pytest_runs import measure_coverage, run_tests, run_versions
 from mlops_course.reader import capabilities
-from mlops_course.reader.capabilities import CAPABILITIES, draw_clear_line, model_gates, plot_failures
+from mlops_course.reader.capabilities import CAPABILITIES, draw_clear_line, model_gates, plot_failures, plot_rates
 from mlops_course.scoring import score
 from mlops_course.testing import find_flaky
 
@@ -189,6 +189,20 @@ def rows_of(edits):
 def gates_of(edits, failed, limits):
     tried = pd.DataFrame({'capability': 'times', 'kind': 'minimum', 'failed': failed})
     return {o.name: o.passed for o in model_gates(rows_of(edits), tried, 1., limits, Gates(slices=('render',), lines=2, p95_ms=1e6))}
+
+
+def test_rates_of_any_number_of_readers_stand_in_the_rows_of_their_names():
+    one = pd.DataFrame({'kind': ['minimum', 'direction'], 'rate': [.1, .3], 'low': [0., .2], 'high': [.2, .4]}, index=['a', 'b'])
+    for readers in ({'x': one}, {'x': one, 'y': one[::-1]}, {'x': one, 'y': one[::-1], 'z': one[:1]}):
+        axis = plot_rates(readers, .5).axes[0]
+        names = dict(zip((o.get_text() for o in axis.get_yticklabels()), axis.get_yticks()))
+        assert list(names) == ['a (minimum)', 'b (direction)']
+        for curve in axis.lines[:len(readers)]:
+            for rate, y in zip(*curve.get_data()):
+                if rate == rate: assert abs(y - names[{.1: 'a (minimum)', .3: 'b (direction)'}[rate]]) < .5
+        places = [tuple(curve.get_ydata()) for curve in axis.lines[:len(readers)]]
+        assert len(set(places)) == len(readers)
+    with pytest.raises(ValueError, match='No rates came'): plot_rates({}, .5)
 
 
 def test_model_gates_hold_error_capabilities_latency_and_size():

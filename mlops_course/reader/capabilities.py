@@ -132,14 +132,18 @@ def plot_rates(
 ) -> Any:                             # A matplotlib figure
     "Failure rates of all capabilities with their intervals, a row each."
     import matplotlib.pyplot as plt
+    if not rates: raise ValueError("No rates came to be drawn. Give those of one reader or more")
     fig,ax = plt.subplots(figsize=(7.5, 5))
+    kinds = pd.concat([o['kind'] for o in rates.values()])
+    kinds,step = kinds[~kinds.index.duplicated()],.6/len(rates)
+    places = np.arange(len(kinds))[::-1]
     for i,(name,o) in enumerate(rates.items()):
-        y = np.arange(len(o))[::-1] + .15 - .3*i
-        ax.hlines(y, o['low'], o['high'], color=f'C{1 - i}', alpha=.5, lw=2.5)
-        ax.plot(o['rate'], y, 'so'[i], color=f'C{1 - i}', ms=6, label=name)
+        o,y = o.reindex(kinds.index),places + step*((len(rates) - 1)/2 - i) # a row may miss, or stand elsewhere
+        ax.hlines(y, o['low'], o['high'], color=f'C{(1 - i) % 10}', alpha=.5, lw=2.5)
+        ax.plot(o['rate'], y, 'so^Dv'[i % 5], color=f'C{(1 - i) % 10}', ms=6, label=name)
     ax.axvline(limit, color='0.4', ls='--', lw=1)
-    ax.text(limit + .01, len(o) - .45, 'limit for the upper end', color='0.4', fontsize=8)
-    ax.set(yticks=np.arange(len(o))[::-1], yticklabels=[f'{name} ({kind})' for name,kind in o['kind'].items()])
+    ax.text(limit + .01, len(kinds) - .45, 'limit for the upper end', color='0.4', fontsize=8)
+    ax.set(yticks=places, yticklabels=[f'{name} ({kind})' for name,kind in kinds.items()])
     ax.set(xlim=(-.02, 1.02), xlabel='share of cases that fail')
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.legend(frameon=False, loc='lower right')
