@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_course.base.stats import latency, min_calls
+from mlops_course.base.stats import latency, min_calls, percentile_bootstrap
 from mlops_course.scoring import (
     METRICS,
     by_slice,
@@ -179,6 +179,13 @@ def test_rate_does_not_depend_on_how_the_text_is_cut():
 def test_interval_refuses_what_it_cannot_score(change, arguments, said):
     with pytest.raises(ValueError, match=said):
         interval(change(made_up(5, np.random.default_rng(0))), **arguments)
+
+
+def test_an_interval_of_no_numbers_or_of_no_level_is_refused():
+    def mean(values, axis=-1): return values.mean(axis=axis)
+    with pytest.raises(ValueError, match="1 of 3 items hold something that is no number"): percentile_bootstrap([np.array([1, np.nan, 2])], mean)
+    for level in (95, 0, -.5):
+        with pytest.raises(ValueError, match=r"level is .*such as 0\.95"): percentile_bootstrap([np.arange(3.)], mean, level)
 
 
 def test_slices_add_up():

@@ -34,6 +34,10 @@ def percentile_bootstrap(
     from scipy.stats import bootstrap
     if (n := len(columns[0])) < 2:
         raise ValueError(f"{n} item cannot be resampled: score at least 2, better 30 or more")
+    if not 0 < level < 1:
+        raise ValueError(f"The confidence level is {level}, and a number between 0 and 1 is expected, such as 0.95")
+    if lost := int(np.isnan(np.asarray(columns, float)).any(axis=0).sum()):
+        raise ValueError(f"{lost} of {n} items hold something that is no number. Measure them again, or leave them out")
     if resamples is None: resamples = load_settings().params.scoring.resamples
     if seed is None: seed = load_settings().params.seed
     found = bootstrap(columns, statistic, paired=True, vectorized=True, n_resamples=resamples,
