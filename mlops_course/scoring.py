@@ -177,6 +177,9 @@ def counts(
         raise ValueError(f"`rows` has no column {', '.join(missing)}; it has {', '.join(rows.columns)}. "
                          "Make it with `score` or `score_lines`")
     if rows.empty: raise ValueError("`rows` is empty, so no rate exists: score at least one item")
+    if lost := int(rows[[unit or 'item', above, below]].isna().any(axis=1).sum()):
+        raise ValueError(f"{lost} of {len(rows)} rows have no {above}, {below} or {unit or 'item'}: leave them out, or "
+                         "measure them again")
     return rows.groupby(unit or 'item')[[above, below]].sum().set_axis(['above', 'below'], axis=1)
 
 # %% ../nbs/03_scoring.ipynb #3770a398

@@ -174,6 +174,8 @@ def test_rate_does_not_depend_on_how_the_text_is_cut():
     (lambda o: o, {"metric": "accuracy"}, "choose one of cer, wer, exact"),
     (lambda o: o, {"unit": "page"}, "no column page"),
     (lambda o: o.head(0), {}, "is empty"),
+    (lambda o: o.assign(seconds=np.nan), {"metric": "seconds"}, "5 of 5 rows have no seconds"),
+    (lambda o: o.assign(page=["p", None, "q", "q", "p"]), {"unit": "page"}, "1 of 5 rows have no .* page"),
     (lambda o: o.head(1), {}, "1 item cannot be resampled"),
 ])
 def test_interval_refuses_what_it_cannot_score(change, arguments, said):
