@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,8 +80,10 @@ class Outbox:
 
     def close(self, forget:bool=False) -> None: # Delete it from disk?
         self.file.close()
+        if forget: shutil.rmtree(self.folder, ignore_errors=True) # before another process can open it
         self.lock.release()
-        if forget: shutil.rmtree(self.folder, ignore_errors=True)
+        if forget:
+            with suppress(OSError): self.folder.rmdir() # Windows deletes a lock file only now
 
 # %% ../nbs/library/spool.ipynb #6fba9cb1
 BATCH_SIZES = {'param': 100, 'metric': 1000, 'tag': 100} # MLflow's limits for one call; other kinds are sent one by one
@@ -185,11 +187,17 @@ class Run:
 def send_pending(
     store:Store,
 ) -> list[dict]: # For each run: its id, entries sent, entries left, and why they were left
-    "Send pending entries and mark runs whose process has died as failed. Active runs are not touched."
+    "Send pending entries and mark runs whose process has died as failed. Active and ended runs are not touched."
+    def status(run):
+        try: return store.client.get_run(run.id).info.status
+        except Exception: return '' # noqa: BLE001 - the store does not say it
     found = []
     for folder in sorted(o for o in store.outbox.glob('*') if o.is_dir()):
         try: run = Run(store, folder.name)
-        except BlockingIOError: continue # its process is alive
+        except (BlockingIOError, FileNotFoundError): continue # its process is alive, or is deleting it
+        if not run.outbox.entries and (said := status(run)) != 'RUNNING':
+            run.outbox.close(forget=bool(said)) # its process has sent all of it meanwhile
+            continue
         if not run.outbox.entries or run.outbox.entries[-1]['kind'] != 'end':
             run.outbox.add('tag', key='error', value='Its process ended without a message')
             run.outbox.add('end', key='status', value='FAILED')

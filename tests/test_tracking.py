@@ -274,6 +274,29 @@ def test_what_could_not_be_sent_is_kept_and_sent_later_in_order_once(store, away
     assert (send_pending(store), waiting(store)) == ([], [])
 
 
+@pytest.mark.parametrize('locked', [False, True], ids=['as it began', 'as a kill leaves it'])
+def test_a_run_that_ends_while_others_are_sent_stays_finished(store, locked):
+    "Its process sends the rest and deletes the outbox after the list of outboxes was made, or is killed while it deletes."
+    with spooled_run(store) as run: run.metrics({'cer': .5}, 1)
+    (store.outbox/run.id).mkdir(parents=True)
+    if locked: (store.outbox/run.id/'lock').touch()
+    assert send_pending(store) == []
+    assert waiting(store) == []
+    found, = find_runs(store)
+    assert (found['status'], found['tags'].get('error')) == ('FINISHED', None)
+
+
+def test_a_run_that_died_before_its_first_entry_fails(store, monkeypatch):
+    run = Run(store, start_run(store))
+    run.outbox.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client, 'get_run', lambda *_: 1/0)
+        assert send_pending(store) == [] # nobody knows whether it has ended
+    assert waiting(store) == [run.id]
+    assert [o['left'] for o in send_pending(store)] == [0]
+    assert find_runs(store)[0]['status'] == 'FAILED'
+
+
 @pytest.mark.parametrize('error', [ValueError('a page instead of JSON'), RuntimeError('a surprise'), ConnectionResetError('reset')], ids=repr)
 def test_whatever_the_store_raises_the_run_goes_on(store, monkeypatch, error):
     def fail(*_, **__): raise error
