@@ -179,12 +179,42 @@ def test_a_run_is_written_by_one_process_at_a_time(store):
     (lambda r: r.artifact('../out.txt', 'x'), r"Found the name '../out.txt', expected"),
     (lambda r: r.artifact('/etc/out.txt', 'x'), "Found the name '/etc/out.txt', expected"),
     (lambda r: r.params({'width': 65}), 'width is 64, not 65'),
-], ids=['word', 'truth value', 'name', 'upwards', 'absolute', 'changed'])
+    (lambda r: r.tags({'a//b': 1}), "Found the name 'a//b', expected"),
+    (lambda r: r.params({'depth': 3, './a': 1}), "Found the name './a', expected"),
+    (lambda r: r.artifact('.', 'x'), "Found the name '.', expected"),
+    (lambda r: r.artifact('a/', 'x'), "Found the name 'a/', expected"),
+    (lambda r: r.metrics({'cer': 10**400}), 'expected numbers'),
+    (lambda r: r.metrics({'cer': 1.}, 10**30), 'Found step 10{30}, expected a whole number of 64 bits'),
+    (lambda r: r.metrics({'cer': 1.}, nan), 'Found step nan, expected a whole number'),
+], ids=['word', 'truth value', 'name', 'upwards', 'absolute', 'changed', 'empty folder', 'here', 'dot', 'folder', 'huge', 'huge step', 'no step'])
 def test_what_the_store_would_refuse_is_refused_at_once(store, call, said):
     with spooled_run(store) as run:
         run.params({'width': 64})
         with pytest.raises(ValueError, match=said): call(run)
-    assert find_runs(store)[0]['status'] == 'FINISHED' # the caller went on
+        run.params({'depth': 4})
+    found, = find_runs(store)
+    assert found['status'] == 'FINISHED' # the caller went on
+    assert found['params'] == {'width': '64', 'depth': '4'} # nothing of what was refused is kept
+    assert 'cer' not in found['metrics']
+    assert waiting(store) == []
+
+
+@pytest.mark.parametrize('name', ['one\ntwo', 'x'*251, 'half \udcff'], ids=['two lines', 'long', 'half a character'])
+def test_a_run_name_that_a_store_refuses_is_refused_in_words(store, name):
+    with pytest.raises(ValueError, match='expected at most 250 printable characters'), spooled_run(store, name): pass
+    assert find_runs(store) == []
+
+
+def test_half_a_character_holds_nothing_back(store):
+    "As in the name of a file that is not UTF-8, which an error may quote."
+    def work():
+        with spooled_run(store) as run:
+            run.params({'file': 'x\udcff'})
+            raise FileNotFoundError('no x\udcff')
+    with pytest.raises(FileNotFoundError): work()
+    found, = find_runs(store)
+    assert (found['status'], found['params'], found['tags']['error']) == ('FAILED', {'file': 'x?'}, 'FileNotFoundError: no x?')
+    assert b'FileNotFoundError: no x?' in read_artifact(store, found['id'], 'error.txt')
     assert waiting(store) == []
 
 
