@@ -120,6 +120,9 @@ def whole_text(value:Any) -> str:
 class Run:
     "An active run. Errors of the tracking store never interrupt the caller."
     def __init__(self, store:Store, run_id:str):
+        if not re.fullmatch(r'[A-Za-z0-9][\w-]{0,255}', run_id): # it also names a folder, which may be deleted
+            raise ValueError(f"Found the run {run_id!r:.80}, expected an id of letters and digits. "
+                             "Look it up with find_runs(store)")
         self.store,self.id,self.trouble,self.next_s = store,run_id,'',0.
         self.outbox = Outbox(store.outbox/run_id)
         self.known:dict[str, str] = {} # parameters, which cannot change
@@ -208,6 +211,7 @@ def send_pending(
     for folder in sorted(o for o in store.outbox.glob('*') if o.is_dir()):
         try: run = Run(store, folder.name)
         except (BlockingIOError, FileNotFoundError): continue # its process is alive, or is deleting it
+        except ValueError: continue # no folder of a run
         if not run.outbox.entries and (said := status(run)) != 'RUNNING':
             run.outbox.close(forget=bool(said)) # its process has sent all of it meanwhile
             continue

@@ -533,6 +533,21 @@ def test_a_run_that_does_not_exist_cannot_be_resumed(store):
     assert find_runs(store) == []
 
 
+@pytest.mark.parametrize('resume', ['.', '..', 'a/b'])
+def test_a_resumed_run_has_an_id_and_no_path(store, tmp_path, resume):
+    "What is not a run's own folder would be deleted, with all that waits there."
+    Outbox(store.outbox/'another').close()
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(ValueError, match='expected an id of letters and digits'), spooled_run(store, resume=resume): pass
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(store):
+    (store.outbox/'.ipynb_checkpoints').mkdir(parents=True)
+    assert send_pending(store) == []
+    assert waiting(store) == ['.ipynb_checkpoints']
+
+
 def test_a_report_that_only_the_checkpoint_knows_is_recorded(store, tmp_path):
     def stop(step, metrics, net): raise KeyboardInterrupt
     from mlops_course.reader.training import train
