@@ -21,11 +21,12 @@ from typing import Any
 def repo_environment(
     folder:Path, # A repository
 ) -> dict[str, str]:
-    "Environment variables with which git and DVC only use the settings of `folder`."
+    "The environment with which git and DVC only use `folder` and its settings, also in a hook of another repository."
+    outer = {k: v for k,v in os.environ.items() if not k.startswith('GIT_')}
     own = str(Path(folder).resolve()/'.dvc'/'tmp'/'course')
     person = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER')
               for key,value in (('NAME', 'A Learner'), ('EMAIL', 'learner@example.org'))}
-    return person | {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1', 'DVC_NO_ANALYTICS': '1',
+    return outer | person | {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1', 'DVC_NO_ANALYTICS': '1',
         'DVC_GLOBAL_CONFIG_DIR': own, 'DVC_SYSTEM_CONFIG_DIR': own, 'DVC_SITE_CACHE_DIR': own,
         'DVC_TEST': 'true', # or answers in JSON pass by `redirect_stdout`
         'AWS_MAX_ATTEMPTS': '1', 'AWS_EC2_METADATA_DISABLED': 'true',
@@ -39,8 +40,7 @@ def git(
     cwd:Path,    # The repository
 ) -> str:        # The output of git
     "Run git in `cwd`."
-    env = {**os.environ, **repo_environment(cwd)}
-    done = subprocess.run(['git', *words], cwd=cwd, env=env, check=False,
+    done = subprocess.run(['git', *words], cwd=cwd, env=repo_environment(cwd), check=False,
                           capture_output=True, text=True, encoding='utf-8', errors='replace')
     if done.returncode:
         raise RuntimeError(f"git {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}. "
@@ -57,8 +57,10 @@ def working_in(
     talking = {handler for name in ('dvc', 'dvc_objects', 'dvc_data') for handler in logging.getLogger(name).handlers
                if isinstance(handler, logging.StreamHandler)}
     streams = [(o, o.setStream(said)) for o in talking]
-    os.environ.update(repo_environment(folder))
+    inside = repo_environment(folder)
     try:
+        os.environ.clear()
+        os.environ.update(inside)
         with chdir(folder), redirect_stdout(said), redirect_stderr(said): yield said
     finally:
         os.environ.clear()

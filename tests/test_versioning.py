@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import check_stage
 
-from mlops_course.base.environment import fingerprint
+from mlops_course.base.environment import fingerprint, git_state
 from mlops_course.base.files import find_root
 from mlops_course.repositories import dvc, git, repo_environment, working_in
 from mlops_course.versioning import (
@@ -34,7 +34,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals, or sets
 
 def start(repo: Path, *words: str, **more) -> subprocess.Popen:
     "DVC in a process of its own, which a test may kill."
-    env = {**os.environ, **repo_environment(repo)}
+    env = repo_environment(repo)
     return subprocess.Popen([sys.executable, "-m", "dvc", *words], cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         encoding="utf-8", start_new_session=os.name != "nt", **more)
 
@@ -96,6 +96,25 @@ def test_scratch_repo_knows_no_settings_of_the_user(tmp_path, monkeypatch):
     assert "?? data.dvc" in git("status", "--short", cwd=repo) # not staged by DVC
     assert git("log", "--format=%an <%ae>", cwd=repo) == "A Learner <learner@example.org>"
     assert dvc("config", "core.remote", cwd=repo, check=False) == ""
+
+
+def test_a_hook_of_git_does_not_lead_to_its_own_repository(tmp_path, monkeypatch):
+    "As `git commit` sets it for the hooks of another repository."
+    other = scratch_repo(tmp_path / "other")
+    before = git("log", "--format=%H", cwd=other), git("status", "--short", cwd=other)
+    for name, value in {"GIT_DIR": other / ".git", "GIT_WORK_TREE": other, "GIT_INDEX_FILE": other / ".git" / "index"}.items():
+        monkeypatch.setenv(name, str(value))
+    repo = scratch_repo(tmp_path / "repo")
+    (repo / "notes.txt").write_text("09:05", encoding="utf-8")
+    commit_all(repo, "Add notes")
+    write_data(repo / "data", 3)
+    with working_in(repo): subprocess.run(["git", "tag", "mine"], check=True)
+    assert git("tag", cwd=repo) == "mine"
+    assert git("log", "-1", "--format=%s", cwd=repo) == "Add notes"
+    assert git_state(repo) == {"commit": git("rev-parse", "HEAD", cwd=repo), "dirty": True}
+    assert os.environ["GIT_DIR"] == str(other / ".git")
+    assert (git("log", "--format=%H", cwd=other), git("status", "--short", cwd=other)) == before
+    assert git("tag", cwd=other) == ""
 
 
 def test_environment_output_and_folder_are_given_back(repo):
@@ -369,7 +388,7 @@ def test_fresh_clone_makes_the_data_that_the_lock_promises(tmp_path):
     shutil.copy(root / "data" / "feed" / "cairns_gtfs.zip", clone / "data" / "feed") # set-up has fetched it
     git("init", "--quiet", cwd=clone)
     promised = (clone / "dvc.lock").read_bytes()
-    env = {**os.environ, **repo_environment(clone), "PYTHONPATH": str(clone)}
+    env = {**repo_environment(clone), "PYTHONPATH": str(clone)}
     command = [sys.executable, "-m", "dvc", "repro"]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
