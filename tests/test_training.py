@@ -537,3 +537,22 @@ def test_training_survives_a_kill(tmp_path):
     assert "step 30/30" in again
     killed = load_recogniser(tmp_path / "out")
     assert same(killed, train(Recipe(steps=30, width=16, batch=4), valid=[(render_line("7"), "7")])[0])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["kept for it", "its own file"])
+def test_training_by_time_goes_on_with_the_steps_it_began_with(tmp_path, monkeypatch, own):
+    from mlops_course.reader import weights
+    from mlops_course.tools import cli_training
+    monkeypatch.setenv("MLOPS_COURSE_PATHS__RUNS", str(tmp_path / "runs"))
+    words = ["train", tmp_path / "out", "--data", "v1", "--seconds", 5, "--batch", 2, "--width", 16, "--depth", 1, "--every", 2]
+    if own: words += ["--checkpoint", tmp_path / "a.pt"]
+    def cut_off(*_, **__): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_training, "steps_for_time", lambda seconds, recipe: 4)
+        patch.setattr(weights, "save_recogniser", cut_off)
+        assert run(*words)[0] != 0
+    monkeypatch.setattr(cli_training, "steps_for_time", lambda seconds, recipe: 6)
+    code, _, said = run(*words)
+    assert (code, "step " in said) == (0, False), said # nothing was left to train
+    assert json.loads((tmp_path / "out" / "recogniser.json").read_text(encoding="utf-8"))["recipe"]["steps"] == 4
+    assert list((tmp_path / "runs").rglob("*.pt")) == []

@@ -53,6 +53,8 @@ def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|
     "Train a recogniser and write it to FOLDER. After an interruption, the same command continues."
     from pathlib import Path
 
+    import torch
+
     from mlops_course.base.environment import fingerprint
     from mlops_course.base.settings import load_settings
     from mlops_course.reader import training as t
@@ -62,10 +64,12 @@ def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|
     recipe = t.Recipe(**(settings.params.training.model_dump() | {k:v for k,v in given.items() if v is not None}))
     net = weights.load_recogniser(init) if init else None
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
-    if seconds: recipe = recipe.model_copy(update={'steps': steps_for_time(seconds, recipe)})
     # other code or data begins anew
-    made_by = fingerprint(recipe, Path(t.__file__), settings.paths.data/'broad', str(init))
+    made_by = fingerprint(recipe, seconds, Path(t.__file__), settings.paths.data/'broad', str(init))
     path = Path(checkpoint) if checkpoint else runs_folder()/'training'/f'{made_by}.pt'
+    if seconds: # a training that goes on keeps its number of steps: the machine may be faster now
+        begun = torch.load(path, weights_only=True)['recipe']['steps'] if path.exists() else None
+        recipe = recipe.model_copy(update={'steps': begun or steps_for_time(seconds, recipe)})
     def report(step, m, _):
         click.echo(f"step {step}/{recipe.steps}: loss {m['loss']:.3f}, CER {m['cer']:.4f}, "
                    f"{m['seconds']:.0f} s", err=True)
