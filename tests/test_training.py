@@ -556,3 +556,21 @@ def test_training_by_time_goes_on_with_the_steps_it_began_with(tmp_path, monkeyp
     assert (code, "step " in said) == (0, False), said # nothing was left to train
     assert json.loads((tmp_path / "out" / "recogniser.json").read_text(encoding="utf-8"))["recipe"]["steps"] == 4
     assert list((tmp_path / "runs").rglob("*.pt")) == []
+
+
+def test_training_from_another_recogniser_of_the_same_name_begins_anew(tmp_path, monkeypatch):
+    from mlops_course.reader import weights
+    monkeypatch.setenv("MLOPS_COURSE_PATHS__RUNS", str(tmp_path / "runs"))
+    words = ["train", tmp_path / "out", "--data", "v1", "--steps", 2, "--batch", 2, "--init", tmp_path / "start"]
+    def put(seed): save_recogniser(started(seed), tmp_path / "start")
+    def started(seed):
+        torch.manual_seed(seed)
+        return Recogniser(Design(width=16, depth=1))
+    def cut_off(*_, **__): raise KeyboardInterrupt
+    put(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "save_recogniser", cut_off)
+        assert run(*words)[0] != 0
+    put(2)
+    code, _, said = run(*words)
+    assert (code, "step 2/2" in said) == (0, True), said

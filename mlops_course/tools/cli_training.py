@@ -65,7 +65,7 @@ def train_command(folder:str, seconds:float|None, init:str|None, checkpoint:str|
     net = weights.load_recogniser(init) if init else None
     if net: recipe = recipe.model_copy(update={'width': net.design.width, 'depth': net.design.depth})
     # other code or data begins anew
-    made_by = fingerprint(recipe, seconds, Path(t.__file__), settings.paths.data/'broad', str(init))
+    made_by = fingerprint(recipe, seconds, Path(t.__file__), settings.paths.data/'broad', Path(init) if init else '')
     path = Path(checkpoint) if checkpoint else runs_folder()/'training'/f'{made_by}.pt'
     if seconds: # a training that goes on keeps its number of steps: the machine may be faster now
         begun = torch.load(path, weights_only=True)['recipe']['steps'] if path.exists() else None
