@@ -194,6 +194,8 @@ def test_a_version_carries_lineage_card_signature_and_example(model, fill, tmp_p
     package = download_version(model.store, version, tmp_path)
     assert {'card.md', 'MLmodel', 'input_example.json', 'reader.py'} <= {o.name for o in package.iterdir()}
     assert model.runs[0] in (package/'card.md').read_text(encoding='utf-8')
+    rows = [o.split('|')[1].strip() for o in (package/'card.md').read_text(encoding='utf-8').split('| | |')[1].splitlines()[2:]]
+    assert rows == ['run', 'git', 'data', 'data_dvc', 'beyond_recipe', 'recipe'] # each is written by some training
     assert 'tensor-spec' in (package/'MLmodel').read_text(encoding='utf-8')
     assert [o for o in package.rglob('*') if o.suffix in ('.pkl', '.pickle', '.pt', '.pth')] == []
     assert model_cer(load_version(model.store, 1, name), model.lines['render']) == model_cer(model.net, model.lines['render'])

@@ -77,7 +77,7 @@ def write_package(
 def run_lineage(
     store:Store,
     run_id:str, # A finished run of `train_tracked`
-) -> dict[str, str]: # run, git, data, data_dvc, started_from, recipe
+) -> dict[str, str]: # run, git, data, data_dvc, beyond_recipe, recipe
     "Where a model came from, read from its run."
     with explain_store_errors(store.uri): run = store.client.get_run(run_id)
     tags,found = run.data.tags,{file.path for file in store.client.list_artifacts(run_id, 'model')}
@@ -87,7 +87,7 @@ def run_lineage(
     git = tags.get('mlflow.source.git.commit', 'unknown')[:12]
     if tags.get('git_dirty') == 'True': git += ', and files differed from it'
     return {'run': run_id, 'git': git, 'data': tags.get('data', 'unknown'), 'data_dvc': tags.get('data_dvc', 'unknown'),
-            'started_from': tags.get('started_from', 'nothing'), 'beyond_recipe': tags.get('beyond_recipe', 'nothing'),
+            'beyond_recipe': tags.get('beyond_recipe', 'nothing'), # arguments of `train`, such as a net to start from
             'recipe': ', '.join(f'{k}={v}' for k,v in sorted(run.data.params.items()))}
 
 # %% ../../nbs/library/package.ipynb #c98c6762
