@@ -84,7 +84,9 @@ def open_image(
     def read(digest): return json.loads(blob_path(folder, digest).read_bytes())
     manifest = read(json.loads((folder/'index.json').read_text(encoding='utf-8'))['manifests'][0]['digest'])
     about = read(manifest['config']['digest'])
-    made = [o['created_by'] for o in about['history'] if not o.get('empty_layer')]
+    unknown = 'no instruction on record' # the history, and what it says of a layer, are optional
+    made = [o.get('created_by', unknown) for o in about.get('history') or () if not o.get('empty_layer')]
+    made += [unknown]*len(manifest['layers'])
     found = []
     for made_by,part in zip(made, manifest['layers']):
         with tarfile.open(blob_path(folder, part['digest'])) as archive: # nothing is unpacked

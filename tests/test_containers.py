@@ -67,6 +67,36 @@ def image(folder, *layers):
     return open_image(folder)
 
 
+def rewrite_config(folder, change):
+    "Change the configuration of an image, with the digests that lead to it."
+    def blob(digest): return folder / "blobs/sha256" / digest.removeprefix("sha256:")
+    def put(value):
+        data = json.dumps(value).encode()
+        digest = f"sha256:{sha256(data).hexdigest()}"
+        blob(digest).write_bytes(data)
+        return {"digest": digest, "size": len(data)}
+    index = json.loads((folder / "index.json").read_text())
+    manifest = json.loads(blob(index["manifests"][0]["digest"]).read_text())
+    about = json.loads(blob(manifest["config"]["digest"]).read_text())
+    change(about)
+    manifest["config"] |= put(about)
+    index["manifests"][0] |= put(manifest)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(("change", "made_by"), [
+    (lambda o: o.pop("history"), ["no instruction on record"] * 2),
+    (lambda o: o["history"].pop(), ["step 0", "no instruction on record"]),
+    (lambda o: o["history"][0].pop("created_by"), ["no instruction on record", "step 1"]),
+], ids=["no history", "short history", "no instruction"])
+def test_a_layer_without_history_is_searched_too(tmp_path, change, made_by):
+    image(tmp_path, tar_layer({"a": b""}), tar_layer({"app/.env": b""}))
+    rewrite_config(tmp_path, change)
+    _, layers = open_image(tmp_path)
+    assert [o.made_by for o in layers] == made_by
+    assert [(o.kind, o.path, o.made_by) for o in find_risks(layers)] == [("secret", "app/.env", made_by[1])]
+
+
 def test_an_image_is_read_as_it_was_written(tmp_path):
     config, layers = image(tmp_path, tar_layer({"a": b"1"}), tar_layer({"b/c": b"22"}))
     assert config == {"User": "7"}
