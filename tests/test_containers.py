@@ -151,6 +151,22 @@ def test_the_inventory_lists_both_kinds_of_packages(tmp_path):
     assert [o["purl"] for o in make_sbom(layers)["components"]] == ["pkg:deb/debian/libc6@2.36", "pkg:deb/debian/zlib1g@1:1.2", "pkg:pypi/a@1"]
 
 
+def test_the_inventory_reads_a_long_list_of_packages(tmp_path):
+    long = "".join(f"Package: p{i}\nVersion: 1\nDescription: {'x' * 500}\n\n" for i in range(2500)).encode()
+    assert len(long) > 1_000_000
+    _, layers = image(tmp_path, tar_layer({"var/lib/dpkg/status": long, "data.bin": long}))
+    assert list(layers[0].files) == ["var/lib/dpkg/status"]
+    assert len(make_sbom(layers)["components"]) == 2500
+
+
+def test_the_inventory_leaves_out_a_package_that_was_removed(tmp_path):
+    "Debian keeps its entry while its settings are still there."
+    states = {"libc6": "install ok installed", "curl": "deinstall ok config-files", "vim": "install ok half-installed"}
+    text = "\n".join(f"Package: {k}\nStatus: {v}\nVersion: 1\n" for k, v in states.items())
+    _, layers = image(tmp_path, tar_layer({"var/lib/dpkg/status": text.encode()}))
+    assert [o["name"] for o in make_sbom(layers)["components"]] == ["libc6", "vim"]
+
+
 # Contexts and caches
 
 @pytest.mark.parametrize(("path", "pattern", "expected"), [
