@@ -108,10 +108,11 @@ def visible_files(
             folder,_,name = path.rpartition('/')
             if not name.startswith('.wh.'): found[path] = i
             elif name == '.wh..wh..opq':
-                found = {k: v for k,v in found.items() if not k.startswith(f'{folder}/') or v == i}
-            else:
+                below = f'{folder}/'.lstrip('/')
+                found = {k: v for k,v in found.items() if not k.startswith(below) or v == i}
+            else: # as above, the files of the same layer stay
                 gone = f'{folder}/{name[4:]}'.lstrip('/')
-                found = {k: v for k,v in found.items() if k != gone and not k.startswith(f'{gone}/')}
+                found = {k: v for k,v in found.items() if v == i or (k != gone and not k.startswith(f'{gone}/'))}
     return found
 
 # %% ../nbs/library/image_layers.ipynb #e2995b5a

@@ -114,6 +114,17 @@ def test_an_opaque_folder_hides_only_what_lies_below(tmp_path):
     assert visible_files(layers) == {"x/new": 1}
 
 
+def test_an_opaque_top_hides_all_that_was(tmp_path):
+    _, layers = image(tmp_path, tar_layer({"old": b"", "x/old": b""}), tar_layer({".wh..wh..opq": b"", "new": b""}))
+    assert visible_files(layers) == {"new": 1}
+
+
+def test_a_folder_that_is_made_anew_in_a_layer_is_seen(tmp_path):
+    "The mark that hides the old one stands in the same layer; in an archive of another tool even after the new one."
+    _, layers = image(tmp_path, tar_layer({"app/x/old": b""}), tar_layer({"app/.wh.x": b"", "app/x/new": b""}))
+    assert visible_files([layers[0], layers[1]._replace(rights=dict(reversed(layers[1].rights.items())))]) == {"app/x/new": 1}
+
+
 @pytest.mark.parametrize("which", ["layer", "config", "manifest"])
 def test_a_changed_byte_is_refused(tmp_path, which):
     image(tmp_path, tar_layer({"a": b"1"}))
