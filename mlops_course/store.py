@@ -32,7 +32,9 @@ def mask_credentials(
     text:str, # An address, or an error that quotes one
 ) -> str:
     "Replace user names and passwords in the addresses of `text`."
-    return re.sub(r'(\w://)[^/\s]+@', r'\1…@', text)
+    user = r'[^\s/?#"<>]+' # such a character ends the host, and no user name
+    odd = r'[^\s/:?#"<>]*:(?!\d+[/?#"<>])(?:(?!://)\S)+' # databases allow any character in a password; a port is none
+    return re.sub(f'(\\w://)(?:{user}|{odd})@', r'\1…@', text)
 
 # %% ../nbs/library/store.ipynb #b9328811
 def tracking_uri(

@@ -92,10 +92,16 @@ def test_a_wrong_address_is_refused_without_its_password():
     assert 'pa55word' not in str(said.value)
 
 
-@pytest.mark.parametrize('text', ['http://me:pa55@host/x', 'postgresql://me:pa55@host/db', 'failed: http://me:p@pa55@host:1/x with (http://me:pa55@other)'])
+@pytest.mark.parametrize('text', ['http://me:pa55@host/x', 'postgresql://me:pa55@host/db', 'failed: http://me:p@pa55@host:1/x with (http://me:pa55@other)',
+    'postgresql://me:x/pa55@host/db', 'postgresql://me:x?pa55@host/db', 'postgresql://me:x"#pa55@host/db', 'http://pa55@host', 'http://a:1,http://me:pa55@host'])
 def test_hidden_leaves_no_password(text):
     assert 'pa55' not in mask_credentials(text)
     assert 'host' in mask_credentials(text)
+
+
+@pytest.mark.parametrize('text', ['http://host?mail=me@there', 'http://host:1/x?mail=me@there', 'http://host#me@there', '{"uri":"http://host:1","by":"me@there"}',
+    '{"uri":"http://host","by":"me:I@there"}', 'sqlite:////host/me@there', 'http://host/x:y@there'])
+def test_an_address_without_a_password_stays_as_it_is(text): assert mask_credentials(text) == text
 
 
 def test_a_store_that_does_not_answer_is_said_at_the_door(tmp_path):
