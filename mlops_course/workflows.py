@@ -20,12 +20,15 @@ from .base.processes import find_program
 def workflow_jobs(workflow:Path) -> dict[str, dict[str, Any]]:
     "The jobs of a workflow, by name."
     import yaml
-    return yaml.safe_load(workflow.read_text(encoding='utf-8'))['jobs']
+    found = yaml.safe_load(workflow.read_text(encoding='utf-8'))
+    jobs = found.get('jobs') if isinstance(found, dict) else None
+    if not isinstance(jobs, dict): raise ValueError(f"No jobs in {workflow.name}, and a workflow has some. Add `jobs:`")
+    return jobs
 
 # %% ../nbs/library/workflows.ipynb #e9503316
 def job_needs(jobs:Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
     "Job -> the jobs it waits for."
-    return {name: {needs} if isinstance(needs := job.get('needs', []), str) else set(needs)
+    return {name: {needs} if isinstance(needs := job.get('needs') or [], str) else set(needs)
             for name,job in jobs.items()}
 
 # %% ../nbs/library/workflows.ipynb #0695889e
@@ -47,22 +50,23 @@ class StepOutcome(NamedTuple):
     "A step of a job, and how it ended."
     job:str
     step:str
-    outcome:str # success, failure or skipped
+    outcome:str # success or failure; what is skipped is not listed
 
 # %% ../nbs/library/workflows.ipynb #2f69aacc
 def run_workflow(
     workflow:Path,
     folder:Path,                        # For artifacts and for what runs leave behind
-    *jobs:str,                          # Each runs with the jobs it needs; all jobs if none
+    job:str='',                         # It runs with the jobs it needs; all jobs if none
     env:Mapping[str, str]|None=None,    # More environment variables
     variables:Mapping[str, str]|None=None, # Of the repository
     secrets:Mapping[str, str]|None=None,
 ) -> tuple[list[StepOutcome], str]:             # And all that was printed
     "Run jobs of `workflow` on this machine with act. `run:` steps are executed; actions are replaced by stand-ins."
     folder = Path(folder).resolve()
-    files,ran = {'scripts/environment.py': SETUP_SCRIPT,
-                 '.github/workflows/it.yml': workflow.read_text(encoding='utf-8')},[]
-    used = {o['uses'] for job in workflow_jobs(workflow).values() for o in job['steps'] if 'uses' in o}
+    files = {'scripts/environment.py': SETUP_SCRIPT,
+             '.github/workflows/it.yml': workflow.read_text(encoding='utf-8')}
+    jobs = workflow_jobs(workflow).values()
+    used = {step['uses'] for o in jobs for step in o.get('steps', ()) if 'uses' in step}
     words:list[str] = []
     for action in sorted(used):
         name = action.partition('@')[0]
@@ -81,17 +85,17 @@ def run_workflow(
             'COURSE_VENV': sys.prefix, **(env or {})}
     for flag,values in (('--env', told), ('--var', variables or {}), ('--secret', secrets or {})):
         for k,v in values.items(): words += [flag, f'{k}={v}']
-    system = next(iter(workflow_jobs(workflow).values()))['runs-on']
-    printed = []
-    for job in jobs or ('',):
-        command = [find_program('act'), 'push', '-C', str(folder/'checkout'), '-W', '.github/workflows/it.yml',
-                   *(['-j', job] if job else []),
-                   '--json', '-P', f'{system}=-self-hosted', '--no-cache-server', '--pull=false', *words]
-        done = subprocess.run(command, env=os.environ | {'HOME': str(folder/'home')}, capture_output=True, text=True,
-                              encoding='utf-8',
-                              errors='replace', check=False)
-        entries = [json.loads(o) for o in done.stdout.splitlines() if o.startswith('{')]
-        ran += [StepOutcome(o['jobID'], o['step'].removeprefix('Main '), o['stepResult']) for o in entries
-                if o.get('stage') == 'Main' and 'stepResult' in o and len(o['stepID']) == 1]
-        printed.append('\n'.join(o['msg'].rstrip() for o in entries if 'msg' in o) + done.stderr)
-    return ran,'\n'.join(printed)
+    asked = [o.get('runs-on', '') for o in jobs]
+    for system in sorted({label for o in asked for label in ([o] if isinstance(o, str) else o)}):
+        words += ['-P', f'{system}=-self-hosted']
+    command = [find_program('act'), 'push', '-C', str(folder/'checkout'), '-W', '.github/workflows/it.yml',
+               *(['-j', job] if job else []), '--json', '--no-cache-server', '--pull=false', *words]
+    done = subprocess.run(command, env=os.environ | {'HOME': str(folder/'home')}, capture_output=True, text=True,
+                          encoding='utf-8', errors='replace', check=False)
+    entries = [json.loads(o) for o in done.stdout.splitlines() if o.startswith('{')]
+    ran = [StepOutcome(o['jobID'], o['step'], o['stepResult']) for o in entries
+           if o.get('stage') == 'Main' and 'stepResult' in o and len(o['stepID']) == 1]
+    unfit = [o['msg'] for o in entries if 'unsupported platform' in o.get('msg', '')] # its steps would be missing
+    if done.returncode and not any('jobID' in o for o in entries): unfit = done.stderr.splitlines()[-1:]
+    if unfit: raise ValueError(f"act cannot run {job or 'the jobs'} of {workflow.name}: {unfit[0].strip()}. Correct it")
+    return ran,'\n'.join(o['msg'].rstrip() for o in entries if 'msg' in o) + done.stderr

@@ -776,6 +776,43 @@ def test_act_says_which_step_failed(tmp_path):
     assert [(o.step, o.outcome) for o in ran] == [('true', 'success'), ('false', 'failure')]
 
 
+JOB = '  {}:\n    runs-on: {}\n    steps:\n      - run: "true"\n        name: Main thing\n      - run: "false"\n        if: false\n{}'
+
+
+def written(folder, *jobs, event='push'):
+    "A workflow of jobs: the name, system and more lines of each."
+    path = folder/'it.yml'
+    path.write_text(f'on: {event}\njobs:\n' + ''.join(JOB.format(*o) for o in jobs))
+    return path
+
+
+def test_needs_may_be_left_empty(tmp_path):
+    path = written(tmp_path, ('a', 'x', ''), ('b', 'x', '    needs:\n'), ('c', 'x', '    needs: a\n'), ('d', 'x', '    needs: [a, c]\n'))
+    assert workflows.job_needs(workflows.workflow_jobs(path)) == {'a': set(), 'b': set(), 'c': {'a'}, 'd': {'a', 'c'}}
+
+
+@pytest.mark.parametrize('text', ['', 'on: push\n', 'on: push\njobs:\n', '- a\n'])
+def test_a_workflow_without_jobs_is_refused(tmp_path, text):
+    (tmp_path/'it.yml').write_text(text)
+    with pytest.raises(ValueError, match=r'No jobs in it\.yml'): workflows.workflow_jobs(tmp_path/'it.yml')
+
+
+def test_act_runs_each_job_once_on_whatever_system(tmp_path):
+    path = written(tmp_path, ('a', 'windows-latest', ''), ('b', 'ubuntu-24.04', '    needs: a\n'), ('c', '[self-hosted, linux]', '    needs: [a, b]\n'),
+                   ('d', 'ubuntu-24.04', ''), ('e', 'ubuntu-24.04', '    if: false\n'))
+    ran,_ = workflows.run_workflow(path, tmp_path/'one', 'c')
+    assert ran == [(o, 'Main thing', 'success') for o in 'abc']
+    assert sorted(workflows.run_workflow(path, tmp_path/'all')[0]) == [(o, 'Main thing', 'success') for o in 'abcd']
+
+
+@pytest.mark.parametrize(('lines', 'system', 'event', 'job'), [
+    ('    needs: gone\n', 'x', 'push', ''), ('    needs: a\n', 'x', 'push', ''), ('', 'x', 'workflow_dispatch', ''), ('', 'x', 'push', 'b'),
+    ('    strategy:\n      matrix: {on: [x]}\n', '${{ matrix.on }}', 'push', 'a')], ids=['unknown need', 'circle', 'event', 'unknown job', 'system'])
+def test_act_that_runs_nothing_is_no_success(tmp_path, lines, system, event, job):
+    with pytest.raises(ValueError, match=r'act cannot run .* of it\.yml: .*(any stages|unsupported platform)'):
+        workflows.run_workflow(written(tmp_path, ('a', system, lines), event=event), tmp_path/'act', job)
+
+
 def test_act_has_no_stand_in_for_an_unknown_action(tmp_path):
     path = tmp_path/'it.yml'
     path.write_text(f'on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - uses: some/action@{"a"*40}\n')
