@@ -177,6 +177,18 @@ def test_moved_refuses_empty_samples():
     with pytest.raises(ValueError, match='9 and 0 lines'): drift_lower_bounds(sample(9, 0), sample(0, 1))
 
 
+@pytest.mark.parametrize('bad', [[], [1., np.nan, 2.]], ids=['nothing', 'a gap'])
+def test_a_sample_with_gaps_is_refused_and_not_called_calm(bad):
+    for samples in ((bad, [1., 2.]), ([1., 2.], bad)):
+        for measure in (psi, ks_distance):
+            with pytest.raises(ValueError, match='whole sample was expected'): measure(*samples)
+
+
+def test_a_column_may_have_a_number_for_a_name():
+    numbers = pd.DataFrame({0: np.arange(300.)})
+    assert drift_lower_bounds(numbers, numbers + 300) == {'0': pytest.approx(1 - ks_margin(300, 300, .01))}
+
+
 def test_psi_is_what_the_formula_says():
     was, now = np.array([.5, .5]), np.array([.8, .2])
     assert psi([0, 0, 1, 1], [0]*8 + [1]*2, bins=2) == pytest.approx(float(((now - was)*np.log(now/was)).sum()))
