@@ -16,6 +16,7 @@ from threading import Event, Thread
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -509,6 +510,39 @@ def test_process_ends_with_the_block_even_if_that_fails(tmp_path):
 def test_process_that_never_gets_ready_says_why(tmp_path):
     with pytest.raises(ConnectionError, match='no such luck'):
         with ServerProcess([sys.executable, '-c', 'raise SystemExit("no such luck")'], f'http://127.0.0.1:{free_port()}/', tmp_path/'log'): pass
+
+
+STUBBORN = """
+import http.server, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+GONE = """
+import subprocess
+class NoSuchProcess(Exception): pass
+class Gone:
+    def kill(self): raise NoSuchProcess
+class Popen(subprocess.Popen):
+    def children(self, recursive): return [Gone()]
+"""
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='sends POSIX signals')
+@pytest.mark.parametrize('what', ['Ctrl+C', 'a child that just ended'])
+def test_process_ends_with_the_block_whatever_happens_before(tmp_path, monkeypatch, what):
+    port = free_port()
+    server = ServerProcess([sys.executable, '-c', STUBBORN, str(port)], f'http://127.0.0.1:{port}/', tmp_path/'log')
+    if what != 'Ctrl+C':
+        (tmp_path/'psutil.py').write_text(GONE)
+        server.env = {'PYTHONPATH': str(tmp_path)}
+    with server:
+        below, = psutil.Process(server.watchman.pid).children()
+        if what == 'Ctrl+C':
+            os.kill(server.watchman.pid, signal.SIGINT) # a terminal sends it to all at once
+            with pytest.raises(subprocess.TimeoutExpired): server.watchman.wait(1)
+    try: assert psutil.wait_procs([below], timeout=10)[1] == []
+    finally:
+        if below.is_running(): below.kill()
 
 
 def test_importing_does_not_import_prefect():

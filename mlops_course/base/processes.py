@@ -111,11 +111,14 @@ def set_quiet_env() -> None:
 
 # %% ../../nbs/library/processes.ipynb #c76c7407
 SUPERVISOR_SCRIPT = """
-import subprocess, sys, threading, psutil
+import signal, subprocess, sys, threading, psutil
 server = psutil.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl+C may end the server, but never what watches it
 def end():
     sys.stdin.read() # until the parent closes the pipe or ends
-    for o in [*server.children(recursive=True), server]: o.kill()
+    for o in [*server.children(recursive=True), server]:
+        try: o.kill()
+        except psutil.NoSuchProcess: pass # it ended by itself, and the others must not stay
 threading.Thread(target=end, daemon=True).start()
 sys.exit(server.wait())
 """
