@@ -9,6 +9,7 @@ __all__ = ['MlflowServer']
 import sys
 from pathlib import Path
 from secrets import token_hex
+from socket import socket
 
 from .base.processes import ServerProcess, free_port
 from .store import mask_credentials
@@ -33,6 +34,13 @@ class MlflowServer(ServerProcess):
             env |= {'MLFLOW_AUTH_CONFIG_PATH': str(accounts), 'MLFLOW_FLASK_SERVER_SECRET_KEY': token_hex()}
         super().__init__(command, f'{self.uri}/health', artifacts/'server.log', env)
     def __repr__(self): return f"MlflowServer({self.uri}, {'running' if self.watchman else 'stopped'})"
+
+    def start(self) -> 'MlflowServer':
+        with socket() as sock: # else another server there would pass for this one
+            if not sock.connect_ex(('127.0.0.1', self.port)):
+                raise ConnectionError("another program answers there. End it, or choose another port")
+        super().start()
+        return self
 
     def __enter__(self) -> 'MlflowServer':
         try: super().__enter__()

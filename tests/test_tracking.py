@@ -511,6 +511,20 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     assert not wait_until_ready(url, lambda: True, 2)
 
 
+def test_another_server_on_its_port_does_not_pass_for_it(tmp_path):
+    class Well(Mute):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+    other = ThreadingHTTPServer(('127.0.0.1', 0), Well)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    server = MlflowServer(f"sqlite:///{(tmp_path/'mlflow.db').as_posix()}", tmp_path, other.server_port)
+    with pytest.raises(ConnectionError, match=r'did not start on port \d+: another program answers there. End it, or choose another'), server: pass
+    other.shutdown()
+    other.server_close()
+    assert (server.watchman, list(tmp_path.iterdir())) == (None, [])
+
+
 @pytest.mark.slow
 def test_a_server_that_cannot_start_says_why(tmp_path):
     with pytest.raises(ConnectionError, match='did not start on port'), MlflowServer('nonsense://me:pa55word@x', tmp_path): pass
