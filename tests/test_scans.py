@@ -135,6 +135,25 @@ def test_no_patient_is_in_two_splits_and_each_split_has_each_class(phantoms):
     assert split_scans(read_scans(phantoms), 0, "file").groupby("patient")["split"].nunique().max() > 1
 
 
+def scans_of(patients):
+    "A table of scans: patient -> the classes of its slices."
+    rows = [(f"{label}/{name}_s{i}.png", label, name) for name, labels in patients.items() for i, label in enumerate(labels)]
+    return pd.DataFrame(rows, columns=["file", "label", "patient"])
+
+
+@pytest.mark.parametrize("patients", [
+    {f"p{i}": ("normal", "tumor") for i in range(9)},
+    {f"p{i}": ("normal", "tumor") if i < 4 else ("normal", "normal") for i in range(9)},
+    {"a": ("normal", "tumor"), "b": ("normal", "tumor"), "c": ("normal", "tumor"), "d": ("normal",)},
+    {"a": ("cyst", "normal"), "b": ("cyst",), "c": ("cyst",), "d": ("normal",), "e": ("normal",)}])
+def test_a_patient_with_slices_in_two_class_folders_is_in_one_split(patients):
+    for seed in range(5):
+        frame = split_scans(scans_of(patients), seed)
+        assert frame.groupby("patient")["split"].nunique().max() == 1
+        assert set(frame.groupby("split")["label"].nunique()) == {2}
+        assert set(frame["split"]) == {"train", "valid", "test"}
+
+
 # Bad input
 
 KINDS = {

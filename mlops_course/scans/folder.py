@@ -101,10 +101,16 @@ def split_scans(
     by:str='patient',   # Or `file`
     shares:tuple[float, ...]=(.6, .15, .25), # train, valid, test
 ) -> pd.DataFrame:      # With the column `split`
-    "Split scans by `by`, class by class."
+    "Split scans by `by`, class by class. By patient, one with scans of several classes goes to one split."
     from mlops_course.splitting import split_by
     if by not in ('patient', 'file'):
         raise ValueError(f"Found {by!r}, and `patient` or `file` was expected. Correct the value")
     names = dict(zip(('train', 'valid', 'test'), shares))
-    parts = [split_by(part[by], seed + i, names) for i,(_,part) in enumerate(frame.groupby('label'))]
-    return frame.assign(split=pd.concat(parts))
+    parts = [(seed + i, part[by]) for i,(_,part) in enumerate(frame.groupby('label'))]
+    went:dict[str, str] = {}
+    for draw,groups in sorted(parts, key=lambda o: o[1].nunique()): # the class with the fewest patients goes first
+        new,there = groups[~groups.isin(went)],set(groups.map(went))
+        lacking = {o: share for o,share in names.items() if o not in there}
+        some = names if new.nunique() >= len(names) else lacking or {'train': 1.}
+        if len(new) or lacking: went |= dict(zip(new, split_by(new, draw, some)))
+    return frame.assign(split=frame[by].map(went))
