@@ -281,6 +281,13 @@ def test_rates_count_patients():
     assert [(o.value, round(o.low, 3)) for o in found.values()] == [(1., .207), (1., .207)]
 
 
+def test_a_patient_with_healthy_and_sick_slices_is_sick():
+    frame = pd.DataFrame({"patient": list("aaabb"), "label": ["normal", "normal", "tumor", "normal", "normal"]})
+    table = patient_table(frame, np.array([[.2, .8], [.4, .6], [.1, .9], [.9, .1], [.8, .2]]), ["normal", "tumor"])
+    assert table["label"].to_dict() == table["guess"].to_dict() == {"a": "tumor", "b": "normal"}
+    assert rates(table["label"], table["guess"])["sensitivity"].value == 1
+
+
 # The model on disk
 
 def test_the_model_is_onnx_and_json_and_gives_the_same_as_the_net(trained, phantoms):

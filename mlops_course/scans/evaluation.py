@@ -25,11 +25,13 @@ def patient_table(
     frame:pd.DataFrame,       # With `patient` and `label`
     probabilities:np.ndarray, # scans × classes
     classes:Sequence[str],
+    healthy:str='normal',     # One sick slice makes a patient sick
 ) -> pd.DataFrame:            # A row for each patient: label, guess and the mean of each probability
     "One decision for each patient: the class with the highest mean probability over the slices."
     shares = pd.DataFrame(probabilities, columns=list(classes), index=frame.index)
     table = shares.groupby(frame['patient']).mean()
-    table.insert(0, 'label', frame.groupby('patient')['label'].first())
+    sick_first = frame.sort_values('label', key=lambda o: o == healthy, kind='stable')
+    table.insert(0, 'label', sick_first.groupby('patient')['label'].first())
     table.insert(1, 'guess', table[list(classes)].idxmax(axis=1))
     return table
 
