@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copyfile, copytree, ignore_patterns
 
 import numpy as np
 import pandas as pd
@@ -172,6 +172,20 @@ def test_a_file_that_cannot_be_used_is_left_out_and_named(tmp_path, phantoms, ki
     assert rejected["file"].tolist() == ["normal/phantom_p000_s99.png"]
     assert str(tmp_path) not in rejected["reason"][0]
     assert len(frame) == 54
+
+
+def test_a_scan_with_two_findings_is_left_out_once(tmp_path, phantoms, monkeypatch):
+    folder = Path(copytree(phantoms, tmp_path / "set"))
+    for name in ("normal/phantom_p001_s00.png", "tumor_left/phantom_p000_s00.png"): # copies in other classes: findings in pairs
+        copyfile(folder / "tumor_right" / "phantom_p002_s00.png", folder / name)
+    init_project(tmp_path / "ct", str(folder))
+    assert STAGES["ingest"](tmp_path / "ct") == "53 scans of 18 patients accepted, 3 left out"
+    assert len(pd.read_csv(tmp_path / "ct" / "artifacts" / "data" / "rejected.csv")) > 3
+    said = []
+    train_folder(folder, tmp_path / "model", SMALL.model_copy(update={"train": FitParams(steps=1)}), said.append)
+    assert said == ["53 scans of 18 patients, by their names; left out: 3"]
+    monkeypatch.setattr("mlops_course.scans.phantoms.make_phantoms", lambda *_, **__: folder)
+    with pytest.raises(GateRefused, match="3 of 56 scans are rejected"): SCAN_STEPS["data"].does(TINY, {})
 
 
 @pytest.mark.parametrize("mode", ["I;16", "CMYK", "RGBA", "1"])

@@ -24,7 +24,7 @@ import mlops_course
 from ..base.environment import fingerprint
 from ..base.files import replace_text_file, save_atomically, write_json
 from ..base.settings import SettingsSection, read_yaml
-from .ingest import ScanParams, ingest_scans
+from .ingest import ScanParams, ingest_scans, left_out_scans
 from ..versioning import recorded_hashes
 
 # %% ../../nbs/library/scan_stages.ipynb #b4b67182
@@ -184,12 +184,10 @@ def log_scan_run(
 # %% ../../nbs/library/scan_stages.ipynb #ac679c30
 def run_ingest(project:Path) -> str:
     "The stage `ingest`."
-    import pandas as pd
-
     config,params = read_project(project)
-    frame = ingest_scans(config.source, project/'artifacts'/'data', params, config.block)
-    left_out = len(pd.read_csv(project/'artifacts'/'data'/'rejected.csv'))
-    return f"{len(frame)} scans of {frame['patient'].nunique()} patients accepted, {left_out} left out"
+    frame = ingest_scans(config.source, data := project/'artifacts'/'data', params, config.block)
+    said = f"{len(frame)} scans of {frame['patient'].nunique()} patients accepted"
+    return f"{said}, {left_out_scans(data)} left out"
 
 def run_base(project:Path) -> str:
     "The stage `base`."

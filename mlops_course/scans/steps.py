@@ -30,7 +30,7 @@ from ..delivery import Product, SmokeProbe, delivery_steps
 from ..pipelines import GateRefused, Step, StepResults, make_flow, order_folder, step_key
 from .evaluation import patient_table
 from .folder import load_scans, read_scans
-from .ingest import ScanParams, ingest_scans
+from .ingest import ScanParams, ingest_scans, left_out_scans
 from .model import ScanModel
 from .phantoms import PHANTOM_CLASSES, make_phantoms
 from ..store import Store, find_runs, open_store, read_artifact
@@ -54,10 +54,11 @@ def scan_data_step(order:ScanOrder, done:StepResults) -> dict[str, Any]:
     "Check and split the phantoms of the order. More than 5 % of rejected scans are an error."
     with TemporaryDirectory() as tmp:
         frame = ingest_scans('phantoms', tmp, training_params(order))
-        rejected,mark = pd.read_csv(Path(tmp)/'rejected.csv'),fingerprint(Path(tmp)/'scans')
-    if len(rejected) > (scans := len(frame) + len(rejected))/20:
-        raise GateRefused(f"{len(rejected)} of {scans} scans are rejected, such as: {rejected['reason'][0]}")
-    return {'scans': scans, 'patients': frame['patient'].nunique(), 'rejected': len(rejected), 'fingerprint': mark}
+        rejected,mark = left_out_scans(tmp),fingerprint(Path(tmp)/'scans')
+        reasons = pd.read_csv(Path(tmp)/'rejected.csv')['reason']
+    if rejected > (scans := len(frame) + rejected)/20:
+        raise GateRefused(f"{rejected} of {scans} scans are rejected, such as: {reasons[0]}")
+    return {'scans': scans, 'patients': frame['patient'].nunique(), 'rejected': rejected, 'fingerprint': mark}
 
 # %% ../../nbs/library/scan_steps.ipynb #1e4f3c84
 def scan_train_step(order:ScanOrder, done:StepResults) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..base.files import replace_folder, save_atomically, write_json
 from ..base.torchvision import import_torchvision
 from .evaluation import evaluate_scans, write_evaluation
 from .folder import load_scans
-from .ingest import NetParams, ScanParams, ingest_scans
+from .ingest import NetParams, ScanParams, ingest_scans, left_out_scans
 from .model import ScanModel, export_scan_net
 from .net import ScanNet, fit, fit_temperature, logits_of
 
@@ -133,7 +133,7 @@ def train_folder(
         frame = ingest_scans(source, work/'data', params)
         how = 'their names' if frame['grouping'].iloc[0] == 'name' else 'blocks of neighbours, for names do not tell'
         said(f"{len(frame)} scans of {frame['patient'].nunique()} patients, by {how}; "
-             f"left out: {len((work/'data'/'rejected.csv').read_text(encoding='utf-8').splitlines()) - 1}")
+             f"left out: {left_out_scans(work/'data')}")
         base = make_base(work/'base.safetensors', params)
         train_scans(work/'data', base, work/'model', params)
         metrics,table = evaluate_scans(ScanModel(work/'model'), work/'data'/'scans', frame[frame['split'] == 'test'])
