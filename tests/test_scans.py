@@ -481,6 +481,17 @@ def test_a_project_that_is_there_is_kept_and_a_wrong_value_is_named(tmp_path):
     assert scans("ingest", cwd=tmp_path).stderr.startswith("Error: No config.yaml and no params.yaml in")
 
 
+def test_files_of_ones_own_are_kept_and_a_password_stays_out_of_git(tmp_path):
+    for name, text in ((".gitignore", "*.mine\n/mlflow.db"), (".env.example", "OWN=1\n")): (tmp_path / name).write_text(text)
+    init_project(tmp_path)
+    assert (tmp_path / ".gitignore").read_text().splitlines() == ["*.mine", "/mlflow.db", ".env"]
+    assert (tmp_path / ".env.example").read_text() == "OWN=1\n"
+    (other := tmp_path / "other").mkdir()
+    (other / "code.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"code\.json already"): init_project(other)
+    assert [o.name for o in other.iterdir()] == ["code.json"]
+
+
 def test_a_source_of_ones_own_is_a_dependency(tmp_path, phantoms):
     folder = copytree(phantoms, tmp_path / "my scans: all")
     assert said("init", tmp_path / "ct", "--source", folder)[0] == 0

@@ -86,19 +86,23 @@ def init_project(
     source:str='phantoms', # Or a folder of class folders
     refresh:bool=False,    # Only write code.json again
 ) -> Path:
-    "Write a project with four stages into `folder`. Files that are there already are kept."
+    "Write a project with four stages into `folder`. What is there already is kept; a .gitignore gets what it lacks."
     folder = Path(folder).resolve()
     if refresh and not (folder/'dvc.yaml').is_file():
         raise FileNotFoundError(f"No dvc.yaml in {folder}, so there is nothing to refresh. Leave out --refresh")
     if not refresh:
         if source != 'phantoms': source = Path(source).resolve().as_posix()
-        there = [o for o in ('config.yaml', 'params.yaml', 'dvc.yaml') if (folder/o).exists()]
+        there = [o for o in ('config.yaml', 'params.yaml', 'dvc.yaml', 'code.json') if (folder/o).exists()]
         if there: raise FileExistsError(f"{folder} holds {', '.join(there)} already. Name another folder, or --refresh")
         quoted = yaml.safe_dump(source, default_flow_style=True, width=1000).removesuffix('\n...\n').strip()
-        files = {'config.yaml': CONFIG_YAML.format(source=quoted), '.env.example': ENV_EXAMPLE,
+        git = folder/'.gitignore'
+        ignored = git.read_text(encoding='utf-8').splitlines() if git.exists() else []
+        lacking = [o for o in ('.env', '/mlflow.db') if o not in ignored]
+        files = {'config.yaml': CONFIG_YAML.format(source=quoted),
                  'params.yaml': yaml.safe_dump(ScanParams().model_dump(), sort_keys=False),
-                 'dvc.yaml': DVC_YAML.format(source='' if source == 'phantoms' else f', {quoted}'),
-                 '.gitignore': '.env\n/mlflow.db\n'}
+                 'dvc.yaml': DVC_YAML.format(source='' if source == 'phantoms' else f', {quoted}')}
+        if not (folder/'.env.example').exists(): files['.env.example'] = ENV_EXAMPLE
+        if lacking: files['.gitignore'] = '\n'.join([*ignored, *lacking, ''])
         for name,text in files.items(): replace_text_file(folder/name, text)
     save_atomically(folder/'code.json', lambda to: write_json(to, code_hashes()))
     return folder
