@@ -371,6 +371,18 @@ def test_scans_of_the_training_are_not_used_in_an_evaluation(trained, phantoms):
         evaluate_scans(ScanModel(out), phantoms, table[table["split"] == "train"])
 
 
+@pytest.mark.parametrize("damage", ["gone", "{", '{"a": 1}', "[1]"])
+def test_an_evaluation_needs_to_know_what_the_model_was_trained_on(tmp_path, trained, phantoms, damage):
+    out = Path(copytree(trained[0], tmp_path / "model"))
+    if damage == "gone": (out / "trained_on.json").unlink()
+    else: (out / "trained_on.json").write_text(damage)
+    code, text = said("evaluate", out, phantoms)
+    assert code == 2
+    assert text.startswith(f"Error: {'No trained_on.json in ' if damage == 'gone' else out / 'trained_on.json'}")
+    assert "was trained on" in text
+    assert len(text.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("damage", ["model.onnx", "model.json", "gone"])
 def test_a_damaged_model_is_one_line(tmp_path, trained, damage):
     out = Path(copytree(trained[0], tmp_path / "model"))

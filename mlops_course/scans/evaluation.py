@@ -68,8 +68,7 @@ def evaluate_scans(
     if unknown := sorted(set(frame['label']) - set(classes)):
         raise ValueError(f"Found scans of {', '.join(unknown)}, and the model knows {', '.join(classes)}. "
                          "Rename the folders, or train on these")
-    images = load_scans(folder, frame['file'], model.about['side'])
-    known = set(pd.read_json(model.folder/'trained_on.json', typ='series')) if len(frame) else set()
+    known,images = model.trained_on(),load_scans(folder, frame['file'], model.about['side'])
     fresh = np.array([fingerprint(o) not in known for o in images])
     if not fresh.any():
         raise ValueError(f"The model was trained on all {len(fresh)} of these scans, so they cannot test it. "

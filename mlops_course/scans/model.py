@@ -63,6 +63,18 @@ class ScanModel:
             raise ValueError(f"{self.folder/'model.onnx'} is damaged: {str(e)[:80]}. Train again") from e
     def __repr__(self): return f"ScanModel({self.about['version']}, {', '.join(self.about['classes'])})"
 
+    def trained_on(self) -> set[str]:
+        "The fingerprints of the pictures that the model was trained on. A package for a service has none."
+        path = self.folder/'trained_on.json'
+        if not path.is_file():
+            raise FileNotFoundError(f"No {path.name} in {self.folder}, and nothing else tells which scans the model was "
+                                    "trained on. Name the folder that `mlops-course scans train` wrote")
+        try: found = json.loads(path.read_text(encoding='utf-8'))
+        except ValueError: found = None
+        if not isinstance(found, list) or not all(isinstance(o, str) for o in found):
+            raise ValueError(f"{path} is no list of the pictures that the model was trained on. Train again")
+        return set(found)
+
     def probabilities(self, images:np.ndarray) -> np.ndarray:
         "The probability of each class: scans × classes. `images` are those of `load_scans`."
         logits = self.session.run(None, {'images': standardize_scans(images)})[0]
