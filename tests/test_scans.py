@@ -360,6 +360,18 @@ def test_a_base_model_starts_from_an_earlier_one_and_refuses_another_net(tmp_pat
     with pytest.raises(FileNotFoundError, match=r"config\.yaml"): make_base(tmp_path / "base", SMALL, tmp_path / "none")
 
 
+def test_weights_that_do_not_fit_the_net_are_one_line(tmp_path, trained, phantoms):
+    def with_net(**net): return SMALL.model_copy(update={"net": SMALL.net.model_copy(update=net), "train": FitParams(steps=1)})
+    (tmp_path / "broken").write_text("no weights")
+    with pytest.raises(ValueError, match=r"broken holds no weights"): make_base(tmp_path / "base", SMALL, tmp_path / "broken")
+    ingest_scans(phantoms, tmp_path / "data", SMALL)
+    make_base(tmp_path / "base", with_net(name="resnet18"))
+    for params in (SMALL, with_net(width=8), with_net(name="resnet34")): # the last one has all layers of the base, and more
+        with pytest.raises(ValueError, match=r"base is of another net than .* Set net\.name"):
+            train_scans(tmp_path / "data", tmp_path / "base", tmp_path / "model", params)
+    assert not (tmp_path / "model").exists()
+
+
 def test_scans_of_the_training_are_not_used_in_an_evaluation(trained, phantoms):
     out, _ = trained
     code, text = said("evaluate", out, phantoms)
