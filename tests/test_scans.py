@@ -505,6 +505,15 @@ def test_a_project_that_is_there_is_kept_and_a_wrong_value_is_named(tmp_path):
     assert scans("ingest", cwd=tmp_path).stderr.startswith("Error: No config.yaml and no params.yaml in")
 
 
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("config.yaml", "block: 0", "config.yaml, block: found 0"), ("config.yaml", "block: yes", "config.yaml, block: found True"),
+    ("params.yaml", "1: 2", "params.yaml, 1: found ")])
+def test_a_setting_that_cannot_be_used_is_named(tmp_path, name, text, words):
+    init_project(tmp_path / "ct")
+    (tmp_path / "ct" / name).write_text(text)
+    with pytest.raises(ValueError, match=words): read_project(tmp_path / "ct")
+
+
 def test_files_of_ones_own_are_kept_and_a_password_stays_out_of_git(tmp_path):
     for name, text in ((".gitignore", "*.mine\n/mlflow.db"), (".env.example", "OWN=1\n")): (tmp_path / name).write_text(text)
     init_project(tmp_path)

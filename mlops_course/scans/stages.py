@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 import mlops_course
 from ..base.environment import fingerprint
 from ..base.files import replace_text_file, save_atomically, write_json
-from ..base.settings import SettingsSection, read_yaml
+from ..base.settings import SettingsSection, WholeNumber, read_yaml
 from .ingest import ScanParams, ingest_scans, left_out_scans
 from ..versioning import recorded_hashes
 
@@ -111,7 +111,7 @@ def init_project(
 class ScanConfig(SettingsSection):
     "The settings in config.yaml."
     source: str = 'phantoms'
-    block: int = 20
+    block: WholeNumber = Field(default=20, ge=1)
     base: str|None = None
     experiment: str = 'scans'
 
@@ -124,7 +124,7 @@ def read_project(project:str|Path) -> tuple[ScanConfig, ScanParams]:
     read:dict[str, Any] = {}
     kinds:dict[str, Any] = {'config.yaml': ScanConfig, 'params.yaml': ScanParams}
     for name,kind in kinds.items():
-        try: read[name] = kind(**read_yaml(project/name))
+        try: read[name] = kind.model_validate(read_yaml(project/name))
         except ValidationError as e:
             first = e.errors()[0]
             raise ValueError(f"{name}, {'.'.join(map(str, first['loc']))}: found {first['input']!r:.60}, "
