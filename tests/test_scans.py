@@ -514,6 +514,18 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path, name, text, words):
     with pytest.raises(ValueError, match=words): read_project(tmp_path / "ct")
 
 
+def test_what_is_said_of_a_server_that_refuses_a_run_is_true(tmp_path, trained, phantoms, monkeypatch):
+    init_project(tmp_path / "ct", str(phantoms))
+    (tmp_path / "ct" / "artifacts").mkdir()
+    ingest_scans(phantoms, tmp_path / "ct" / "artifacts" / "data", SMALL)
+    copytree(trained[0], tmp_path / "ct" / "artifacts" / "model")
+    def refuse(*_): raise ConnectionError("MLflow did not take the run")
+    monkeypatch.setattr(scan_stages, "log_scan_run", refuse)
+    monkeypatch.chdir(tmp_path / "ct")
+    assert said("evaluate") == (2, "Error: MLflow did not take the run\n")
+    assert (tmp_path / "ct" / "artifacts" / "metrics.json").is_file() # the evaluation itself was made and is kept
+
+
 def test_files_of_ones_own_are_kept_and_a_password_stays_out_of_git(tmp_path):
     for name, text in ((".gitignore", "*.mine\n/mlflow.db"), (".env.example", "OWN=1\n")): (tmp_path / name).write_text(text)
     init_project(tmp_path)

@@ -22,7 +22,7 @@ def one_line_errors() -> Iterator[None]:
     from mlops_course.base.processes import set_quiet_env
     set_quiet_env()
     try: yield
-    except FileNotFoundError: raise # its message says what to do
+    except (FileNotFoundError, ConnectionError): raise # their messages say what to do
     except OSError as e:
         where = f" ({e.filename})" if e.filename else ''
         raise UserError(f"{e.strerror or e}{where}. "
