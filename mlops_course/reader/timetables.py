@@ -69,7 +69,7 @@ def summarize(scores:Sequence[dict[str, float]], seed:int=0) -> dict[str, Interv
 
 # %% ../../nbs/25_timetables.ipynb #dd2c483c
 SIGN = r'\s?(?:[^\w\s]{1,3}|t)?' # it refers to a note; the recogniser knows no dagger, and reads t, a colon or 1
-TIME = re.compile(r'(?:([01]?\d|2[0-3])[:.]([0-5]\d)1?|([01]\d|2[0-3])([0-5]\d))(?:\s?([ap])\.?m?\.?1?)?' + SIGN)
+TIME = re.compile(r'(?:([01]?\d|2[0-3])[:.]([0-5]\d)1?|([01]\d|2[0-3])([0-5]\d))(?:\s?([apAP])\.?[mM]?\.?1?)?' + SIGN)
 DIGITS = str.maketrans('OolIiSB', '0011158')
 
 def as_time(text:str) -> str: # 'HH:MM', or '' if the text is no time
@@ -79,7 +79,7 @@ def as_time(text:str) -> str: # 'HH:MM', or '' if the text is no time
     if not found: return ''
     hour,minute,half = int(found[1] or found[3]),found[2] or found[4],found[5]
     if half and not 0 < hour < 13: return ''
-    return f"{hour % 12 + 12*(half == 'p') if half else hour:02d}:{minute}"
+    return f"{hour % 12 + 12*(half in 'pP') if half else hour:02d}:{minute}"
 
 # %% ../../nbs/25_timetables.ipynb #d72109ec
 ROUTE = re.compile(r'(?:(?:route|line|bus|service)\s+)?([A-Z]?\d{1,3}[A-Z]?)', re.I)
