@@ -287,6 +287,19 @@ def test_read_writes_a_gtfs_feed_that_loads(page, tmp_path: Path):
     assert len(calls) == sum(bool(o) for row in page[0].truth.times for o in row)
 
 
+PLACES = {"Cairns North School": (0., 0.), "Abbott St C245": (1., 1.), "Redlynch N66": (2., 2.)}
+
+
+@pytest.mark.parametrize("name", ["Cairns", "North School", "Abbott St"])
+def test_part_of_a_name_is_no_stop(name: str):
+    with pytest.raises(ValueError, match=f"such as '{name}'"): gtfs.match_stops(["Redlynch N66", name], PLACES)
+
+
+def test_misread_letter_does_no_harm():
+    assert gtfs.match_stops(["Cairns N0rth School", "Abbott St C24S"], PLACES) == {
+        "Cairns N0rth School": "Cairns North School", "Abbott St C24S": "Abbott St C245"}
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["--format", "xml"], "No format 'xml'"), (["--format", "gtfs"], "--out feed.zip"), (["--engine", "eye"], "No engine 'eye'"),
     (["--model", "no/such"], "its weights on this machine"), (["--format", "gtfs", "--out", "feed.zip", "--stops", "none.zip"], "No feed none.zip")])

@@ -15,6 +15,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import pandas as pd
+from rapidfuzz.fuzz import ratio
 from rapidfuzz.process import extractOne
 
 from ..base.files import save_atomically
@@ -47,8 +48,8 @@ def match_stops(
     places:Places,
     least:float=85.,      # Of the similarity, 0 to 100, so that one misread letter does no harm
 ) -> dict[str, str]:      # Name as read -> name in `places`
-    "The stop of the feed that each name means."
-    found = {name: extractOne(name, list(places), score_cutoff=least) for name in dict.fromkeys(names)}
+    "The stop of the feed that each name means. Whole names are compared: a part of a name is another stop."
+    found = {name: extractOne(name, list(places), scorer=ratio, score_cutoff=least) for name in dict.fromkeys(names)}
     if unknown := [name for name,o in found.items() if o is None]:
         raise ValueError(f"{len(unknown)} of {len(found)} stops have no known position, such as {unknown[0]!r}: GTFS "
                          "requires one, and a page has none. Correct the name, or name a feed that has these stops")
