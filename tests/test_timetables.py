@@ -300,6 +300,12 @@ def test_misread_letter_does_no_harm():
         "Cairns N0rth School": "Cairns North School", "Abbott St C24S": "Abbott St C245"}
 
 
+def test_name_that_could_be_two_stops_is_none():
+    near = {"Williams Esplanade N201": (0., 0.), "Williams Esplanade N206": (1., 1.)}
+    with pytest.raises(ValueError, match="such as 'Williams Esplanade N20S'"): gtfs.match_stops(["Williams Esplanade N20S"], near)
+    assert gtfs.match_stops(["Williarns Esplanade N206"], near) == {"Williarns Esplanade N206": "Williams Esplanade N206"}
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["--format", "xml"], "No format 'xml'"), (["--format", "gtfs"], "--out feed.zip"), (["--engine", "eye"], "No engine 'eye'"),
     (["--model", "no/such"], "its weights on this machine"), (["--format", "gtfs", "--out", "feed.zip", "--stops", "none.zip"], "No feed none.zip")])

@@ -16,7 +16,7 @@ from zipfile import BadZipFile, ZipFile
 
 import pandas as pd
 from rapidfuzz.fuzz import ratio
-from rapidfuzz.process import extractOne
+from rapidfuzz.process import extract
 
 from ..base.files import save_atomically
 from .feed import check_feed, feed_file
@@ -49,11 +49,15 @@ def match_stops(
     least:float=85.,      # Of the similarity, 0 to 100, so that one misread letter does no harm
 ) -> dict[str, str]:      # Name as read -> name in `places`
     "The stop of the feed that each name means. Whole names are compared: a part of a name is another stop."
-    found = {name: extractOne(name, list(places), scorer=ratio, score_cutoff=least) for name in dict.fromkeys(names)}
-    if unknown := [name for name,o in found.items() if o is None]:
+    def meant(name): # nothing if two are as near, such as N201 and N206 for N20S
+        near = extract(name, list(places), scorer=ratio, limit=2, score_cutoff=least)
+        (place,first,_),(_,second,_),*_ = [*near, *[('', 0., '')]*2]
+        return place if first > second else ''
+    found = {name: meant(name) for name in dict.fromkeys(names)}
+    if unknown := [name for name,o in found.items() if not o]:
         raise ValueError(f"{len(unknown)} of {len(found)} stops have no known position, such as {unknown[0]!r}: GTFS "
                          "requires one, and a page has none. Correct the name, or name a feed that has these stops")
-    return {name: o[0] for name,o in found.items() if o}
+    return found
 
 # %% ../../nbs/library/gtfs.ipynb #4889d2b2
 def service_times(times:Sequence[str]) -> list[str]: # 'HH:MM:SS', or '' where the bus does not call
