@@ -287,6 +287,13 @@ def test_read_writes_a_gtfs_feed_that_loads(page, tmp_path: Path):
     assert len(calls) == sum(bool(o) for row in page[0].truth.times for o in row)
 
 
+def test_stop_without_a_position_or_a_name_is_unknown(tmp_path: Path):
+    (tmp_path / "stops.txt").write_text("stop_name,stop_lat,stop_lon\nPier,,\n007,1,2\n,3,4\n")
+    assert gtfs.known_places(tmp_path / "stops.txt") == {"007": (1., 2.)}
+    (tmp_path / "stops.txt").write_text("stop_name,stop_lat,stop_lon\n007,1,2\n")
+    assert gtfs.known_places(tmp_path / "stops.txt") == {"007": (1., 2.)}
+
+
 PLACES = {"Cairns North School": (0., 0.), "Abbott St C245": (1., 1.), "Redlynch N66": (2., 2.)}
 
 

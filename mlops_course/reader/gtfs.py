@@ -33,11 +33,11 @@ def known_places(
     if not path.is_file(): raise FileNotFoundError(f"No feed {path}, and positions of stops were expected in it. "
                                                    "Name the operator's GTFS feed, or a stops.txt")
     try:
-        if path.suffix != '.zip': stops = pd.read_csv(path)
+        if path.suffix != '.zip': stops = pd.read_csv(path, dtype={'stop_name': str})
         else:
-            with ZipFile(path) as archive: stops = pd.read_csv(archive.open('stops.txt'))
-        return {str(name): (float(lat), float(lon))
-                for name,lat,lon in zip(stops['stop_name'], stops['stop_lat'], stops['stop_lon'])}
+            with ZipFile(path) as archive: stops = pd.read_csv(archive.open('stops.txt'), dtype={'stop_name': str})
+        known = stops[['stop_name', 'stop_lat', 'stop_lon']].dropna() # a station's gate may have no position
+        return {name: (float(lat), float(lon)) for name,lat,lon in known.itertuples(index=False)}
     except (KeyError, ValueError, BadZipFile) as e:
         raise ValueError(f"{path} is no GTFS feed and no stops.txt: {e}. A table with stop_name, stop_lat and stop_lon "
                          "was expected") from e
