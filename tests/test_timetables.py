@@ -307,6 +307,19 @@ def test_misread_letter_does_no_harm():
         "Cairns N0rth School": "Cairns North School", "Abbott St C24S": "Abbott St C245"}
 
 
+@pytest.mark.parametrize("times", [[["07:15", ""], ["", "07:20"]], [["", ""], ["", ""]], []])
+def test_feed_without_a_journey_is_refused(times: list[list[str]]):
+    table = t.Timetable("110", "x", ["Redlynch N66", "Abbott St C245"][:len(times)], times)
+    with pytest.raises(ValueError, match="two times"): gtfs.gtfs_tables([table], PLACES)
+
+
+def test_feed_in_another_encoding_is_said_to_be_none(tmp_path: Path):
+    with ZipFile(tmp_path / "feed.zip", "w") as archive:
+        for o in gtfs.GTFS_COLUMNS: archive.writestr(f"{o}.txt", b"\xff\xfe")
+    [said] = gtfs.check_gtfs(tmp_path / "feed.zip")
+    assert "is no GTFS feed" in said
+
+
 def test_name_that_could_be_two_stops_is_none():
     near = {"Williams Esplanade N201": (0., 0.), "Williams Esplanade N206": (1., 1.)}
     with pytest.raises(ValueError, match="such as 'Williams Esplanade N20S'"): gtfs.match_stops(["Williams Esplanade N20S"], near)

@@ -87,8 +87,8 @@ def gtfs_tables(
     zone:str='Australia/Brisbane',
 ) -> dict[str, list[dict[str, object]]]: # File name without .txt -> rows
     "The tables of a GTFS feed. Every day counts as a day of service: no page is asked for more."
-    if not any(o.times and any(any(row) for row in o.times) for o in tables):
-        raise ValueError("There is no time in these timetables, and a feed needs at least one trip. Read a page with "
+    if not any(sum(map(bool, column)) > 1 for o in tables for column in zip(*o.times)):
+        raise ValueError("There is no trip with two times in these timetables, and a feed needs one. Read a page with "
                          "one")
     stop_of = match_stops([stop for o in tables for stop in o.stops], places)
     number = {name: f'stop{i + 1}' for i,name in enumerate(dict.fromkeys(stop_of.values()))}
@@ -144,7 +144,7 @@ def check_gtfs(path:str|Path) -> list[str]: # What is wrong, a line each; empty 
             names = {o.removesuffix('.txt') for o in archive.namelist()}
             if lacking := sorted(GTFS_COLUMNS.keys() - names): return [f"{o}.txt is missing" for o in lacking]
             tables = {o: pd.read_csv(archive.open(f'{o}.txt'), dtype=str, keep_default_na=False) for o in GTFS_COLUMNS}
-    except (BadZipFile, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+    except (BadZipFile, OSError, ValueError) as e: # no table, or in another encoding
         return [f"{path} is no GTFS feed: {e}"]
     wrong = [f"{name}.txt has no column {o}" for name,columns in GTFS_COLUMNS.items() for o in columns
              if o not in tables[name]]
