@@ -82,6 +82,7 @@ class PrefectServer:
     def __enter__(self) -> 'PrefectServer':
         if not hasattr(self, 'process'): self.start()
         from prefect.client.orchestration import get_client
+        from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
         try: self.process.__enter__()
         except BaseException:
             self.lock.release()
@@ -91,7 +92,10 @@ class PrefectServer:
         os.environ.update(self.mine)
         self.refresh()
         self.url = self.mine['PREFECT_API_URL']
-        with get_client(sync_client=True) as client: client.upsert_global_concurrency_limit_by_name('production', 1)
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name('production', 1)
+            # the database still counts a process that was killed inside, and its lease has ended with its server
+            client.update_global_concurrency_limit('production', GlobalConcurrencyLimitUpdate(active_slots=0))
         return self
 
     def __exit__(self, *_) -> None:

@@ -688,6 +688,24 @@ def test_server_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_flow_that_was_killed_in_production_does_not_keep_its_place(tmp_path):
+    from prefect.concurrency.sync import concurrency
+    code = f"""
+import os
+from pathlib import Path
+from prefect.concurrency.sync import concurrency
+from mlops_course.prefect_server import PrefectServer
+with PrefectServer(Path({str(tmp_path)!r})), concurrency('production', strict=True):
+    print('inside', flush=True)
+    os.kill(os.getpid(), {signal.SIGKILL})
+"""
+    killed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, 'inside\n'), killed.stderr
+    with PrefectServer(tmp_path), concurrency('production', timeout_seconds=20, strict=True):
+        with pytest.raises(TimeoutError), concurrency('production', timeout_seconds=1, strict=True): pass # there is one place only
+
+
+@pytest.mark.slow
 def test_second_server_of_a_process_hears_of_its_tasks(tmp_path):
     from prefect import flow, task
     @task
