@@ -178,14 +178,20 @@ def smoke_test(
     reads:int=8, # Requests
 ) -> dict[str, Any]:
     "Send the probe over HTTP: does this version answer, does it answer well, and does it reject an unknown key?"
+    import httpx
     probe,label = product.probe(order, reads),f'{product.name}/{version}'
     found = [client.post(probe.path, params=probe.params, files={'file': o}) for o in probe.files]
     stranger = client.post(probe.path, headers={'Authorization': 'Bearer nobody'}).status_code
-    wrong = [f'{o.status_code} {o.text[:80]}' for o in found if o.status_code != 200]
-    if not wrong: wrong = [o.json()['model'] for o in found if o.json()['model'] != label]
+    def source(answer): # the version that it names, or what it says instead
+        try: return answer.raise_for_status().json()['model']
+        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError):
+            return f'{answer.status_code} {answer.text[:80]}'
+    wrong = [o for o in map(source, found) if o != label]
     if wrong: raise ConnectionError(f"{len(wrong)} of {reads} reads did not come from {label}: {wrong[0]}")
     if stranger != 401: raise GateRefused(f"An unknown key got {stranger}. Expected 401")
-    measures,fault = probe.judge([o.json() for o in found])
+    try: measures,fault = probe.judge([o.json() for o in found])
+    except (LookupError, TypeError, ValueError) as e:
+        raise GateRefused(f"{label} answers with something else than {probe.path} does: {e!r}") from e
     if fault: raise GateRefused(f"{label} answers, but {fault}")
     return {'reads': reads, 'model': label, **measures}
 
@@ -242,19 +248,21 @@ def release_step(product:Product, order:Any, done:StepResults) -> dict[str, Any]
     from mlops_course.registry_history import champions, expected_aliases, model_history
     store,name,who = open_store(experiment=product.name),product.name,str(done['approval']['by'])
     version = int(done['register']['version'])
-    if expected_aliases(model_history(store, name)).get('champion') != version: # unless an interrupted run has done it
-        decision = promote_version(product, order, store, who, f'order {fingerprint(order)}', version)
-        if not decision.passed:
-            raise GateRefused(f"Version {version} stays a challenger. {'; '.join(decision.refusals)}")
-    with production_client(product, version) as client:
+    with production_client(product, version) as client: # first of all: nothing is promoted that could not be tested
+        # else an interrupted run has done it
+        if expected_aliases(model_history(store, name)).get('champion') != version:
+            decision = promote_version(product, order, store, who, f'order {fingerprint(order)}', version)
+            if not decision.passed:
+                raise GateRefused(f"Version {version} stays a challenger. {'; '.join(decision.refusals)}")
         try:
             if os.environ.get('PRODUCTION_URL'): reload_champion(client)
             return {'champion': version, 'approved by': who, **smoke_test(product, client, version, order)}
-        except (ConnectionError, GateRefused) as e:
+        except Exception as e:
             said = f'Version {version} failed its test in production'
             if len(champions(model_history(store, name))) < 2:
-                raise type(e)(f"{said}. It stays champion, since there is no other: {e}. Repair the service and "
-                              f"release again, or promote a better version") from e
+                kind = ConnectionError if isinstance(e, ConnectionError) else GateRefused
+                raise kind(f"{said}. It stays champion, since there is no other: {e}. Repair the service and "
+                           f"release again, or promote a better version") from e
             back = roll_back(store, 'the pipeline', f'{said}: {e}'[:300], name)
             said += f', so version {back} was restored: {e}'
             try:

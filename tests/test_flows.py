@@ -288,11 +288,12 @@ def test_release_that_the_gates_refuse_changes_nothing(two_versions):
 
 
 @pytest.mark.slow
-def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch):
+@pytest.mark.parametrize('error', [ConnectionError('503'), KeyError('503')])
+def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch, error):
     (_,order),(_,done) = two_versions
-    def ill(product, client, version, order): raise ConnectionError('503')
+    def ill(product, client, version, order): raise error
     monkeypatch.setattr(delivery, 'smoke_test', ill)
-    with pytest.raises(GateRefused, match='Version 2 failed its test in production, so version 1 was restored: 503'): release_step(order, done)
+    with pytest.raises(GateRefused, match=r'Version 2 failed its test in production, so version 1 was restored: .?503'): release_step(order, done)
     version,last = champion()
     assert (version, last['what']) == (1, 'rolled back')
 
@@ -336,6 +337,17 @@ def test_first_release_that_fails_says_that_it_stays(runs, monkeypatch, dying):
     with pytest.raises(ConnectionError, match='It stays champion, since there is no other: The service does not answer'): release_step(TINY, GIVEN)
 
 
+def test_release_without_a_key_promotes_nothing(runs, monkeypatch):
+    from mlops_course import registry_history
+    promoted = []
+    monkeypatch.setattr(registry_history, 'model_history', lambda store, name: [])
+    monkeypatch.setattr(delivery, 'promote_version', lambda product, order, store, who, why, which: promoted.append(which))
+    monkeypatch.setenv('PRODUCTION_URL', 'http://127.0.0.1:9')
+    monkeypatch.delenv('PRODUCTION_KEY', raising=False)
+    with pytest.raises(PermissionError, match='PRODUCTION_URL has no PRODUCTION_KEY'): release_step(TINY, GIVEN)
+    assert promoted == []
+
+
 def test_service_that_is_gone_is_a_failure_that_may_pass():
     with httpx.Client(base_url=f'http://127.0.0.1:{free_port()}') as client:
         for ask in (reload_champion, partial(smoke_test, READER, version=1, order=TINY)):
@@ -362,6 +374,13 @@ def test_smoke_test_finds_what_is_wrong(status, model, stranger, said):
         if 'line=true' not in str(request.url): return httpx.Response(stranger)
         return httpx.Response(status, json={'model': model, 'text': ''})
     with pytest.raises((GateRefused, ConnectionError), match=said): smoke_test(READER, answering(handle), 2, Order(), reads=3)
+
+
+@pytest.mark.parametrize(('body', 'said'), [(b'<html>', '2 of 2 reads did not come from reader/2: 200 <html>'), (b'[]', 'reader/2: 200 []'),
+                                            (b'{"model": "reader/2"}', "reader/2 answers with something else than /v1/read does: KeyError.'text'")])
+def test_smoke_test_is_no_traceback_where_the_answer_is_odd(body, said):
+    def handle(request): return httpx.Response(200 if 'line=true' in str(request.url) else 401, content=body)
+    with pytest.raises((GateRefused, ConnectionError), match=said.replace('[]', r'\[\]')): smoke_test(READER, answering(handle), 2, Order(), reads=2)
 
 
 # One step at a time
