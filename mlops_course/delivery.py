@@ -263,7 +263,8 @@ def release_step(product:Product, order:Any, done:StepResults) -> dict[str, Any]
                 kind = ConnectionError if isinstance(e, ConnectionError) else GateRefused
                 raise kind(f"{said}. It stays champion, since there is no other: {e}. Repair the service and "
                            f"release again, or promote a better version") from e
-            back = roll_back(store, 'the pipeline', f'{said}: {e}'[:300], name)
+            try: back = roll_back(store, 'the pipeline', f'{said}: {e}'[:300], name)
+            except ValueError as late: raise GateRefused(f'{said}: {e}. It stays champion: {late}') from e
             said += f', so version {back} was restored: {e}'
             try:
                 if os.environ.get('PRODUCTION_URL'): reload_champion(client)

@@ -298,6 +298,17 @@ def test_release_that_is_not_well_is_taken_back(two_versions, monkeypatch, error
     assert (version, last['what']) == (1, 'rolled back')
 
 
+def test_release_that_cannot_be_taken_back_says_both(runs, monkeypatch):
+    from mlops_course import registry, registry_history
+    def ill(product, client, version, order): raise ConnectionError('503')
+    def refuse(store, who, why, name): raise ValueError('the files of version 2 are damaged')
+    monkeypatch.setattr(registry_history, 'model_history', lambda store, name: [{'what': 'promoted', 'version': o} for o in (2, 1)])
+    monkeypatch.setattr(registry, 'roll_back', refuse)
+    for name,stand_in in (('production_client', well), ('smoke_test', ill)): monkeypatch.setattr(delivery, name, stand_in)
+    with pytest.raises(GateRefused, match=r'Version 1 failed its test in production: 503. It stays champion: the files of version 2 are damaged'):
+        release_step(TINY, GIVEN)
+
+
 DYING = """
 import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
