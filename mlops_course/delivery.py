@@ -156,7 +156,7 @@ def serve_version(product:Product, version:int) -> Iterator[Any]: # An httpx.Cli
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         headers = {'Authorization': f"Bearer {KeyStore(Path(folder)/'keys.json').add('pipeline', 'admin')}"}
         with (on_free_port(product.create_app(version, folder)) as url,
-              httpx.Client(base_url=url, headers=headers, timeout=30) as client):
+              httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as client):
             yield client
 
 # %% ../nbs/library/delivery.ipynb #8750f456
@@ -213,7 +213,8 @@ def production_client(product:Product, version:int) -> Iterator[Any]: # An httpx
     key = os.environ.get('PRODUCTION_KEY')
     if not key:
         raise PermissionError("PRODUCTION_URL has no PRODUCTION_KEY. Run: mlops-course keys add pipeline --role admin")
-    with httpx.Client(base_url=url, headers={'Authorization': f'Bearer {key}'}, timeout=60) as client: yield client
+    headers = {'Authorization': f'Bearer {key}'}
+    with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client: yield client
 
 # %% ../nbs/library/delivery.ipynb #07ab8a90
 @translate_transport_errors()

@@ -372,6 +372,24 @@ def test_production_asks_for_a_key(monkeypatch):
         with production_client(READER, 1): pass
 
 
+async def hello(scope, receive, send):
+    "The smallest app there is."
+    if scope['type'] != 'http': return
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    await send({'type': 'http.response.body', 'body': b'hello'})
+
+
+def test_no_proxy_sees_the_key_of_a_service(monkeypatch):
+    monkeypatch.setenv('HTTP_PROXY', f'http://127.0.0.1:{free_port()}')
+    for name in ('NO_PROXY', 'no_proxy', 'http_proxy'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('PRODUCTION_KEY', 'any')
+    product = SimpleNamespace(create_app=lambda version, folder: hello)
+    with delivery.serve_version(product, 1) as client:
+        assert client.get('/').text == 'hello'
+        monkeypatch.setenv('PRODUCTION_URL', str(client.base_url))
+        with production_client(product, 1) as other: assert other.get('/').text == 'hello'
+
+
 def answering(handle):
     "An httpx.Client whose requests `handle` answers."
     return httpx.Client(transport=httpx.MockTransport(handle), base_url='http://test')
