@@ -20,7 +20,7 @@ from conftest import until
 
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
-from mlops_course.reviews.batch import predict_file, predict_frame
+from mlops_course.reviews.batch import Progress, predict_file, predict_frame
 from mlops_course.reviews.data import REVIEWS_PACKAGE, check_reviews_file, fetch_reviews, reviews_file
 from mlops_course.reviews.files import MOST_BYTES, MOST_CHARACTERS, read_columns, read_records, read_table
 from mlops_course.reviews.model import BREAK, ReviewModel, WordCounts, check_reviews, clean_text, load_reviews, review_pipeline, save_reviews, split_reviews
@@ -218,6 +218,24 @@ def test_killed_again_and_again_nothing_is_lost_or_twice(folder, tmp_path):
     said = predict_file(folder, source, tmp_path/'out.csv', rows=200)
     assert said['resumed_at'] >= at
     predict_file(folder, source, tmp_path/'once.csv')
+    for name in ('{}.csv', '{}.rejects.csv'):
+        assert (tmp_path/name.format('out')).read_bytes() == (tmp_path/name.format('once')).read_bytes()
+
+
+def test_rows_that_the_note_lacks_are_cut_off_once(folder, tmp_path, monkeypatch):
+    source,add = write_csv(tmp_path/'in.csv', [(i, '' if i > 10 and i%3 else 'a great film') for i in range(90)]),Progress.add
+    predict_file(folder, source, tmp_path/'once.csv', rows=10)
+    def dies_at(row, every_s):
+        def dies(self, scored, end):
+            if self.at['row'] >= row: raise KeyboardInterrupt
+            add(self, scored, end)
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(Progress, 'add', dies)
+            predict_file(folder, source, tmp_path/'out.csv', rows=10, every_s=every_s)
+    dies_at(50, 1000) # the note stays at row 0
+    dies_at(10, 0)    # now it is at row 10, without a rejected one
+    dies_at(50, 1000)
+    assert predict_file(folder, source, tmp_path/'out.csv', rows=10)['resumed_at'] == 10
     for name in ('{}.csv', '{}.rejects.csv'):
         assert (tmp_path/name.format('out')).read_bytes() == (tmp_path/name.format('once')).read_bytes()
 

@@ -106,7 +106,9 @@ class Progress:
             raise ValueError(f"{target} is there already. Name another file, or delete it to score {source} again")
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.files = [] if self.at['done'] else [o.open('ab') for o in self.parts]
-        for file,size in zip(self.files, self.at['sizes']): file.truncate(size)
+        for file,size in zip(self.files, self.at['sizes']):
+            file.seek(size) # or else `tell` would count what is cut off
+            file.truncate()
         if not self.resumed:
             others = [o for i,o in enumerate(columns.names) if i != columns.text]
             heads = ['row', *others, 'predicted', 'probability'],['row', 'reason', 'text']
