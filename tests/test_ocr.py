@@ -248,11 +248,21 @@ def test_sixteen_bit_transparency_does_not_matter(tmp_path):
     assert load_image(tmp_path/'page.png').shape == (8, 16, 3)
 
 
-@pytest.mark.parametrize(('orientation', 'stored'), [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)])
+@pytest.mark.parametrize(('orientation', 'stored'), [
+    (2, Image.Transpose.FLIP_LEFT_RIGHT), (3, Image.Transpose.ROTATE_180), (4, Image.Transpose.FLIP_TOP_BOTTOM), (5, Image.Transpose.TRANSPOSE),
+    (6, Image.Transpose.ROTATE_90), (7, Image.Transpose.TRANSVERSE), (8, Image.Transpose.ROTATE_270)])
 def test_exif_orientation_is_obeyed(tmp_path, orientation, stored):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(GREY).transpose(stored).save(tmp_path/'page.png', exif=exif)
+    assert (load_image(tmp_path/'page.png') == GREY[..., None]).all()
+
+
+@pytest.mark.parametrize(('kind', 'value'), [(11, struct.pack('>f', 1)), (4, struct.pack('>I', 70_000))]) # a number for the make; a width beyond 16 bits
+def test_an_odd_exif_tag_does_not_keep_a_photo_from_being_turned(tmp_path, kind, value):
+    tags = struct.pack('>HHHI', 2, 0x010F if kind == 11 else 0x0100, kind, 1) + value + struct.pack('>HHIHH', 0x0112, 3, 1, 6, 0)
+    stored = Image.fromarray(GREY).transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path/'page.png', exif=b'Exif\0\0MM\0*\0\0\0\x08' + tags + bytes(4))
     assert (load_image(tmp_path/'page.png') == GREY[..., None]).all()
 
 

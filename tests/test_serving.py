@@ -598,6 +598,18 @@ def test_an_image_that_breaks_the_engine_does_not_harm_its_neighbours(engine, tm
     assert [o.get('status') for o in rows] == [None, 500, None]
 
 
+def test_an_image_that_breaks_its_decoder_does_not_harm_its_neighbours(engine, line, monkeypatch):
+    load = serving.load_upload
+    def fragile(file, max_pixels):
+        if file.read() == b'odd': raise AttributeError('no such tag')
+        return load(file, max_pixels)
+    monkeypatch.setattr(serving, 'load_upload', fragile)
+    jobs = [serving.ReadJob(io.BytesIO(o), True) for o in (line, b'odd', line)]
+    first, odd, last = serving.read_jobs(serving.ServedModel(engine, 'shipped', ''), jobs, 10**7)
+    assert first.text == last.text != ''
+    assert isinstance(odd, AttributeError)
+
+
 def test_a_broken_worker_tells_all_who_wait_and_goes_on():
     async def go():
         def work(batch):

@@ -94,7 +94,10 @@ def load_image(
         try:
             # MPO is the JPEG of some phones, with previews behind the photo
             frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
-            upright = ImageOps.exif_transpose(image) # decodes
+            image.load() # decodes
+            image.getexif() # Pillow keeps what it finds, and with `info` it would write all tags anew: odd ones fail
+            for o in ('exif', 'Raw profile type exif'): image.info.pop(o, None)
+            upright = ImageOps.exif_transpose(image)
         except (OSError, EOFError, SyntaxError, TypeError) as e: # Pillow calls a broken PNG a syntax error
             raise ValueError(f"{path} is damaged or was cut off: {e}. "
                              "Copy or download it again: part of a page would pass for all of it") from e
