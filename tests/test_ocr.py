@@ -251,11 +251,12 @@ def test_sixteen_bit_transparency_does_not_matter(tmp_path):
 @pytest.mark.parametrize(('orientation', 'stored'), [
     (2, Image.Transpose.FLIP_LEFT_RIGHT), (3, Image.Transpose.ROTATE_180), (4, Image.Transpose.FLIP_TOP_BOTTOM), (5, Image.Transpose.TRANSPOSE),
     (6, Image.Transpose.ROTATE_90), (7, Image.Transpose.TRANSVERSE), (8, Image.Transpose.ROTATE_270)])
-def test_exif_orientation_is_obeyed(tmp_path, orientation, stored):
+@pytest.mark.parametrize('suffix', ['png', 'tif']) # Pillow turns a TIFF while it loads it
+def test_exif_orientation_is_obeyed(tmp_path, orientation, stored, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(GREY).transpose(stored).save(tmp_path/'page.png', exif=exif)
-    assert (load_image(tmp_path/'page.png') == GREY[..., None]).all()
+    Image.fromarray(GREY).transpose(stored).save(tmp_path/f'page.{suffix}', exif=exif)
+    assert (load_image(tmp_path/f'page.{suffix}') == GREY[..., None]).all()
 
 
 @pytest.mark.parametrize(('kind', 'value'), [(11, struct.pack('>f', 1)), (4, struct.pack('>I', 70_000))]) # a number for the make; a width beyond 16 bits

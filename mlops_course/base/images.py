@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 # %% ../../nbs/library/images.ipynb #07b33e6a
 def check_image_file(
@@ -58,7 +58,7 @@ IMAGE_FORMATS = ('JPEG', 'PNG', 'TIFF', 'GIF', 'BMP', 'WEBP')
 # %% ../../nbs/library/images.ipynb #1a54326b
 def open_header(
     path:Path, # An image file that is not empty
-) -> Image.Image:
+) -> ImageFile.ImageFile:
     "Open the image in `path` without decoding its pixels."
     try: return Image.open(path, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as e:
@@ -94,6 +94,7 @@ def load_image(
         try:
             # MPO is the JPEG of some phones, with previews behind the photo
             frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
+            image.filename = '' # Pillow would map the file into memory, where it misreads a TIFF that is to be turned
             image.load() # decodes
             image.getexif() # Pillow keeps what it finds, and with `info` it would write all tags anew: odd ones fail
             for o in ('exif', 'Raw profile type exif'): image.info.pop(o, None)
