@@ -9,7 +9,7 @@ __all__ = ['is_public', 'public_address', 'fetch_image']
 import asyncio
 import socket
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO
 
@@ -18,9 +18,13 @@ from .http import body_too_large, http_error
 
 # %% ../nbs/library/fetching.ipynb #ee5fc639
 def is_public(address:str) -> bool:
-    "Whether `address` is a public unicast address. IPv4 addresses that are mapped to IPv6 are checked as IPv4."
+    """Whether `address` is a public unicast address. IPv4 addresses that are mapped to IPv6 are checked as IPv4.
+
+    Other forms of IPv6 that lead to an IPv4 address, such as NAT64 and 6to4, do not count as public.
+    """
     found = ip_address(address.partition('%')[0])
     found = getattr(found, 'ipv4_mapped', None) or found
+    if isinstance(found, IPv6Address) and (found not in ip_network('2000::/3') or found.sixtofour): return False
     return found.is_global and not found.is_multicast
 
 # %% ../nbs/library/fetching.ipynb #2785b84c

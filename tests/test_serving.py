@@ -861,7 +861,8 @@ def test_addresses_are_refused_unless_allowed(client):
 
 
 @pytest.mark.parametrize('address', ['127.0.0.1', '10.1.2.3', '192.168.0.1', '169.254.169.254', '0.0.0.0', '::1', 'fe80::1%eth0', '::ffff:127.0.0.1',
-                                     '224.0.0.1', '100.64.0.1', 'fd00::1'])
+                                     '224.0.0.1', '100.64.0.1', 'fd00::1', '::10.0.0.1', '::ffff:0:10.0.0.1', '2002:a00:1::1', '64:ff9b::a00:1',
+                                     '64:ff9b:1::a00:1', 'fec0::1', 'fc00::1', '2001:0:a00:1::1', '4000::1'])
 def test_addresses_inside_our_walls_are_not_public(address):
     assert not is_public(address)
 
