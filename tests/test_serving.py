@@ -742,6 +742,17 @@ def test_a_record_with_a_damaged_end_is_not_continued(record):
     with pytest.raises(ValueError, match=r'is damaged\. `mlops-course audit`'): AuditLog(path)
 
 
+def test_a_closed_record_writes_into_no_other_file(tmp_path):
+    audit = AuditLog(tmp_path/'audit.jsonl')
+    audit.close()
+    with (tmp_path/'other').open('wb', buffering=0) as other: # it gets the number of the file that was closed
+        with pytest.raises(ValueError, match='is closed'): audit.add(who='ana', what='read')
+        audit.close() # again, which must not close the other file
+        assert other.write(b'whole') == 5
+    assert (tmp_path/'other').read_bytes() == b'whole'
+    assert (tmp_path/'audit.jsonl').read_bytes() == b''
+
+
 def test_threads_write_one_whole_chain(tmp_path):
     audit = AuditLog(tmp_path/'audit.jsonl')
     with ThreadPoolExecutor(8) as pool: receipts = list(pool.map(lambda i: audit.add(who=str(i), what='read'), range(100)))

@@ -55,7 +55,7 @@ class AuditLog:
             raise BlockingIOError(f"Another service writes to {self.path}. "
                                   "Stop it, or give this one a folder of its own") from None
         self.file = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND|getattr(os, 'O_BINARY', 0), 0o600)
-        self.size = os.fstat(self.file).st_size
+        self.closed,self.size = False,os.fstat(self.file).st_size
         self.n,self.last = self.ending()
     def __repr__(self): return f"AuditLog({self.path.name!r}, {self.n} entries)"
 
@@ -80,6 +80,7 @@ class AuditLog:
     def add(self, **what:Any) -> str: # The hash of the entry, as a receipt
         "Append an entry. When this returns, the entry is on the disk."
         with self.writing:
+            if self.closed: raise ValueError(f"{self.path} is closed, and nothing can be added. Open it again")
             when = datetime.now(UTC).isoformat(timespec='milliseconds')
             line = seal_entry({'n': self.n + 1, 'when': when, **what, 'before': self.last})
             data = line.encode() + b'\n'
@@ -95,8 +96,11 @@ class AuditLog:
 
     def close(self) -> None:
         "Close the file, so that another service can open it."
-        os.close(self.file)
-        self.owner.release()
+        with self.writing: # an entry that is being written is finished
+            if self.closed: return
+            self.closed = True # the next file that is opened may get the same number
+            os.close(self.file)
+            self.owner.release()
 
 # %% ../../nbs/library/history.ipynb #4992eee4
 def verify_audit(
