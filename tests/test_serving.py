@@ -693,6 +693,9 @@ def record(tmp_path):
     (lambda o: [*o[:3], o[3][:20]], 'line 4 was changed or cut off'),
     (lambda o: [o[0], seal_entry({**json.loads(o[1]), 'who': 'eve'}), *o[2:]], 'line 2 was changed'),
     (lambda o: [*o, '[]'], 'line 5 was changed'),
+    (lambda o: [o[0], '{"n":' + '['*100_000, *o[2:]], 'line 2 was changed'),
+    (lambda o: [o[0], '{"n": ' + '['*900 + ']'*900 + ', "hash": "1"}', *o[2:]], 'line 2 was changed'), # it can be read, but not written
+    (lambda o: [o[0], '{"hash": [1]}', *o[2:]], 'line 2 was changed'),
 ])
 def test_tampering_is_found_at_its_line(record, change, words):
     path, _ = record
@@ -740,6 +743,17 @@ def test_a_record_with_a_damaged_end_is_not_continued(record):
     path, _ = record
     path.write_text(path.read_text() + 'nonsense\n')
     with pytest.raises(ValueError, match=r'is damaged\. `mlops-course audit`'): AuditLog(path)
+
+
+@pytest.mark.parametrize('end', ['[]', '{"n": 5}', '['*50_000])
+def test_a_record_that_ends_with_no_entry_is_damaged_too_and_not_kept_open(record, end):
+    path, _ = record
+    whole = path.read_text()
+    path.write_text(whole + f'{end}\n')
+    with pytest.raises(ValueError, match='is damaged') as found: AuditLog(path)
+    path.write_text(whole)
+    AuditLog(path).close() # though the error, with all that it refers to, is still there
+    assert found
 
 
 def test_a_closed_record_writes_into_no_other_file(tmp_path):

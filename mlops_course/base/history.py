@@ -56,7 +56,10 @@ class AuditLog:
                                   "Stop it, or give this one a folder of its own") from None
         self.file = os.open(self.path, os.O_RDWR|os.O_CREAT|os.O_APPEND|getattr(os, 'O_BINARY', 0), 0o600)
         self.closed,self.size = False,os.fstat(self.file).st_size
-        self.n,self.last = self.ending()
+        try: self.n,self.last = self.ending()
+        except BaseException:
+            self.close()
+            raise
     def __repr__(self): return f"AuditLog({self.path.name!r}, {self.n} entries)"
 
     def ending(self) -> tuple[int, str]: # Number and hash of the last line
@@ -66,11 +69,12 @@ class AuditLog:
         lines = os.read(self.file, 2**16).split(b'\n')
         if lines[-1]: self.cut(self.size - len(lines[-1]))
         if len(lines) == 1: return 0,''
-        try: last = json.loads(lines[-2])
-        except ValueError:
+        try:
+            last = json.loads(lines[-2])
+            return last['n'],last['hash']
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(f"The last line of {self.path} is damaged. `mlops-course audit` shows the damage. "
                              "Move the file away, and start a new one") from None
-        return last['n'],last['hash']
 
     def cut(self, size:int) -> None:
         "Shorten the file to `size` bytes."
@@ -112,11 +116,12 @@ def verify_audit(
     def links():
         with Path(path).open(encoding='utf-8', errors='replace', newline='\n') as file:
             for n,line in enumerate(file, 1):
-                try: entry = dict(json.loads(line))
-                except (ValueError, TypeError): entry = {}
-                hash = entry.pop('hash', '')
-                missing.discard(hash)
-                yield f'line {n}', {**entry, 'hash': hash}, hash if hash and line == seal_entry(entry) + '\n' else None
+                try:
+                    entry = dict(json.loads(line))
+                    missing.discard(hash := entry.pop('hash', ''))
+                    today = hash if line == seal_entry(entry) + '\n' else None
+                except (ValueError, TypeError, RecursionError): entry,hash,today = {},'',None # no entry of ours
+                yield f'line {n}', {**entry, 'hash': hash}, today
     wrong = broken_links(links())
     return wrong + [f"the entry of receipt {receipt[:12]}… is gone: "
                     'the end was cut off, or all of it was written anew' for receipt in sorted(missing)]
