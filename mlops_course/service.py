@@ -73,8 +73,12 @@ async def recorded(
         raise
     finally:
         entry['seconds'] = round(perf_counter() - start, 4)
-        if 'engine' in entry: meters.predictions.labels(entry['engine'], entry['model'], entry['status']).inc()
-        entry['receipt'] = await asyncio.shield(asyncio.to_thread(audit.add, **entry))
+        try: entry['receipt'] = await asyncio.shield(asyncio.to_thread(audit.add, **entry))
+        except Exception:
+            entry['status'] = 500 # nothing is answered that is not on record
+            raise
+        finally:
+            if 'engine' in entry: meters.predictions.labels(entry['engine'], entry['model'], entry['status']).inc()
 
 # %% ../nbs/library/service.ipynb #96a12a49
 class Service(Admission):

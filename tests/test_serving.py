@@ -799,6 +799,9 @@ def test_nothing_is_answered_that_is_not_on_record(engine, tmp_path, page, monke
         def full(**_): raise OSError('/disk is full')
         monkeypatch.setattr(client.service.audit, 'add', full)
         assert 'Central' not in problem(client.read(page), 500)
+        problem(client.read(b'no image'), 500)
+        found = re.findall(r'ocr_predictions_total\{.*status="(\d+)"\} (\d+)', client.get('/metrics').text)
+    assert {status: int(n) for status, n in found if n != '0'} == {'500': 2} # counted as it was answered
 
 
 # Hostile and broken requests
