@@ -91,7 +91,10 @@ def defined_names(
     found = []
     for o in ast.parse(code).body:
         if isinstance(o, ast.FunctionDef|ast.AsyncFunctionDef|ast.ClassDef): found.append(o.name)
-        elif isinstance(o, ast.Assign): found += [t.id for t in o.targets if isinstance(t, ast.Name)]
+        elif isinstance(o, ast.Assign|ast.AnnAssign) and o.value:
+            targets = o.targets if isinstance(o, ast.Assign) else [o.target]
+            found += [n.id for t in targets for n in ast.walk(t)
+                      if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     return found
 
 def imports_only(
