@@ -124,10 +124,16 @@ def test_environment_variable_wins_over_the_file(project, monkeypatch):
     assert settings.paths.runs == project.resolve() / "elsewhere"
 
 
-@pytest.mark.parametrize(("name", "value"), [("MLOPS_COURSE_PARAMS__SEED", "seven"), ("MLOPS_COURSE_PARAMS__SEDE", "7"), ("MLOPS_COURSE_PARAM__SEED", "7")])
+@pytest.mark.parametrize(("name", "value"), [("MLOPS_COURSE_PARAMS__SEED", "seven"), ("MLOPS_COURSE_PARAMS__SEDE", "7"), ("MLOPS_COURSE_PARAM__SEED", "7"),
+    ("mlops_course_params__seed", "seven"), ("MLOPS_COURSE_PARAMS__SEED__X", "7"), ("MLOPS_COURSE_PARAMS", "seed"),
+    ("MLOPS_COURSE_PARAMS__GATES__SLICES", "render"), ("MLOPS_COURSE_SECRETS", "hunter2"),
+    ("MLOPS_COURSE_PATHS__RUNS", ""), ("MLOPS_COURSE_PATHS__RUNS", "."), ("MLOPS_COURSE_PATHS__RUNS", "~no-such-user/runs")])
 def test_wrong_environment_variable_is_blamed_by_its_name(project, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    assert f"environment, {name}: found" in refusal(project)
+    (project / "config.yaml").write_text(CONFIG + "more: 1\n", encoding="utf-8")
+    said = refusal(project)
+    assert f"environment, {name}: found" in said
+    assert "hunter2" not in said
 
 
 def test_other_variables_of_the_course_are_left_alone(project, monkeypatch):
