@@ -103,10 +103,10 @@ def cache_keys(
     name = '0'
     for o in found:
         if o.word == 'FROM':
-            base,_,alias = o.rest.partition(' AS ')
-            before,name = last.get(base, base),alias or str(o.stage)
+            base,*alias = re.split(r'\s+as\s+', o.rest, flags=re.I) # stages have names in any case
+            before,name = last.get(base.lower(), base),(alias or [str(o.stage)])[0].lower()
         else: before = made[-1] if made else ''
-        other = ''.join(last.get(k, k) for k in re.findall(r'--from=(\S+)', o.rest))
+        other = ''.join(last.get(k.lower(), k) for k in re.findall(r'--from=(\S+)', o.rest))
         content = ''.join(k + sha256(v).hexdigest() for k,v in sorted(copied_files(o, files).items()))
         made.append(sha256(f'{before}|{o.word} {o.rest}|{other}|{content}'.encode()).hexdigest())
         last[name] = last[str(o.stage)] = made[-1]

@@ -233,6 +233,13 @@ def test_a_change_is_followed_through_the_stages(changed, again):
     assert [o.rest for o in uncached_instructions(DOCKERFILE, before, before | {changed: b"2"})] == again
 
 
+def test_a_stage_has_its_name_in_any_case():
+    text = DOCKERFILE.replace("AS one", "as  One").replace("\nFROM a\n", "\nFROM a As two\n") + "FROM TWO\nRUN more\n"
+    before = {"lock": b"1", "src/a": b"1"}
+    assert [o.rest for o in uncached_instructions(text, before, before | {"lock": b"2"})] == [
+        "lock .", "install --all", "--from=one /x /x", "src src", "check", "TWO", "more"]
+
+
 def test_another_base_does_everything_again():
     other = parse_dockerfile(DOCKERFILE.replace("FROM a", "FROM b"))
     assert not set(cache_keys(parse_dockerfile(DOCKERFILE), {})) & set(cache_keys(other, {}))
