@@ -72,10 +72,10 @@ def run_container(
     port = free_port()
     name,url = f'reader-{os.getpid()}-{port}',f'http://127.0.0.1:{port}'
     own = ('-e', 'MLOPS_COURSE_SERVICES__API__HOST=127.0.0.1', '-e', f'MLOPS_COURSE_SERVICES__API__PORT={port}')
-    podman('run', '--detach', '--name', name, '--network', 'host', *own, *options, image, *command)
-    try:
+    try: # a container whose command is not found is there, too
+        podman('run', '--detach', '--name', name, '--network', 'host', *own, *options, image, *command)
         def alive(): return podman('inspect', '--format', '{{.State.Running}}', name) == 'true'
         if not wait_until_ready(f'{url}/ready', alive, wait_s):
             raise TimeoutError(f"{image} was not ready. It said: {podman('logs', name)[-500:]}")
         yield name,url
-    finally: podman('rm', '--force', '--time', '0', '--volumes', name)
+    finally: podman('rm', '--force', '--ignore', '--time', '0', '--volumes', name)

@@ -475,6 +475,20 @@ def test_the_pod_of_kubernetes_answers_and_a_container_ends_with_its_block(root,
     with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/health")
 
 
+def test_a_container_that_cannot_start_is_removed(monkeypatch):
+    "Podman makes the container before it looks for its command."
+    from mlops_course import container_engine
+    said = []
+    def answer(*words):
+        said.append(words)
+        if words[0] == "run": raise ChildProcessError("no such command")
+    monkeypatch.setattr(container_engine, "podman", answer)
+    with pytest.raises(ChildProcessError, match="no such command"), run_container("it", command=["no-such"]): pass
+    run, remove = said
+    assert (remove[0], remove[-1]) == ("rm", run[run.index("--name") + 1])
+    assert "--ignore" in remove # nothing was made where the image is unknown
+
+
 @pytest.mark.slow
 def test_a_container_that_ends_at_once_says_why(built):
     with pytest.raises(TimeoutError, match="No such command"), run_container(IMAGE_TAG, command=["no-such"]): pass
