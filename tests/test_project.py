@@ -177,6 +177,14 @@ def test_refusal_of_dotenv_does_not_show_values(project, line):
     assert "hunter2" not in said
 
 
+def test_project_is_found_below_a_file_of_another_one(tmp_path):
+    "A settings.ini of another program, in another encoding."
+    (tmp_path / "settings.ini").write_bytes(b"lib_name = mlops-course")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "settings.ini").write_bytes("name = Käse".encode("latin-1"))
+    assert find_root(tmp_path / "notes") == tmp_path.resolve()
+
+
 def test_env_example_lists_every_secret_with_a_lesson():
     text = (find_root() / "env.example").read_text(encoding="utf-8")
     blocks = [o for o in text.split("\n\n") if any(line and not line.startswith("#") for line in o.splitlines())]

@@ -69,7 +69,7 @@ def find_root(
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents, Path(mlops_course.__path__[0]).resolve().parent):
         settings = folder/'settings.ini'
-        if settings.is_file() and 'lib_name = mlops-course' in settings.read_text(encoding='utf-8'): return folder
+        if settings.is_file() and b'lib_name = mlops-course' in settings.read_bytes(): return folder
     raise FileNotFoundError(f"No MLOps course at or above {start}. "
                             "Go into the folder that you cloned, and call this again")
 
