@@ -177,6 +177,13 @@ def test_refusal_of_dotenv_does_not_show_values(project, line):
     assert "hunter2" not in said
 
 
+def test_dotenv_that_is_not_utf8_is_refused_with_the_other_problems(project):
+    (project / ".env").write_bytes("MLFLOW_TRACKING_URI=http://me:hünter2@host\n".encode("latin-1"))
+    (project / "params.yaml").write_text(PARAMS.replace("seed: 0", "seed: zero"), encoding="utf-8")
+    assert refusal(project).splitlines()[1:] == ["- .env: is not UTF-8. Save it as UTF-8",
+                                                 "- params.yaml, seed: found 'zero', expected a valid integer. Correct the value"]
+
+
 def test_project_is_found_below_a_file_of_another_one(tmp_path):
     "A settings.ini of another program, in another encoding."
     (tmp_path / "settings.ini").write_bytes(b"lib_name = mlops-course")

@@ -192,7 +192,9 @@ def read_secrets(
     "The variables in `.env`. Environment variables of the same name take precedence."
     known = {o.upper() for o in Secrets.model_fields}
     from_environment = {k:v for k,v in os.environ.items() if k in known}
-    return {k.lower():v for k,v in (dotenv_values(path, encoding='utf-8') | from_environment).items()}
+    try: found = dotenv_values(path, encoding='utf-8') | from_environment
+    except UnicodeDecodeError: raise ValueError(f"{path.name}: is not UTF-8. Save it as UTF-8") from None
+    return {k.lower():v for k,v in found.items()}
 
 # %% ../../nbs/library/settings.ipynb #ff1e821d
 SETTINGS_FILES = {'params': 'params.yaml', 'secrets': '.env'} # all other sections are in config.yaml
@@ -235,6 +237,8 @@ def load_settings(
     for name in ('config.yaml', 'params.yaml'):
         try: read[name] = read_yaml(root/name)
         except (FileNotFoundError, ValueError) as e: broken[name] = str(e)
+    try: secrets = read_secrets(root/'.env')
+    except ValueError as e: secrets,broken['.env'] = {},str(e)
     config = read.get('config.yaml', {})
     wrong = [f"config.yaml, {section}: found a section of {file}, expected paths, services and vision. "
         f'Move it to {file}' for section,file in SETTINGS_FILES.items() if section in config]
@@ -243,7 +247,7 @@ def load_settings(
         return name.startswith(ENV_PREFIX) and '__' in name and section not in Settings.model_fields
     wrong += [f"environment, {name}: found no setting of that name, expected one like {ENV_PREFIX}PARAMS__SEED. "
         'Rename or unset it' for name in os.environ if is_unknown(name)]
-    try: settings = Settings(**{**config, 'params': read.get('params.yaml', {}), 'secrets': read_secrets(root/'.env')})
+    try: settings = Settings(**{**config, 'params': read.get('params.yaml', {}), 'secrets': secrets})
     except ValidationError as e: wrong += [o for o in map(describe_error, e.errors()) if o.split(',')[0] not in broken]
     except SettingsError as e: # it names the section only
         start = ENV_PREFIX + str(e).split('"')[1].upper()
