@@ -6,9 +6,11 @@
 __all__ = ['run_provenance', 'provenance_tags', 'track', 'provenance_changes', 'Reproduction', 'reproduce']
 
 # %% ../nbs/08_tracking.ipynb #57cc3b2d
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import mlflow
@@ -92,7 +94,8 @@ def reproduce(
     why = '' if metric in run.data.metrics else f"it has no {metric}"
     if run.info.status != 'FINISHED': why = f"it is {run.info.status}"
     if why: raise ValueError(f"Run {run_id} cannot be made again from its record: {why}. Choose another run")
-    was = mlflow.artifacts.load_dict(f'{run.info.artifact_uri}/environment.json')
+    with TemporaryDirectory() as tmp: # by the client: a server of another store has the file
+        was = json.loads(Path(client.download_artifacts(run_id, 'environment.json', tmp)).read_text(encoding='utf-8'))
     changed = provenance_changes(was, run_provenance(was['seed']))
     if run.data.tags.get('git_dirty') == 'True':
         changed.append("git.dirty: the code held changes then that no commit has")

@@ -617,6 +617,14 @@ def test_reproduce_compares_the_metric_of_any_training(plain):
     with pytest.raises(ValueError, match='it has no cer'): reproduce(run.info.run_id, lambda params: 0.)
 
 
+@pytest.mark.slow
+def test_a_run_whose_files_a_server_keeps_is_made_again(server, tmp_path):
+    store = open_store(server.uri, 'files on the server', folder=tmp_path)
+    with spooled_run(store, seed=1) as run: run.metrics({'cer': .5})
+    assert store.client.get_run(run.id).info.artifact_uri.startswith('mlflow-artifacts:')
+    assert reproduce(run.id, lambda params: .5, client=store.client).same # whatever store MLflow itself points to
+
+
 def test_runs_come_from_every_page(store, monkeypatch):
     real = store.client.search_runs
     monkeypatch.setattr(store.client, 'search_runs', lambda *words, **more: real(*words, max_results=2, **more))
