@@ -42,13 +42,13 @@ def run_canary(
             except ConnectionError as e: wrong,n = Signal('process', str(e), 0.),0
             last = i == len(steps) - 1
             if wrong and not gone: router.routes = router.routes._replace(share=0.) # first of all
-            elif last and not wrong: router.routes = router.routes.exchanged()
             what = 'stopped' if gone else 'back' if wrong else 'done' if last else 'forward'
             verdict = CanaryDecision(what, challenger.release.version, champion.release.version, share,
                               wrong.name if wrong else '', wrong.said if wrong else f'no worse than the champion in '
                               f'{n} answers', n,
                               round(perf_counter() - start, 2))
             record(verdict)
+            if what == 'done': router.routes = router.routes.exchanged() # not before it is on record
             yield verdict
             if wrong: return
     finally:
@@ -73,10 +73,11 @@ def decision_recorder(
             raise ValueError(f"Version {version} was refused: {'; '.join(said[-1]['gates'])}. Register a better one")
     words = {'forward': 'canary', 'stopped': 'canary', 'done': 'promoted', 'back': 'refused'}
     def record(verdict):
+        receipt = audit.add(who=who, why=why, **asdict(verdict)) # first, so that a full disk promotes nothing
         if store is not None:
             with registry_lock(store):
                 append_history(store, MODEL_NAME, words[verdict.what], version, who, f'{why}: {verdict.share:.0%} of '
                                f'users, {verdict.said}',
                   [f'{verdict.reason}: {verdict.said}'] if verdict.reason else [])
-        return audit.add(who=who, why=why, **asdict(verdict))
+        return receipt
     return record

@@ -240,6 +240,28 @@ def test_a_step_that_gets_too_few_answers_goes_back():
     assert n < 10**6
 
 
+def stand_ins(doubtful=.05):
+    "A router and two slots, as far as a canary needs them."
+    slots = Counting(4, .05), Counting(1, doubtful)
+    for slot, name in zip(slots, ('old', 'new')): slot.url, slot.release = name, Release('', name)
+    return SimpleNamespace(counts=Counter(), routes=Routes('old', 'new')), *slots
+
+
+@pytest.mark.parametrize('what', ['forward', 'done'])
+def test_a_release_that_cannot_be_recorded_goes_back(what):
+    router, *slots = stand_ins()
+    def record(verdict):
+        if verdict.what == what: raise OSError('the disk is full')
+    with pytest.raises(OSError, match='the disk is full'): list(run_canary(router, *slots, (.5, 1.), CanaryPolicy(least=(10,), every_s=0), record))
+    assert router.routes == Routes('old', 'new')
+
+
+def test_a_release_that_comes_through_changes_places():
+    router, *slots = stand_ins()
+    assert [o.what for o in run_canary(router, *slots, (.5, 1.), CanaryPolicy(least=(10,), every_s=0))] == ['forward', 'done']
+    assert router.routes == Routes('new', 'old')
+
+
 def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
     audit = AuditLog(tmp_path/'audit.jsonl')
     record = decision_recorder(audit, why='more fonts')
@@ -268,6 +290,18 @@ def test_the_registry_promotes_who_came_through_and_refuses_who_was_taken_back(t
     audit.close()
     assert expected_aliases(entries) == {'champion': 1}
     assert len((tmp_path/'audit.jsonl').read_text().splitlines()) == 4
+
+
+def test_nothing_is_promoted_that_the_audit_log_has_no_room_for(tmp_path, monkeypatch):
+    store, audit = open_store(tmp_path/'mlflow.db'), AuditLog(tmp_path/'audit.jsonl')
+    store.client.create_registered_model(MODEL_NAME)
+    store.client.create_model_version(MODEL_NAME, str(tmp_path))
+    append_history(store, MODEL_NAME, 'registered', 1, 'ana', 'a test')
+    def full(**what): raise OSError('the disk is full')
+    monkeypatch.setattr(audit, 'add', full)
+    with pytest.raises(OSError, match='the disk is full'): decision_recorder(audit, store, 1)(CanaryDecision('done', 'new', 'old', 1., '', 'seen', 9, .1))
+    audit.close()
+    assert [o['what'] for o in model_history(store)] == ['registered']
 
 
 def test_nobody_releases_without_saying_why(tmp_path):
