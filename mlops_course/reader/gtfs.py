@@ -50,8 +50,8 @@ def match_stops(
 ) -> dict[str, str]:      # Name as read -> name in `places`
     "The stop of the feed that each name means. Whole names are compared: a part of a name is another stop."
     def meant(name): # nothing if two are as near, such as N201 and N206 for N20S
-        near = extract(name, list(places), scorer=ratio, limit=2, score_cutoff=least)
-        (place,first,_),(_,second,_),*_ = [*near, *[('', 0., '')]*2]
+        near = [o[:2] for o in extract(name, list(places), scorer=ratio, limit=2, score_cutoff=least)]
+        (place,first),(_,second) = [*near, *[('', 0.)]*(2 - len(near))]
         return place if first > second else ''
     found = {name: meant(name) for name in dict.fromkeys(names)}
     if unknown := [name for name,o in found.items() if not o]:
