@@ -424,6 +424,22 @@ def test_the_router_and_the_statistics_mean_the_same_users_and_an_interrupted_re
     assert load.lost == 0
 
 
+@pytest.mark.parametrize(('answer', 'strange'), [('{"text": "Central"}', 0), ('{"text": "nonsense"}', 1), ('not JSON', 1), ('{}', 1), ('null', 1)])
+def test_an_answer_that_cannot_be_compared_is_no_agreement(answer, strange):
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.routing import Route
+    def service(text):
+        async def read(request): return Response(text, media_type='application/json')
+        return Starlette(routes=[Route('/v1/read', read, methods=['POST'])])
+    with on_free_port(service('{"text": "Central"}')) as champion, on_free_port(service(answer)) as challenger:
+        router = reader_router(Routes(champion, challenger, share=1., shadow=1.))
+        with on_free_port(router) as url: found = httpx.post(f'{url}/v1/read', trust_env=False) # what was begun is compared when it ends
+    assert (found.status_code, found.text) == (200, answer)
+    assert (router.counts['compared'], router.counts['strange']) == (1, strange)
+
+
 @pytest.mark.slow
 def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_nothing(street):
     from mlops_course.keys import KeyStore
