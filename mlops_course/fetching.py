@@ -38,7 +38,7 @@ def public_address(
         raise http_error(422, "The host of that address is not known. Check its name") from e
     if not found or not all(map(allowed, found)):
         raise http_error(422, "That address is not public. Send the image itself")
-    return sorted(found)[0]
+    return min(found, key=lambda o: (':' in o, o)) # IPv4 first: many machines have no IPv6
 
 # %% ../nbs/library/fetching.ipynb #3d01a643
 async def fetch_image(
@@ -55,13 +55,14 @@ async def fetch_image(
         raise http_error(422, "That is not an address. One like https://example.org/page.png was expected") from e
     if parsed.scheme != 'https' or not parsed.host or parsed.userinfo:
         raise http_error(422, "An address like https://example.org/page.png was expected: https, and no password in it")
-    place = await asyncio.to_thread(public_address, parsed.host, allowed)
+    host = parsed.raw_host.decode('ascii') # as DNS has it: Python knows an older rule for names such as faß.de
+    place = await asyncio.to_thread(public_address, host, allowed)
     file = SpooledTemporaryFile(MB) # noqa: SIM115 (the caller closes it)
     try: # to the very address that was checked: a second look-up could give another one
         async with httpx.AsyncClient(timeout=timeout_s, verify=verify, trust_env=False) as client:
             async with client.stream('GET', parsed.copy_with(host=place),
                                      headers={'Host': parsed.netloc.decode(), 'Accept-Encoding': 'identity'},
-                                     extensions={'sni_hostname': parsed.host}) as found:
+                                     extensions={'sni_hostname': host}) as found:
                 if found.status_code != 200:
                     raise http_error(422, f"That address answered {found.status_code}, and 200 was expected. Redirects "
                                      f"are not followed")

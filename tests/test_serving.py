@@ -37,7 +37,7 @@ from mlops_course.base.servers import on_free_port, uvicorn_options
 from mlops_course.base.settings import ApiSettings
 from mlops_course.batching import Batcher, Deferred
 from mlops_course.contract import contract_failures
-from mlops_course.fetching import fetch_image, is_public
+from mlops_course.fetching import fetch_image, is_public, public_address
 from mlops_course.keys import KeyStore
 from mlops_course.limits import TokenBucket
 from mlops_course.reader import custom, serving
@@ -905,6 +905,18 @@ def test_a_public_address_is_public():
 def test_allowed_or_not_these_addresses_are_refused(engine, tmp_path, url):
     with started(Shelf(engine), tmp_path, ApiSettings(allow_urls=True)) as client:
         problem(client.post('/v1/read', data={'url': url}, files={'x': b''}), 422)
+
+
+def test_the_host_that_is_asked_for_is_looked_up_and_reached_over_ipv4_where_it_can_be(monkeypatch):
+    asked = []
+    def look_up(host, *_, **more):
+        asked.append(host)
+        return [(0, 0, 0, '', (o, 443)) for o in ('93.184.216.34', '2606:4700::1111')]
+    def allowed(address): return asked.append(address)
+    monkeypatch.setattr(socket, 'getaddrinfo', look_up)
+    assert public_address('example.org') == '93.184.216.34' # many machines have no IPv6
+    with pytest.raises(HTTPException, match='not public'): asyncio.run(fetch_image('https://faß.de/page', 10, 20, allowed))
+    assert asked[:2] == ['example.org', 'xn--fa-hia.de'] # as in the Host header, and not fass.de
 
 
 @pytest.fixture(scope='module')
