@@ -45,7 +45,8 @@ class ReadingLog:
         "Append `line`, with its `file` and, if that was readable, its `key`. A known result is not written again."
         item,error = (line['file'], line.get('key')),line.get('error', '')
         if self.done.get(item) == error: return
-        data = (json.dumps(line, ensure_ascii=False) + '\n').encode('utf-8')
+        # a file name that is not UTF-8 gets JSON's own escapes
+        data = (json.dumps(line, ensure_ascii=False) + '\n').encode('utf-8', 'backslashreplace')
         if self.file.write(data) < len(data):
             raise OSError(f"The disk is full: {self.path} took half a line. Make room")
         self.done[item] = error

@@ -267,6 +267,13 @@ def test_half_a_line_is_cut_off_and_the_rest_stays(tmp_path):
     assert [json.loads(o)['file'] for o in path.read_text().splitlines()] == ['a', 'c']
 
 
+def test_a_record_takes_a_file_name_that_is_not_utf_8(tmp_path):
+    line = {'file': 'caf\udce9 für.png', 'key': 'k'} # as Python lists such a name of Linux
+    with ReadingLog(tmp_path/'r.jsonl') as record: record.add(line)
+    assert json.loads((tmp_path/'r.jsonl').read_text(encoding='utf-8')) == line
+    with ReadingLog(tmp_path/'r.jsonl') as record: assert record.done == {(line['file'], 'k'): ''}
+
+
 def test_a_record_has_one_writer(tmp_path):
     with ReadingLog(tmp_path/'r.jsonl'), pytest.raises(BlockingIOError, match='Another process writes'): ReadingLog(tmp_path/'r.jsonl')
     ReadingLog(tmp_path/'r.jsonl').close()
