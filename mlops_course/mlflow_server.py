@@ -9,9 +9,8 @@ __all__ = ['MlflowServer']
 import sys
 from pathlib import Path
 from secrets import token_hex
-from socket import socket
 
-from .base.processes import ServerProcess, free_port
+from .base.processes import ServerProcess, free_port, port_in_use
 from .store import mask_credentials
 
 # %% ../nbs/library/mlflow_server.ipynb #ace2d014
@@ -36,9 +35,8 @@ class MlflowServer(ServerProcess):
     def __repr__(self): return f"MlflowServer({self.uri}, {'running' if self.watchman else 'stopped'})"
 
     def start(self) -> 'MlflowServer':
-        with socket() as sock: # else another server there would pass for this one
-            if not sock.connect_ex(('127.0.0.1', self.port)):
-                raise ConnectionError("another program answers there. End it, or choose another port")
+        if port_in_use(self.port): # else another server there would pass for this one
+            raise ConnectionError("another program answers there. End it, or choose another port")
         super().start()
         return self
 

@@ -262,6 +262,13 @@ def test_doctor_loads_no_heavy_package():
     assert out.stdout.strip() == ""
 
 
+def test_doctor_says_that_psutil_is_missing_and_needs_it_for_nothing_before():
+    code = "import sys; sys.modules['psutil'] = None; from mlops_course.tools import doctor; doctor.find_spec = lambda name: name != 'psutil' or None; " \
+           "print(doctor.diagnose()[-1].found)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.stdout.strip() == "not installed: psutil", out.stderr
+
+
 @pytest.mark.parametrize(("name", "gone"), [
     ("Files", "data/words_and_fonts/words.txt"), ("Files", "data/recogniser/model.onnx"), ("Files", "data/pages/scan_book.png"),
     ("Files", "params.yaml"), ("Files", "deploy/prometheus/rules.yml")])

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['EXPECTED_WEIGHTS', 'EXPECTED_FEED', 'EXPECTED_FEED_SHA256', 'check_python', 'check_packages',
-           'check_kernel', 'weights_folder', 'check_easyocr_weights', 'check_feed_file', 'port_in_use',
-           'port_owner', 'check_port', 'check_services', 'check_disk', 'check_memory', 'diagnose',
-           'remedy_lines', 'print_diagnoses', 'run_doctor']
+           'check_kernel', 'weights_folder', 'check_easyocr_weights', 'check_feed_file', 'port_owner',
+           'check_port', 'check_services', 'check_disk', 'check_memory', 'diagnose', 'remedy_lines',
+           'print_diagnoses', 'run_doctor']
 
 # %% ../../nbs/tools/doctor.ipynb #e26900e7
 import json
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -139,14 +138,6 @@ def check_feed_file(
                      if path.exists() else fetch)
 
 # %% ../../nbs/tools/doctor.ipynb #d8cd563a
-def port_in_use(
-    port:int, # A port of this machine
-) -> bool:
-    "Does anything listen on `port`?"
-    with socket.socket() as s:
-        s.settimeout(.25)
-        return s.connect_ex(('127.0.0.1', port)) == 0
-
 def port_owner(
     port:int, # A busy port
 ) -> str:     # Such as ` by python (process 123)`, or nothing where the system does not tell
@@ -164,6 +155,7 @@ def check_port(
     port:int, # Its value
 ) -> Diagnosis:
     "Is `port` free?"
+    from mlops_course.base.processes import port_in_use  # here: it needs psutil
     busy = port_in_use(port)
     free = next(islice((o for o in range(port+1, 65536) if not port_in_use(o)), 1), 0) if busy else 0
     return Diagnosis(f'Port {port}', not busy, False, f"taken{port_owner(port)}; config.yaml names it as {name}" if busy
