@@ -281,6 +281,28 @@ def test_another_model_or_input_does_not_go_on(folder, tmp_path, monkeypatch):
     assert (tmp_path/'out.csv').read_text() == 'mine'
 
 
+def test_no_file_of_another_run_is_overwritten(folder, tmp_path, monkeypatch):
+    source,rejects = write_csv(tmp_path/'in.csv', [(1, 'good'), (2, '')]),tmp_path/'out.rejects.csv'
+    rejects.write_text('mine')
+    with pytest.raises(ValueError, match=r"out.rejects.csv is there already"): predict_file(folder, source, tmp_path/'out.csv')
+    for name in ('out.txt', 'out', 'out.rejects.csv'): # the rejects of each would be, or be mistaken for, those of out.csv
+        with pytest.raises(ValueError, match=r"must end in .csv, and not in .rejects.csv"): predict_file(folder, source, tmp_path/name)
+    assert rejects.read_text() == 'mine'
+    rejects.unlink()
+    finish = Progress.finish
+    def late(self):
+        self.target.write_text('mine')
+        finish(self)
+    with monkeypatch.context() as m:
+        m.setattr(Progress, 'finish', late)
+        with pytest.raises(ValueError, match=r"out.csv is there already"): predict_file(folder, source, tmp_path/'out.csv')
+    with pytest.raises(ValueError, match=r"out.csv is there already"): predict_file(folder, source, tmp_path/'out.csv')
+    assert (tmp_path/'out.csv').read_text() == 'mine'
+    (tmp_path/'out.csv').unlink()
+    predict_file(folder, source, tmp_path/'out.csv')
+    assert outcome(tmp_path/'out.csv') == ([1], [2])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='limits the size of files')
 def test_full_disk_is_one_line_and_the_same_command_goes_on(folder, tmp_path, limited_files):

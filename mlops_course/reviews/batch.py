@@ -94,7 +94,9 @@ class Progress:
         version:str,     # Of the model
         columns:Columns,
     ):
-        self.target,self.note = Path(target),Path(f'{target}.progress')
+        self.source,self.target,self.note = source,Path(target),Path(f'{target}.progress')
+        if self.target.suffix != '.csv' or self.target.stem.endswith('.rejects'): # its rejects would be another run's
+            raise ValueError(f"The output {target} must end in .csv, and not in .rejects.csv. Name it so")
         self.rejects = self.target.with_name(f'{self.target.stem}.rejects.csv')
         self.parts = [o.with_name(f'{o.name}.part') for o in (self.target, self.rejects)]
         with open(source, 'rb') as begin: head = sha256(begin.read(MB)).hexdigest()
@@ -102,8 +104,7 @@ class Progress:
         self.at:dict[str, Any] = {'end': columns.end, 'row': 0, 'good': 0, 'bad': 0, 'sizes': [0, 0], 'done': False}
         self.resumed = self.note.exists()
         if self.resumed: self.resume(source)
-        elif self.target.exists():
-            raise ValueError(f"{target} is there already. Name another file, or delete it to score {source} again")
+        self.check_free()
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.files = [] if self.at['done'] else [o.open('ab') for o in self.parts]
         for file,size in zip(self.files, self.at['sizes']):
@@ -118,6 +119,13 @@ class Progress:
                 file.write(line.getvalue().encode('utf-8'))
             self.save()
     def __repr__(self): return f"Progress({self.at['good']} scored, {self.at['bad']} rejected, in {self.target.name})"
+
+    def check_free(self) -> None:
+        "Raise ValueError if this run would overwrite a file."
+        for path,part in zip((self.target, self.rejects), self.parts):
+            if path.exists() and (part.exists() or not self.resumed): # without its part, this run has renamed it
+                raise ValueError(f"{path} is there already. Name another output, or delete it "
+                                 f"to score {self.source} again")
 
     def resume(self, source:str|Path) -> None:
         "Continue where the last call ended. Raises ValueError if the file, the model or the output has changed."
@@ -147,6 +155,7 @@ class Progress:
 
     def finish(self) -> None:
         "Rename both files to their final names, the output last, and delete the progress file."
+        self.check_free()
         for part,path in ((self.parts[1], self.rejects), (self.parts[0], self.target)):
             if part.exists(): os.replace(part, path)
         self.note.unlink()
@@ -201,7 +210,7 @@ FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 def predict_file(
     folder:str|Path,         # Of the model
     source:str|Path,         # CSV with reviews
-    target:str|Path,         # CSV to write; rejected rows go beside it, to NAME.rejects.csv
+    target:str|Path,         # NAME.csv, which must not exist; rejected rows go beside it, to NAME.rejects.csv
     jobs:int=1,              # Workers on this machine
     scheduler:str|None=None, # Of Dask; the folder must be there on all of its machines
     rows:int=4000,           # Of a batch
