@@ -76,9 +76,12 @@ class Router:
 
     async def ask(self, address:str, request:Request, body:bytes) -> Any: # Its answer, or None
         "Forward `request` to the service at `address`."
-        url = f'{address}{request.url.path}?{request.url.query}'.rstrip('?')
+        import httpx
         headers = [(k, v) for k,v in request.headers.items() if k not in CONNECTION_HEADERS]
-        try: return await self.client.request(request.method, url, headers=headers, content=body)
+        target = [request.scope['raw_path'], request.scope['query_string']] # as they came
+        try:
+            url = httpx.URL(address).copy_with(raw_path=b'?'.join(filter(None, target)))
+            return await self.client.request(request.method, url, headers=headers, content=body)
         except Exception: # noqa: BLE001 (a cut connection raises many types, and none may lose a request)
             return None
 

@@ -440,6 +440,18 @@ def test_an_answer_that_cannot_be_compared_is_no_agreement(answer, strange):
     assert (router.counts['compared'], router.counts['strange']) == (1, strange)
 
 
+@pytest.mark.parametrize('target', ['/v1/read?line=true', '/a%25b', '/a%2Fb?c=%26', '/what?q=what?', '/ü?ö'])
+def test_an_address_is_passed_on_as_it_came(target):
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    async def echo(request): return PlainTextResponse(b'?'.join([request.scope['raw_path'], request.scope['query_string']]))
+    with (on_free_port(Starlette(routes=[Route('/{path:path}', echo)])) as service, on_free_port(reader_router(Routes(service))) as url):
+        straight, routed = (httpx.get(f'{o}{target}', trust_env=False) for o in (service, url))
+    assert (routed.status_code, routed.text) == (200, straight.text)
+
+
 @pytest.mark.slow
 def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_nothing(street):
     from mlops_course.keys import KeyStore
