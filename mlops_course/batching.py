@@ -75,6 +75,7 @@ class Batcher:
                 if alive:
                     jobs = [o.job for o in alive]
                     found = await asyncio.get_running_loop().run_in_executor(self.pool, self.work, jobs)
+                    if len(found) != len(jobs): raise ValueError(f"{len(jobs)} jobs have {len(found)} results")
             except Exception as e: found = [e]*len(alive) # noqa: BLE001 (whoever waits is told)
             for ticket,o in zip(alive, found):
                 if ticket.future.done(): continue

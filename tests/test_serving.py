@@ -621,6 +621,16 @@ def test_a_broken_worker_tells_all_who_wait_and_goes_on():
     assert asyncio.run(go()) == ['broken', 'broken', 'b']
 
 
+@pytest.mark.parametrize('results', [None, [], [1, 2]])
+def test_who_gets_no_result_is_told_and_the_worker_goes_on(results):
+    async def go():
+        answers = iter([results, ['next']])
+        async with Batcher(lambda jobs: next(answers)) as batcher, asyncio.timeout(20):
+            with pytest.raises((TypeError, ValueError)): await batcher('job')
+            assert await batcher('job') == 'next'
+    asyncio.run(go())
+
+
 def test_requests_at_once_share_passes(engine, tmp_path, line):
     with started(Shelf(engine), tmp_path, ApiSettings(batch=8, wait_ms=200, rate=1e6, burst=99)) as client, ThreadPoolExecutor(8) as pool:
         assert {o.status_code for o in pool.map(lambda _: client.read(line, line=True), range(8))} == {200}
