@@ -115,6 +115,13 @@ def test_doubtful_cells_are_unsure_ones_and_those_that_go_back():
 
 # Scores
 
+def test_imitated_reading_is_unsure_of_what_it_changed_alone():
+    page = draw_timetable("own", 3, image=False)
+    read, _ = noisy_reading(page, np.random.default_rng(0), error=.3, lost=0)
+    assert [o.confidence < .9 for o in read] == [o.text != truth.text for o, truth in zip(read, page.lines, strict=True)]
+    assert {o.confidence for o in read} == {.7, .98}
+
+
 def test_verdicts_are_counted_apart():
     truth = t.Timetable("110", "Airport", ["Pier", "Esplanade"], [["07:15", "08:15"], ["07:21", ""]], ["Weekends"])
     pred = t.Timetable("110", "", ["Pier", "Espl4nade", "Moon"], [["07:15", "08:16"], ["07:21", "08:21"], ["09:00", ""]])

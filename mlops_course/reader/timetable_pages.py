@@ -222,6 +222,6 @@ def noisy_reading(
         text = ''.join(LOOK_ALIKES.get(c, c) if bad else c for c,bad in zip(o.text, wrong))
         shift = rng.integers(-2, 3, (4, 2))
         box = (np.array(o.box)@turn + shift).round().astype(int).tolist()
-        lines.append(Line(text, .7 if wrong.any() else .98, box))
+        lines.append(Line(text, .98 if text == o.text else .7, box))
         roles.append(o.role)
     return lines,roles
