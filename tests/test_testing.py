@@ -144,6 +144,11 @@ def test_half_a_line_may_end_in_half_a_letter():
     assert not capabilities.reads_beginning([('Gate 7', 1), ('Hat', 1)])
 
 
+@pytest.mark.parametrize(('after', 'holds'), [('', False), ('!', False), ('G', True)])
+def test_nothing_is_the_beginning_of_no_line(after, holds):
+    assert capabilities.reads_beginning([('Gate 7', 1), (after, 1)]) == holds
+
+
 def test_a_reader_that_reads_nothing_fails_where_it_must():
     rates = failure_rates(run_capabilities(always(''), CAPABILITIES, cases=4))
     assert (rates[rates['kind'] == 'minimum']['rate'] == rates[rates['kind'] == 'minimum'].index.map(lambda o: float(o != 'blank paper'))).all()

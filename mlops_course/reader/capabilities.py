@@ -98,7 +98,8 @@ def reads_differently(readings): return readings[1][0] != readings[0][0]
 # %% ../../nbs/library/capabilities.ipynb #248474bd
 def reads_beginning(readings):
     before,after = readings[0][0],readings[1][0]
-    return len(after) < len(before) and before.startswith(after[:-1]) # the cut may halve a letter
+    # the cut may halve the last letter
+    return 0 < len(after) < len(before) and before.startswith(after[:-1] or after)
 
 # %% ../../nbs/library/capabilities.ipynb #900ef7d0
 def blank_paper(_, rng): return np.full((40, rng.integers(40, 400)), rng.integers(200, 256), np.uint8)
