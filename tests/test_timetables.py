@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from zipfile import ZipFile
@@ -40,7 +41,7 @@ from mlops_course.reader.timetable_pages import (
     place_texts,
 )
 from mlops_course.reader.timetable_reading import load_large, open_label, read_timetables, scaled_boxes
-from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes, save_table, styled_table
+from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes, build_timetable_page, save_table, styled_table
 from mlops_course.reader.timetable_tokens import encode, labelled_pages, new_net, train_tokens
 from mlops_course.tools.cli import main
 
@@ -487,13 +488,24 @@ def test_route_is_described(app):
 
 # The page
 
-def test_doubtful_cells_are_orange_and_the_download_is_what_stands_there():
+def test_doubtful_cells_are_orange_and_the_download_is_what_stands_there(tmp_path: Path):
     table = t.Timetable("110", "Airport", ["Pier"], [["07:15", "08:15"]], doubtful=[(0, 2)])
     styled = styled_table(table)
     assert [bool(o) for o in styled["metadata"]["styling"][0]] == [False, False, True]
     edited = table.frame()
     edited.iat[0, 2] = "08:16"
-    assert "08:16" in Path(save_table("110", "Airport", edited)).read_text()
+    assert "08:16" in Path(save_table("110", "Airport", edited, tmp_path)).read_text()
+
+
+def test_downloads_lie_where_gradio_deletes_them(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    page = build_timetable_page(create_app(ModelSource(), tmp_path / "serving", OPEN).state.service)
+    saving = [o for o in page.fns.values() if [type(shown).__name__ for shown in o.outputs] == ["DownloadButton"]]
+    assert len(saving) == 3
+    frame = t.Timetable("110", "Airport", ["Pier"], [["07:15"]]).frame()
+    for o in saving: assert Path(o.fn("110", "Airport", frame)).is_relative_to(tmp_path / "gradio")
+    assert not list(tmp_path.glob("timetable*"))
 
 
 def test_page_is_mounted_behind_a_key(tmp_path: Path):

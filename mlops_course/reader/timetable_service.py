@@ -98,9 +98,15 @@ def doubtful_boxes(lines:list[Line], table:Timetable) -> list[Line]:
     texts = {str(frame.iat[i, j]) for i,j in table.doubtful}
     return [Line(o.text, 0. if o.text in texts or as_time(o.text) in texts else o.confidence, o.box) for o in lines]
 
-def save_table(route:str, destination:str, frame:pd.DataFrame) -> str: # Path of the file
+def save_table(
+    route:str,
+    destination:str,
+    frame:pd.DataFrame,
+    folder:str|Path, # Gets a folder with the file
+) -> str:            # Path of the file
     "Write the table, as it stands on the page, to a CSV file that can be downloaded."
-    path = Path(mkdtemp(prefix='timetable-'))/'timetable.csv'
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(mkdtemp(prefix='timetable-', dir=folder))/'timetable.csv'
     frame.assign(route=route, destination=destination).to_csv(path, index=False)
     return str(path)
 
@@ -113,6 +119,7 @@ def build_timetable_page(service:Service) -> Any: # Gradio's Blocks
         if Path(path).resolve().is_relative_to(Path(photo.GRADIO_CACHE).resolve()): return path
         raise gr.Error("Only what was uploaded here is read")
     async def kept(path): return uploaded(path)
+    def saved(*table): return save_table(*table, save.GRADIO_CACHE) # what lies there is deleted in time
     nothing = gr.Column(visible=False),None,'','','',None,None
 
     async def read(path, roles, request:gr.Request):
@@ -131,7 +138,7 @@ def build_timetable_page(service:Service) -> Any: # Gradio's Blocks
             get_logger('timetables').exception('page')
             return message_html(INTERNAL_ERROR),*nothing
         return '',gr.Column(visible=True),shown(image, answer, table),table.route,table.destination,'\n'.join(
-            table.notes),styled_table(table),save_table(table.route, table.destination, table.frame())
+            table.notes),styled_table(table),saved(table.route, table.destination, table.frame())
 
     with gr.Blocks(title='Timetables', analytics_enabled=False, delete_cache=(300, 300)) as page:
         gr.Markdown("# Timetables\nReads the table in a photograph. Orange cells are doubtful: compare them with the "
@@ -152,7 +159,7 @@ def build_timetable_page(service:Service) -> Any: # Gradio's Blocks
         parts = [said, results, boxed, route, destination, notes, cells, save]
         press.click(read, [photo, roles], parts, concurrency_limit=None, api_visibility='private')
         for o in (cells, route, destination):
-            o.input(save_table, [route, destination, cells], save, api_visibility='private')
+            o.input(saved, [route, destination, cells], save, api_visibility='private')
     return page
 
 # %% ../../nbs/library/timetable_service.ipynb #07d704c9
