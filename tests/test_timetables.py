@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from zipfile import ZipFile
@@ -42,7 +43,7 @@ from mlops_course.reader.timetable_pages import (
 )
 from mlops_course.reader.timetable_reading import load_large, open_label, read_timetables, scaled_boxes
 from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes, build_timetable_page, save_table, styled_table
-from mlops_course.reader.timetable_tokens import encode, labelled_pages, new_net, train_tokens
+from mlops_course.reader.timetable_tokens import add_lora, encode, labelled_pages, load_lora, load_tokens, new_net, save_lora, train_tokens
 from mlops_course.tools.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,6 +213,19 @@ def accuracy(name: str, group: str) -> float:
 def test_adapter_learns_the_second_layout_and_the_net_keeps_the_first():
     assert accuracy("second", "second") > .9 > .3 > accuracy("rule", "second")
     assert accuracy("tokens", "own") > .95
+
+
+def test_weights_that_are_none_or_others_are_one_line(tmp_path: Path):
+    data = ROOT / "data" / "timetables"
+    net = load_tokens(data / "tokens.safetensors")
+    (tmp_path / "broken").write_text("no weights")
+    save_lora(add_lora(net, 8), tmp_path / "wide")
+    for load, path in ((load_tokens, tmp_path / "broken"), (load_tokens, data / "second.safetensors"), (partial(load_lora, net), tmp_path / "broken"),
+                       (partial(load_lora, net), tmp_path / "wide"), (partial(load_lora, net), data / "tokens.safetensors")):
+        with pytest.raises(ValueError, match="holds no weights") as said: load(path)
+        assert str(said.value).endswith(f"mlops-course timetables train {path.parent}") # the command takes a folder
+    for load in (load_tokens, partial(load_lora, net)):
+        with pytest.raises(FileNotFoundError, match=f"timetables train {tmp_path}$"): load(tmp_path / "none")
 
 
 def test_training_repeats():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_HASHES', 'N_PLACES', 'Encoded', 'Labelled', 'text_hashes', 'places', 'AttentionLayer', 'TokenNet',
            'encode', 'stack_pages', 'label_with_net', 'labelled_pages', 'train_tokens', 'new_net', 'add_lora',
-           'labeller', 'save_tokens', 'load_tokens', 'save_lora', 'load_lora']
+           'labeller', 'save_tokens', 'stored_weights', 'load_tokens', 'save_lora', 'load_lora']
 
 # %% ../../nbs/library/timetable_tokens.ipynb #d3d5844c
 import re
@@ -186,17 +186,26 @@ def save_tokens(net:TokenNet, path:str|Path) -> Path:
     from safetensors.torch import save_file
     return save_atomically(Path(path), lambda to: save_file(net.state_dict(), to))
 
-def load_tokens(path:str|Path) -> TokenNet:
-    "The net whose weights are in `path`."
+def stored_weights(
+    path:str|Path,
+    like:dict[str, torch.Tensor], # Weights of the same names and shapes
+    what:str,                     # They are of this
+) -> dict[str, torch.Tensor]:
+    "The weights in `path`."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No weights {path}. Train a token classifier: mlops-course timetables train {path}")
+    again = f"mlops-course timetables train {Path(path).parent}"
+    if not Path(path).is_file(): raise FileNotFoundError(f"No weights {path}. Train a token classifier: {again}")
+    try: found = load_file(path)
+    except SafetensorError: found = {}
+    if {k: o.shape for k,o in found.items()} != {k: o.shape for k,o in like.items()}:
+        raise ValueError(f"{path} holds no weights of {what}. Train it again: {again}")
+    return found
+
+def load_tokens(path:str|Path) -> TokenNet:
+    "The net whose weights are in `path`."
     net = TokenNet()
-    try: net.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as e:
-        raise ValueError(f"{path} holds no weights of a TokenNet. Train it again: mlops-course timetables train "
-                         f"{path}") from e
+    net.load_state_dict(stored_weights(path, net.state_dict(), 'a TokenNet'))
     return net
 
 # %% ../../nbs/library/timetable_tokens.ipynb #72b3f7f7
@@ -209,7 +218,6 @@ def save_lora(adapted:Any, path:str|Path) -> Path:
 def load_lora(net:TokenNet, path:str|Path, rank:int=4) -> Any: # A peft model
     "`net` with the adapter in `path`."
     adapted = add_lora(net, rank) # first, since it prepares what peft imports
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-    set_peft_model_state_dict(adapted, load_file(path))
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    set_peft_model_state_dict(adapted, stored_weights(path, get_peft_model_state_dict(adapted), 'its adapter'))
     return adapted
