@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from fastapi import HTTPException
 from PIL import Image
 
 from mlops_course.base.images import load_image, write_png
@@ -29,7 +30,7 @@ from mlops_course.reader import timetables as t
 from mlops_course.reader.custom import load_custom
 from mlops_course.reader.fonts import FONTS, load_font
 from mlops_course.reader.layout import Line
-from mlops_course.reader.serving import ModelSource, create_app
+from mlops_course.reader.serving import Answer, ModelSource, create_app
 from mlops_course.reader.timetable_pages import (
     LAYOUTS,
     TOKEN_ROLES,
@@ -42,7 +43,14 @@ from mlops_course.reader.timetable_pages import (
     place_texts,
 )
 from mlops_course.reader.timetable_reading import load_large, open_label, read_timetables, scaled_boxes
-from mlops_course.reader.timetable_service import add_timetable_page, add_timetable_routes, build_timetable_page, save_table, styled_table
+from mlops_course.reader.timetable_service import (
+    add_timetable_page,
+    add_timetable_routes,
+    build_timetable_page,
+    save_table,
+    styled_table,
+    tabulate,
+)
 from mlops_course.reader.timetable_tokens import add_lora, encode, labelled_pages, load_lora, load_tokens, new_net, save_lora, train_tokens
 from mlops_course.tools.cli import main
 
@@ -482,6 +490,15 @@ def test_service_and_page_show_a_printed_timetable(tmp_path: Path):
     assert answer.json()["times"] == entry["truth"]["times"]
     table = t.Timetable(**{o: answer.json()[o] for o in ("route", "destination", "stops", "times", "notes", "doubtful")})
     assert [row[1:] for row in styled_table(table)["data"]] == entry["truth"]["times"]
+
+
+def test_damaged_weights_on_the_server_are_its_own_fault_and_name_no_folder(tmp_path: Path, monkeypatch):
+    (weights := tmp_path / "data" / "timetables" / "tokens.safetensors").parent.mkdir(parents=True)
+    weights.write_text("no weights")
+    answer = Answer(engine="custom", text="", lines=[], seconds=.1, model="m", sha256="a")
+    monkeypatch.setattr("mlops_course.reader.timetable_service.open_label", lambda _: load_tokens(weights))
+    with pytest.raises(HTTPException) as said: asyncio.run(tabulate(answer, "tokens"))
+    assert (said.value.status_code, said.value.detail) == (503, "The model tokens is not on this server. Choose rule")
 
 
 def test_service_keeps_the_limits(tmp_path: Path):

@@ -48,10 +48,12 @@ LabelName = Literal['rule', 'tokens', 'second']
 # %% ../../nbs/library/timetable_service.ipynb #49355622
 async def tabulate(answer:Answer, roles:LabelName) -> Timetable:
     "The timetable in what was read, computed in a thread."
-    def work(): return timetable_of(answer.lines, open_label(roles))
+    def work():
+        try: label = open_label(roles)
+        except (FileNotFoundError, ModuleNotFoundError, ValueError) as e: # its weights, or torch in the image
+            raise http_error(503, f"The model {roles} is not on this server. Choose rule") from e
+        return timetable_of(answer.lines, label)
     try: return await asyncio.to_thread(work)
-    except (FileNotFoundError, ModuleNotFoundError) as e: # its weights, or torch in the image
-        raise http_error(503, f"The model {roles} is not on this server. Choose rule") from e
     except ValueError as e: raise http_error(422, str(e)) from e
 
 # %% ../../nbs/library/timetable_service.ipynb #b7ed0f77
