@@ -271,6 +271,21 @@ def test_killed_while_the_files_are_named(folder, tmp_path, monkeypatch, step):
     assert not list(tmp_path.glob('*.part'))
 
 
+def test_target_stays_locked_until_its_lock_is_deleted(folder, tmp_path, monkeypatch):
+    source,lock,unlink,said = write_csv(tmp_path/'in.csv', [(1, 'good')]),tmp_path/'out.csv.lock',Path.unlink,[]
+    def starts(path, **more):
+        if path == lock: # another process starts at this moment
+            script = "import sys; from mlops_course.reviews.batch import predict_file; predict_file(*sys.argv[1:])"
+            command = [sys.executable, '-c', script, folder, source, tmp_path/'out.csv']
+            said.append(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr)
+        unlink(path, **more)
+    monkeypatch.setattr(Path, 'unlink', starts)
+    predict_file(folder, source, tmp_path/'out.csv')
+    assert len(said) == 1
+    assert 'Another process writes' in said[0]
+    assert not lock.exists()
+
+
 def test_another_model_or_input_does_not_go_on(folder, tmp_path, monkeypatch):
     source = write_csv(tmp_path/'in.csv', [(i, 'good') for i in range(100)])
     (tmp_path/'out.csv.progress').write_text(json.dumps({'about': {'bytes': 1, 'head': '', 'model': load_reviews(folder)[1]}, 'at': {}}))

@@ -237,8 +237,8 @@ def predict_file(
         finally: progress.close()
         progress.finish()
     finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(PermissionError): Path(lock.lock_file).unlink(missing_ok=True) # Windows deletes it on release
+        lock.release() # last, or else the file that is deleted may be the lock of the next process
     return {'rows': progress.at['row'], 'scored': progress.at['good'], 'rejected': progress.at['bad'],
             'resumed_at': began}
 
