@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 import pandera.pandas as pa
 
-from .base.files import replace_text_file
+from .base.files import CsvText, replace_text_file
 from .pictures import DuplicatePair
 from .splitting import SPLIT_SHARES
 
@@ -100,6 +100,7 @@ def split_accepted(
     accepted = frame.drop(index=rejected.index)
     rejected.insert(0, 'row', rejected.index)
     # The rejected rows first: if a later step fails, no row is lost without a reason
-    replace_text_file(Path(out)/'rejected.csv', rejected.to_csv(index=False, lineterminator='\n'))
-    replace_text_file(Path(out)/'accepted.csv', accepted.to_csv(index=False, lineterminator='\n'))
+    for name,part in (('rejected.csv', rejected), ('accepted.csv', accepted)):
+        part.to_csv(text := CsvText(), index=False, lineterminator='\r\n')
+        replace_text_file(Path(out)/name, text.getvalue())
     return accepted

@@ -403,6 +403,17 @@ def test_rows_that_are_not_utf8_are_rejected(folder, tmp_path):
     assert rejected(folder, tmp_path/'in.csv') == [(2, 'byte 4 of the row is not UTF-8')]
 
 
+def test_lone_carriage_return_stays_in_its_field(folder, tmp_path):
+    (tmp_path/'in.csv').write_bytes(b'"i\rd",review\n"a\rb",good\n"c\rd",\n"e\r\nf",good\n')
+    predict_file(folder, tmp_path/'in.csv', tmp_path/'out.csv')
+    with (tmp_path/'out.csv').open(encoding='utf-8', newline='') as file: rows = list(csv.reader(file))
+    assert [o[:2] for o in rows] == [['row', 'i\rd'], ['1', 'a\rb'], ['3', 'e\r\nf']]
+    with (tmp_path/'out.rejects.csv').open(encoding='utf-8', newline='') as file: rows = list(csv.reader(file))
+    assert rows[1:] == [['2', 'an empty review', '"c\rd",']]
+    assert b'\n' in (tmp_path/'out.csv').read_bytes().replace(b'e\r\nf', b'')
+    assert b'\r\n' not in (tmp_path/'out.csv').read_bytes().replace(b'e\r\nf', b'')
+
+
 def test_cell_of_a_million_characters_is_rejected(folder, tmp_path):
     source = write_csv(tmp_path/'in.csv', [(1, 'good'), (2, 'x'*1_000_000), (3, 'x\n'*500_000), (4, 'bad'), (5, 'x'*MOST_CHARACTERS)])
     assert [(row, reason.split(',')[0]) for row,reason in rejected(folder, source)] == [

@@ -349,6 +349,13 @@ def spoil(copy) -> CheckedFolder:
     return check_folder(copy)
 
 
+def test_text_with_a_lone_carriage_return_stays_whole(tmp_path):
+    frame = pd.DataFrame({"file": ["a", "b", "c"], "text": ["one\rcell", "x", "two\rcells"]})
+    split_accepted(frame, [Finding(2, "c", "value", "odd")], tmp_path)
+    pd.testing.assert_frame_equal(read_labels(tmp_path / "accepted.csv"), frame[:2])
+    assert read_labels(tmp_path / "rejected.csv")["text"].tolist() == ["two\rcells"]
+
+
 def test_accepted_and_rejected_are_the_whole_table(copy, tmp_path):
     checked = spoil(copy)
     accepted = split_accepted(checked.frame, checked.findings, tmp_path / "out")

@@ -9,7 +9,6 @@ __all__ = ['REJECTED_TEXT', 'FULL', 'open_model', 'Scored', 'parse_batch', 'scor
 # %% ../../nbs/library/reviews_batch.ipynb #f5c85de4
 import csv
 import errno
-import io
 import json
 import os
 import signal
@@ -30,7 +29,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..base.files import MB, replace_text_file
+from ..base.files import MB, CsvText, replace_text_file
 from .files import Columns, parse_row, read_columns, read_records, row_problem
 from .model import ReviewModel, load_reviews
 from ..workers import WorkerPool, open_pool
@@ -75,12 +74,12 @@ def score_batch(
     parsed = parse_batch(rows, columns)
     kept = [i for i,(_,wrong) in enumerate(parsed) if not wrong]
     scores = open_model(folder, version)([parsed[i][0][columns.text] for i in kept])
-    good,bad = io.StringIO(),io.StringIO()
-    write = csv.writer(good, lineterminator='\n').writerow
+    good,bad = CsvText(),CsvText()
+    write = csv.writer(good).writerow
     others = [i for i in range(len(columns.names)) if i != columns.text]
     for i,p in zip(kept, scores.tolist()):
         write([first + i, *(parsed[i][0][o] for o in others), 'positive' if p >= .5 else 'negative', f'{p:.4f}'])
-    write = csv.writer(bad, lineterminator='\n').writerow
+    write = csv.writer(bad).writerow
     for i,(_,wrong) in enumerate(parsed):
         if wrong: write([first + i, wrong, rows[i].decode('utf-8', 'replace').rstrip('\r\n')[:REJECTED_TEXT]])
     return Scored(good.getvalue(), bad.getvalue(), len(kept), len(rows) - len(kept))
@@ -114,8 +113,7 @@ class Progress:
             others = [o for i,o in enumerate(columns.names) if i != columns.text]
             heads = ['row', *others, 'predicted', 'probability'],['row', 'reason', 'text']
             for file,names in zip(self.files, heads):
-                line = io.StringIO()
-                csv.writer(line, lineterminator='\n').writerow(names)
+                csv.writer(line := CsvText()).writerow(names)
                 file.write(line.getvalue().encode('utf-8'))
             self.save()
     def __repr__(self): return f"Progress({self.at['good']} scored, {self.at['bad']} rejected, in {self.target.name})"
