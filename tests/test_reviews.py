@@ -346,6 +346,17 @@ def test_memory_does_not_grow_with_the_file(folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_reasons_depend_neither_on_the_number_of_jobs_nor_on_the_batch(folder, tmp_path):
+    source = tmp_path/'in.csv'
+    source.write_text(f'id,review\n1,good\n\n3,{"x"*200_000}\n\n5,good\n\n7,"a\n', encoding='utf-8')
+    for jobs,rows in ((1, 4000), (2, 4000), (1, 1), (1, 3)): predict_file(folder, source, tmp_path/f'{jobs}_{rows}.csv', jobs, rows=rows)
+    said = {o.read_text(encoding='utf-8') for o in tmp_path.glob('*.rejects.csv')}
+    assert len(said) == 1
+    assert said.pop().count('an empty line') == 3
+    assert len({o.read_text(encoding='utf-8') for o in tmp_path.glob('[12]_*[0-9].csv')}) == 1
+
+
+@pytest.mark.slow
 def test_dask_scores_the_same(folder, tmp_path):
     source = write_csv(tmp_path/'in.csv', [(i, f'{(GOOD + BAD)[i%8]} film {i}' if i%5 else '') for i in range(400)])
     predict_file(folder, source, tmp_path/'here.csv')

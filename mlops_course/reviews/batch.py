@@ -57,7 +57,7 @@ def parse_batch(rows:list[bytes], columns:Columns) -> list[tuple[list[str], str]
     "Parse and check `rows`: all at once where they are fine, and one by one where not."
     try: parsed = [(o, '') for o in csv.reader([o.decode('utf-8') for o in rows], strict=True)]
     except (UnicodeDecodeError, csv.Error): parsed = []
-    if len(parsed) != len(rows): parsed = [parse_row(o) for o in rows]
+    if len(parsed) != len(rows) or [] in [o for o,_ in parsed]: parsed = [parse_row(o) for o in rows]
     return [(fields, wrong or row_problem(fields, columns)) for fields,wrong in parsed]
 
 # %% ../../nbs/library/reviews_batch.ipynb #f5c844df
