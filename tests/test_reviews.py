@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,22 @@ def test_model_is_neither_a_pickle_nor_half_written(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match='mlops-course reviews train'): load_reviews(tmp_path/'copy')
 
 
+@pytest.mark.parametrize('text', ['{', '[]', '"x"', '\xff', '{"format": "reviews/1"}', '{"format": "reviews/1", "sha256": "%s"}'])
+def test_damaged_model_is_told(folder, tmp_path, text):
+    shutil.copytree(folder, tmp_path/'model')
+    text = text.replace('%s', json.loads((folder/'model.json').read_text())['sha256'])
+    (tmp_path/'model'/'model.json').write_text(text, encoding='latin-1')
+    with pytest.raises(ValueError, match=r"model is damaged, or of another kind"): load_reviews(tmp_path/'model')
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{}', '{"about": {}}', '{"about": null}'])
+def test_damaged_note_is_told(folder, tmp_path, text):
+    source = write_csv(tmp_path/'in.csv', [(1, 'good')])
+    (tmp_path/'out.csv.progress').write_text(text)
+    with pytest.raises(ValueError, match=r"out.csv.progress is damaged"): predict_file(folder, source, tmp_path/'out.csv')
+    assert (tmp_path/'out.csv.progress').read_text() == text
+
+
 def test_training_is_the_same_twice(tmp_path):
     toy().to_csv(tmp_path/'in.csv', index=False)
     assert train_reviews(tmp_path/'in.csv', tmp_path/'a') == train_reviews(tmp_path/'in.csv', tmp_path/'b')
@@ -288,7 +305,8 @@ def test_target_stays_locked_until_its_lock_is_deleted(folder, tmp_path, monkeyp
 
 def test_another_model_or_input_does_not_go_on(folder, tmp_path, monkeypatch):
     source = write_csv(tmp_path/'in.csv', [(i, 'good') for i in range(100)])
-    (tmp_path/'out.csv.progress').write_text(json.dumps({'about': {'bytes': 1, 'head': '', 'model': load_reviews(folder)[1]}, 'at': {}}))
+    (tmp_path/'out.csv.progress').write_text(json.dumps({'about': {'bytes': 1, 'head': '', 'model': load_reviews(folder)[1]},
+                                                             'at': {'end': 0, 'row': 0, 'good': 0, 'bad': 0, 'sizes': [0, 0], 'done': False}}))
     with pytest.raises(ValueError, match=r"in.csv has changed since"): predict_file(folder, source, tmp_path/'out.csv')
     (tmp_path/'out.csv.progress').unlink()
     (tmp_path/'out.csv').write_text('mine')

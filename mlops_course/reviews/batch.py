@@ -127,12 +127,16 @@ class Progress:
 
     def resume(self, source:str|Path) -> None:
         "Continue where the last call ended. Raises ValueError if the file, the model or the output has changed."
-        said = json.loads(self.note.read_text(encoding='utf-8'))
-        if changed := [k for k,v in self.about.items() if said['about'][k] != v]:
+        try:
+            said = json.loads(self.note.read_text(encoding='utf-8'))
+            changed,at = [k for k,v in self.about.items() if said['about'][k] != v],{k: said['at'][k] for k in self.at}
+        except (ValueError, TypeError, KeyError) as e:
+            raise ValueError(f"{self.note} is damaged, or of another program. Delete it to begin again") from e
+        if changed:
             what = 'model' if 'model' in changed else str(source)
             raise ValueError(f"{self.note} belongs to another run: the {what} has changed since. "
                              "Delete it to begin again, or bring back what it was")
-        self.at = said['at']
+        self.at = at
         lost = [o for o,size in zip(self.parts, self.at['sizes'])
                 if not self.at['done'] and (o.stat().st_size if o.exists() else -1) < size]
         if lost: raise ValueError(f"{lost[0]} is shorter than {self.note} says. Delete both to begin again")

@@ -203,7 +203,9 @@ def load_reviews(folder:str|Path) -> tuple[ReviewModel, str]: # And its version
     except OSError as e:
         raise FileNotFoundError(f"No model in {folder}: {e.strerror} ({Path(e.filename).name}). "
                                 "Make one: mlops-course reviews train") from e
-    if about.get('format') != 'reviews/1' or sha256(data).hexdigest() != about['sha256']:
+    except ValueError: about = {} # no JSON, or no UTF-8
+    if (not isinstance(about, dict) or about.get('format') != 'reviews/1' or 'card' not in about
+            or sha256(data).hexdigest() != about.get('sha256')):
         raise ValueError(f"The model in {folder} is damaged, or of another kind. Bring back both of its files")
     arrays,counts = load(data),WordCounts()
     counts.words_ = pyarrow.array([BREAK, *arrays['words'].tobytes().decode().split('\n')], pyarrow.large_string())
