@@ -40,21 +40,24 @@ def watch_canary_step(
     caution:CanaryPolicy,
     alpha:float,              # For each signal in this step
 ) -> tuple[Signal|None, int]: # What went wrong, None if nothing did; and how many answers
-    "Compare repeatedly, until a signal raises an alarm, there are enough answers or the time is over."
+    "Compare repeatedly, until a signal raises an alarm, there are enough answers of both or the time is over."
     start,look,n,due,step = perf_counter(),0,0,3.,collect_counts(challenger, champion, router)
     while True:
         sleep(caution.every_s)
         now = collect_counts(challenger, champion, router)
         views = [[a - b for a,b in zip(now, then)] for then in (step, before)] # this step alone, and the whole release
+        # at the end the champion gets no requests any more, so what it answered earlier counts, too
+        earlier = [views[1][1], before[1]]
+        known = max(failed_answers(o).n for o in earlier)
         # each look spends some alpha, so wait for 50 % more answers
         if (answers := failed_answers(views[0][0]).n) >= min(due, least):
             n,look,due,stand = answers,look + 1,1.5*answers,[]
             for new,old,shadow in views:
-                # at the end the champion gets no requests any more
-                beside = next((o for o in (old, views[1][1]) if failed_answers(o).n >= least), before[1])
+                beside = next(o for o in (old, *earlier) if failed_answers(o).n >= min(least, known))
                 stand += compare_signals(new, beside, BadCount(shadow['strange'], shadow['compared']), caution)
             if alarms := [o for o in stand if o.alarm(alpha_for_look(alpha, look))]:
                 return min(alarms, key=lambda o: o.p),n
-        if n >= least: return None,n
+        if n >= least and known >= caution.least[0]: return None,n
         if perf_counter() - start > caution.longest_s:
-            return Signal('too few', f'{answers} answers in {caution.longest_s:g} s, and {least} are asked', 1.),answers
+            return Signal('too few', f"{answers} answers in {caution.longest_s:g} s, and {known} of the champion's to "
+                          f"compare; {least} and {caution.least[0]} are asked", 1.),answers

@@ -29,6 +29,8 @@ def run_canary(
     record:Callable[[CanaryDecision], Any]=lambda _: None, # Called with each verdict, before the next step
 ) -> Iterator[CanaryDecision]:
     "Route a growing share of users to the challenger. If it does worse, all traffic returns to the champion."
+    if not steps or not all(0 < o <= 1 for o in steps):
+        raise ValueError(f"The steps are {steps}. Expected one or more shares of the users, above 0 and up to 1")
     gone = False # has the champion gone?
     try:
         # four signals, each compared in two ways

@@ -89,7 +89,7 @@ class Signal(NamedTuple):
 @dataclass(frozen=True)
 class CanaryPolicy:
     "The thresholds of a canary release."
-    # answers of the challenger that a step needs, the last for all further steps
+    # answers of the challenger that a step needs, the last for all further steps; of the champion's, the first
     least:tuple[int, ...] = (20, 50, 100, 100)
     alpha:float = .01        # chance to send a good release back
     tolerance:float = 2.     # odds of a bad answer may be so many times the champion's
@@ -97,6 +97,9 @@ class CanaryPolicy:
     strange:float = .3       # share of answers that may be quite different from the champion's
     every_s:float = .25      # between looks
     longest_s:float = 600.   # for a step
+    def __post_init__(self) -> None:
+        if not self.least or min(self.least) < 1:
+            raise ValueError(f"least is {self.least}. Expected a number of answers above 0 for each step")
 
 # %% ../nbs/library/verdicts.ipynb #f474d214
 def compare_signals(

@@ -262,6 +262,43 @@ def test_a_release_that_comes_through_changes_places():
     assert router.routes == Routes('new', 'old')
 
 
+class Failing(Counting):
+    "A slot of which a part of the answers are failures."
+    def metrics(self):
+        found = super().metrics()
+        n = found['predictions_total', '200']
+        return Counter({('predictions_total', '200'): n - round(n*self.doubtful), ('predictions_total', '500'): round(n*self.doubtful)})
+
+
+@pytest.mark.parametrize(('champions', 'reason'), [(0, 'too few'), (10, 'errors')])
+def test_a_release_is_never_compared_with_nothing(champions, reason):
+    router, champion, challenger = stand_ins()
+    champion.each, failing = champions, Failing(50, 1.)
+    failing.url, failing.release = challenger.url, challenger.release
+    done = list(run_canary(router, champion, failing, (1.,), CanaryPolicy(least=(40,), every_s=0, longest_s=.2)))
+    assert [(o.what, o.reason) for o in done] == [('back', reason)]
+    assert router.routes == Routes('old', 'new')
+
+
+def test_a_canary_that_nobody_uses_goes_back():
+    router, champion, challenger = stand_ins()
+    challenger.each = 0
+    done = list(run_canary(router, champion, challenger, (.5, 1.), CanaryPolicy(least=(1,), every_s=0, longest_s=.1)))
+    assert [(o.what, o.reason, o.answers) for o in done] == [('back', 'too few', 0)]
+
+
+@pytest.mark.parametrize('least', [(), (0,), (20, 0)])
+def test_a_step_without_answers_cannot_be_asked_for(least):
+    with pytest.raises(ValueError, match='Expected a number of answers above 0'): CanaryPolicy(least=least)
+
+
+@pytest.mark.parametrize('steps', [(), (0., 1.), (10, 100), (float('nan'),)])
+def test_steps_that_are_no_shares_are_refused(steps):
+    router, *slots = stand_ins()
+    with pytest.raises(ValueError, match='Expected one or more shares of the users'): list(run_canary(router, *slots, steps))
+    assert router.routes == Routes('old', 'new')
+
+
 def test_a_verdict_is_in_the_audit_log_with_its_reason(tmp_path):
     audit = AuditLog(tmp_path/'audit.jsonl')
     record = decision_recorder(audit, why='more fonts')
