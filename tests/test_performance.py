@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +24,7 @@ from mlops_course.base.images import write_png
 from mlops_course.base.settings import load_settings
 from mlops_course.cache import ReadingCache, page_key
 from mlops_course.performance import ScalingModel, amdahl_speedup, find_hotspots, fit_scaling, measure_cost
+from mlops_course.reader import folder as folders
 from mlops_course.reader.folder import list_images, read_folder, reader_id, run_batches
 from mlops_course.reader.lines import line_batch
 from mlops_course.record import ReadingLog
@@ -86,6 +88,22 @@ def test_another_model_or_another_task_is_another_reader(tmp_path):
     assert reader_id(tmp_path) == reader_id(shipped) == reader_id() # wherever it lies
     (tmp_path/'model.onnx').write_bytes((shipped/'model.onnx').read_bytes() + b' ')
     assert len({reader_id(tmp_path), reader_id(), reader_id(line=True)}) == 3
+
+
+@pytest.mark.parametrize('name', ['reader/boxes.py', 'base/images.py', 'batching.py', 'uploads.py'])
+def test_other_code_on_the_way_from_a_file_to_its_text_is_another_reader(tmp_path, monkeypatch, name):
+    package = Path(folders.__file__).parent.parent
+    shutil.copytree(package, tmp_path/'code', ignore=shutil.ignore_patterns('__pycache__'))
+    monkeypatch.setattr(folders, '__file__', str(tmp_path/'code'/'reader'/'folder.py'))
+    before = reader_id()
+    with (tmp_path/'code'/name).open('a', encoding='utf-8') as f: f.write('# changed')
+    assert reader_id() != before
+
+
+def test_another_decoder_of_images_is_another_reader(monkeypatch):
+    before, version = reader_id(), folders.version_of
+    monkeypatch.setattr(folders, 'version_of', lambda name: '1.0' if name == 'pillow' else version(name))
+    assert reader_id() != before
 
 
 # Cache

@@ -35,11 +35,12 @@ def reader_id(
     folder:str|Path|None=None, # Holds model.onnx; the shipped recogniser's if none
     line:bool=False,           # Is every image one line?
 ) -> str:
-    "A fingerprint of the reader: the net, the code and the versions of its packages."
+    "A fingerprint of the reader: the net, the code from the file to the text, and the versions of its packages."
     model = Path(folder or load_settings().paths.data/SHIPPED_RECOGNISER)/'model.onnx'
-    code = sorted(Path(__file__).parent.glob('*.py')) # coarse: it rather forgets too much than too little
-    return fingerprint(model, line, {o: version_of(o) for o in ('numpy', 'onnxruntime', 'opencv-python', 'rapidocr')},
-                       *code)
+    here = Path(__file__).parent # all modules in it: coarse, for it rather forgets too much than too little
+    code = [*sorted(here.glob('*.py')), *(here.parent/o for o in ('base/images.py', 'batching.py', 'uploads.py'))]
+    packages = ('numpy', 'onnxruntime', 'opencv-python', 'pillow', 'rapidocr')
+    return fingerprint(model, line, {o: version_of(o) for o in packages}, *code)
 
 # %% ../../nbs/library/folder.ipynb #f5eb2568
 PageBatch = dict[str, bytes]              # Key -> content of a file
