@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -591,6 +592,16 @@ def test_process_ends_with_the_block_whatever_happens_before(tmp_path, monkeypat
     try: assert psutil.wait_procs([below], timeout=10)[1] == []
     finally:
         if below.is_running(): below.kill()
+
+
+@pytest.mark.parametrize('product', ['reader', 'scans'])
+def test_flow_of_a_product_is_made_once(monkeypatch, product):
+    module = import_module(f'mlops_course.{product}.steps')
+    monkeypatch.setitem(vars(module), 'deliver', None)
+    del module.deliver # and after this test it is as it was
+    monkeypatch.setattr(module, 'make_flow', lambda *steps, **more: object())
+    assert module.deliver is module.deliver
+    with pytest.raises(AttributeError, match='has no attribute'): module.delivery # noqa: B018
 
 
 def test_importing_does_not_import_prefect():

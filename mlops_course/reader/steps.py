@@ -165,5 +165,6 @@ STEPS = delivery_steps(
 # %% ../../nbs/library/steps.ipynb #a1c16005
 def __getattr__(name:str) -> Any:
     "Create the flow `deliver` on first use, because importing Prefect takes seconds and creates a folder."
-    if name == 'deliver': return make_flow(STEPS, Order)
-    raise AttributeError(f"module 'mlops_course.reader.steps' has no attribute {name!r}")
+    if name != 'deliver': raise AttributeError(f"module 'mlops_course.reader.steps' has no attribute {name!r}")
+    globals()[name] = flow = make_flow(STEPS, Order) # the next use finds it
+    return flow

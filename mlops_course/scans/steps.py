@@ -191,5 +191,6 @@ SCAN_STEPS = delivery_steps(
 # %% ../../nbs/library/scan_steps.ipynb #3f5ba9fd
 def __getattr__(name:str) -> Any:
     "Create the flow `deliver` on first use, because importing Prefect takes seconds and creates a folder."
-    if name == 'deliver': return make_flow(SCAN_STEPS, ScanOrder, name='deliver-scans')
-    raise AttributeError(f"module 'mlops_course.scans.steps' has no attribute {name!r}")
+    if name != 'deliver': raise AttributeError(f"module 'mlops_course.scans.steps' has no attribute {name!r}")
+    globals()[name] = flow = make_flow(SCAN_STEPS, ScanOrder, name='deliver-scans') # the next use finds it
+    return flow
