@@ -98,7 +98,9 @@ def errors(code):
 
 
 def shot(page, name):
-    if SHOTS.is_dir(): page.screenshot(path=SHOTS/f'{name}.png')
+    if not SHOTS.is_dir(): return
+    page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))') # what is there is painted then
+    page.screenshot(path=SHOTS/f'{name}.png')
 
 
 def test_the_lab_opens_on_the_first_page(lab, page):
@@ -169,8 +171,9 @@ def test_an_exercise_is_answered_wrongly_then_rightly(root, lab, page, project):
     shot(page, 'exercise wrong, first hint open')
     put(page, right)
     run_all(page, path, outcome_of(question, 'passed'))
-    box.scroll_into_view_if_needed()
     expect(box).to_contain_text('Right')
+    box.scroll_into_view_if_needed() # after JupyterLab has put the new output there, which moves the cells
+    expect(box).to_be_in_viewport()
     shot(page, 'exercise right')
     assert page.outside == []
     book = json.loads((project/'_course'/'progress.json').read_text(encoding='utf-8'))
