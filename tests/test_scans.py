@@ -229,6 +229,15 @@ def test_a_folder_that_is_not_there_and_a_target_that_is_something_else(tmp_path
     assert len(list(phantoms.rglob("*.png"))) == 54
 
 
+def test_scans_inside_the_folder_of_the_model_are_not_replaced_by_it(tmp_path, phantoms, trained):
+    out = Path(copytree(trained[0], tmp_path / "model"))
+    copytree(phantoms, out / "set")
+    for source in (out / "set", out):
+        code, text = said("train", source, "--out", out, "--steps", 1)
+        assert (code, "would be replaced" in text, len(text.splitlines())) == (2, True, 1), text
+    assert len(list((out / "set").rglob("*.png"))) == 54
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_old_model_stays(tmp_path, phantoms, trained, limited_files):
     out = Path(copytree(trained[0], tmp_path / "model"))

@@ -138,6 +138,8 @@ def train_folder(
     out = Path(out).resolve()
     if out.exists() and any(out.iterdir()) and not (out/'model.json').is_file():
         raise ValueError(f"{out} holds something else than a model of scans, and would be replaced. Name another")
+    if source != 'phantoms' and Path(source).resolve().is_relative_to(out):
+        raise ValueError(f"{source} lies in {out}, which would be replaced by the model. Name another folder for it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as tmp:
         work = Path(tmp)
