@@ -404,10 +404,11 @@ def test_an_evaluation_needs_to_know_what_the_model_was_trained_on(tmp_path, tra
     assert len(text.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("damage", ["model.onnx", "model.json", "gone"])
+@pytest.mark.parametrize("damage", ["model.onnx", "model.json", "gone", "a list"])
 def test_a_damaged_model_is_one_line(tmp_path, trained, damage):
     out = Path(copytree(trained[0], tmp_path / "model"))
     if damage == "gone": (out / "model.onnx").unlink()
+    elif damage == "a list": (out / "model.json").write_text("[1]")
     else: (out / damage).write_bytes(b"{")
     code, text = said("serve", out)
     assert code == 2

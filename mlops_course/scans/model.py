@@ -52,7 +52,8 @@ class ScanModel:
                                         "Make one: mlops-course scans train FOLDER --out DIR")
         try: self.about:dict[str, Any] = json.loads((self.folder/'model.json').read_text(encoding='utf-8'))
         except ValueError as e: raise ValueError(f"{self.folder/'model.json'} is not JSON: {e}. Train again") from e
-        if missing := {'classes', 'side', 'temperature', 'data', 'version'} - self.about.keys():
+        there = set(self.about) if isinstance(self.about, dict) else set()
+        if missing := {'classes', 'side', 'temperature', 'data', 'version'} - there:
             raise ValueError(f"{self.folder/'model.json'} lacks {', '.join(sorted(missing))}. Train again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
