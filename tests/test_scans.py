@@ -23,7 +23,7 @@ from mlops_course.pipeline_steps import code_files, step_key
 from mlops_course.pipelines import GateRefused
 from mlops_course.scans import stages as scan_stages
 from mlops_course.scans.evaluation import evaluate_scans, patient_table, rates
-from mlops_course.scans.folder import check_scans, clean_scans, load_scans, read_scans, split_scans
+from mlops_course.scans.folder import check_scans, clean_scans, load_scans, number_order, read_scans, split_scans
 from mlops_course.scans.ingest import FitParams, PhantomParams, ScanParams, ingest_scans
 from mlops_course.scans.model import ScanModel, standardize_scans
 from mlops_course.scans.net import ScanNet, augment, fit, grad_cam, logits_of, shortcut_map
@@ -133,6 +133,10 @@ def test_no_patient_is_in_two_splits_and_each_split_has_each_class(phantoms):
         assert frame.groupby("patient")["split"].nunique().max() == 1
         assert frame.groupby("split")["label"].nunique().min() == 3
     assert split_scans(read_scans(phantoms), 0, "file").groupby("patient")["split"].nunique().max() > 1
+
+
+def test_names_with_raised_digits_are_sorted_too():
+    assert sorted(["a10", "a2", "a2²3", "²"], key=number_order) == sorted(["²", "a2", "a2²3", "a10"], key=number_order) == ["a2", "a2²3", "a10", "²"]
 
 
 def scans_of(patients):

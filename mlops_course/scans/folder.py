@@ -27,7 +27,7 @@ PATIENT_PATTERN = r'(.+?)[ _-](?:s|slice)[ _-]?\d+'
 
 def number_order(name:str) -> list[tuple[int, str]]:
     "A key that sorts names as people do: `scan 2` before `scan 10`."
-    return [(int(o), '') if o.isdigit() else (-1, o) for o in re.split(r'(\d+)', name.lower())]
+    return [(int(o), '') if o.isdecimal() else (-1, o) for o in re.split(r'(\d+)', name.lower())]
 
 # %% ../../nbs/library/scan_folder.ipynb #a29f0ab5
 def read_scans(
