@@ -401,6 +401,16 @@ def test_bad_files_of_csv_are_said_beside_it(page, tmp_path: Path):
     assert "is not an image" in done.stderr
 
 
+@pytest.mark.parametrize(("form", "name"), [("csv", "out.csv"), ("gtfs", "feed.zip")])
+def test_old_table_stays_if_nothing_could_be_read(tmp_path: Path, form: str, name: str):
+    (tmp_path / "text.png").write_text("no image")
+    (out := tmp_path / name).write_bytes(b"old")
+    done = invoke("read", tmp_path / "text.png", "--format", form, "--out", out)
+    assert done.exit_code == 1
+    assert "is not an image" in done.output
+    assert out.read_bytes() == b"old"
+
+
 def test_misread_time_stops_the_feed_and_keeps_the_old_one(page, tmp_path: Path, monkeypatch):
     (feed := tmp_path / "feed.zip").write_bytes(b"old")
     bad = t.Timetable("110", "x", ["Abbott St C245", "Redlynch N66"], [["08:15"], ["07:21"]])

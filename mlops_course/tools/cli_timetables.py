@@ -20,16 +20,17 @@ def timetables_group() -> None:
 
 # JSON and CSV go to the screen or to a file, GTFS only to a file; what cannot be written leaves the old file as it was
 def write_tables(results:list[dict[str, Any]], form:str, out:str|None, feed:str|None) -> None:
-    "Write what was read in the format `form`."
+    "Write what was read in the format `form`. If nothing was, an old table or feed stays; JSON says why."
     from pathlib import Path
 
     from mlops_course.base.files import replace_text_file
     from mlops_course.reader.timetable_reading import to_csv, to_json_lines
     good = [o for o in results if 'timetable' in o]
+    if out and form != 'json' and not good: return
     try:
         if form == 'gtfs':
             from mlops_course.reader.gtfs import gtfs_tables, known_places, save_gtfs
-            if good: save_gtfs(gtfs_tables([o['timetable'] for o in good], known_places(feed)), Path(str(out)))
+            save_gtfs(gtfs_tables([o['timetable'] for o in good], known_places(feed)), Path(str(out)))
             return
         text = to_csv(good) if form == 'csv' else to_json_lines(results)
         if out: replace_text_file(out, text)
