@@ -1,5 +1,6 @@
 "Reviews (lesson 23): the data, the model on disk, a batch that is killed, bad input, the service, the command."
 import csv
+import errno
 import json
 import os
 import shutil
@@ -182,6 +183,40 @@ def test_training_is_the_same_twice(tmp_path):
     toy().to_csv(tmp_path/'in.csv', index=False)
     assert train_reviews(tmp_path/'in.csv', tmp_path/'a') == train_reviews(tmp_path/'in.csv', tmp_path/'b')
     assert train_reviews(tmp_path/'in.csv', tmp_path/'c', refit=True)['fitted_on'] == 'all'
+
+
+@pytest.mark.parametrize('names', [('thesis.txt',), ('model.json', 'model.safetensors'), ('model.safetensors',)])
+def test_training_deletes_no_other_files(tmp_path, monkeypatch, names):
+    toy().to_csv(tmp_path/'in.csv', index=False)
+    (tmp_path/'out').mkdir()
+    for o in names: (tmp_path/'out'/o).write_text('mine')
+    done = in_process('train', tmp_path/'in.csv', '--out', tmp_path/'out')
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert f'does not belong to a model of reviews, such as {names[0]}' in done.stderr
+    assert {o.name: o.read_text() for o in (tmp_path/'out').iterdir()} == dict.fromkeys(names, 'mine')
+    for o in names: (tmp_path/'out'/o).unlink()
+    with monkeypatch.context() as m:
+        m.chdir(tmp_path/'out')
+        train_reviews(tmp_path/'in.csv', '.')
+    train_reviews(tmp_path/'in.csv', tmp_path/'out')
+    (tmp_path/'out'/'notes.txt').write_text('mine')
+    with pytest.raises(FileExistsError, match=r"such as notes.txt"): train_reviews(tmp_path/'in.csv', tmp_path/'out')
+    assert len(list((tmp_path/'out').iterdir())) == 4
+
+
+def test_model_and_its_rejected_rows_are_replaced_together(folder, tmp_path, monkeypatch):
+    old,_ = load_reviews(folder)
+    save_reviews(old, tmp_path/'model', 'row,reason\n1,old\n')
+    toy().to_csv(tmp_path/'in.csv', index=False)
+    def full(path, data, write=Path.write_bytes):
+        if path.name == 'rejected.csv': raise OSError(errno.ENOSPC, 'No space left on device')
+        write(path, data)
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    done = in_process('train', tmp_path/'in.csv', '--out', tmp_path/'model')
+    assert (done.exit_code, done.stderr.count('No space left on device'), len(done.stderr.splitlines())) == (2, 1, 1)
+    assert load_reviews(tmp_path/'model')[1] == load_reviews(folder)[1]
+    assert (tmp_path/'model'/'rejected.csv').read_text() == 'row,reason\n1,old\n'
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['in.csv', 'model']
 
 
 def test_unbalanced_labels_are_told(tmp_path):

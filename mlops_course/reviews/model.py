@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'TAG', 'LABEL_WORDS', 'REVIEW_SCHEMA', 'BREAK', 'clean_text', 'check_reviews', 'split_reviews',
-           'split_words', 'WordCounts', 'LogRatios', 'review_pipeline', 'ReviewModel', 'save_reviews',
-           'load_reviews']
+           'split_words', 'WordCounts', 'LogRatios', 'review_pipeline', 'ReviewModel', 'check_target',
+           'save_reviews', 'load_reviews']
 
 # %% ../../nbs/23_reviews.ipynb #01a346aa
 import html
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -179,9 +180,25 @@ class ReviewModel:
         return pd.Series(self.weights[columns], names).groupby(level=0).sum().sort_values(key=lambda o: -abs(o))
 
 # %% ../../nbs/23_reviews.ipynb #01a3ebbb
-def save_reviews(model:ReviewModel, folder:str|Path) -> str: # Its version: the start of the hash of its arrays
+def check_target(folder:str|Path) -> Path: # Absolute
+    "Check that a model may replace `folder`: it is new or empty, or holds a model and nothing else."
+    folder = Path(folder).resolve()
+    other = {o.name for o in folder.iterdir()} if folder.exists() else set()
+    if {'model.json', 'model.safetensors'} <= other:
+        with suppress(ValueError): # so it is no model
+            load_reviews(folder)
+            other -= {'model.json', 'model.safetensors', 'rejected.csv'}
+    if not other: return folder
+    raise FileExistsError(f"{folder} holds what does not belong to a model of reviews, such as {min(other)}. "
+                          "Name a new or empty folder")
+
+def save_reviews(
+    model:ReviewModel,
+    folder:str|Path,  # Created, or replaced if it holds a model
+    rejected:str='',  # Text of rejected.csv beside it; no such file if empty
+) -> str:             # Its version: the start of the hash of its arrays
     "Write `model` to `folder` as safetensors and JSON, atomically."
-    folder,words = Path(folder),'\n'.join(model.counts.words_.to_pylist()[1:])
+    folder,words = check_target(folder),'\n'.join(model.counts.words_.to_pylist()[1:])
     data = save({'words': np.frombuffer(words.encode(), np.uint8), 'pairs': model.counts.pairs_.to_numpy(np.int64),
                  'weights': model.weights, 'intercept': np.array([model.intercept])})
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +207,7 @@ def save_reviews(model:ReviewModel, folder:str|Path) -> str: # Its version: the 
         (made/'model.safetensors').write_bytes(data)
         about = {'format': 'reviews/1', 'sha256': sha256(data).hexdigest(), 'card': model.card}
         write_json(made/'model.json', about)
+        if rejected: (made/'rejected.csv').write_bytes(rejected.encode('utf-8'))
         replace_folder(made, folder)
     return sha256(data).hexdigest()[:12]
 

@@ -14,10 +14,10 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.metrics import balanced_accuracy_score
 
-from ..base.files import disk_size_mb, replace_text_file
+from ..base.files import disk_size_mb
 from ..base.stats import wilson_interval
 from .files import read_table
-from .model import ReviewModel, check_reviews, review_pipeline, save_reviews, split_reviews
+from .model import ReviewModel, check_reviews, check_target, review_pipeline, save_reviews, split_reviews
 
 # %% ../../nbs/library/reviews_training.ipynb #66c23944
 PENALTIES = (.01, .03, .1, .3) # values of C
@@ -37,12 +37,13 @@ LEAST_REVIEWS = 20 # of each label
 
 def train_reviews(
     source:str|Path,  # CSV with review,sentiment or text,label
-    folder:str|Path,  # For the model and rejected.csv
+    folder:str|Path,  # For the model and rejected.csv; an older model there is replaced, and nothing else
     seed:int=0,       # Of the split
     where:tuple[str, str]|None=None, # A column and a value: only rows with this value are used
     refit:bool=False, # Fit once more on all rows, after the test? The accuracy is that of the fit before
 ) -> dict[str, Any]:  # The model card, with `version` and `size_mb`
     "Train, evaluate and save a model."
+    folder = check_target(folder) # before the work
     frame,unreadable = read_table(source)
     if where:
         if where[0] not in frame:
@@ -70,6 +71,6 @@ def train_reviews(
             'most_frequent': round(float(test['sentiment'].value_counts(normalize=True).iloc[0]), 4),
             'fitted_on': 'all' if refit else 'train and valid'}
     if refit: pipeline = review_pipeline(C).fit(good['review'], good['sentiment'])
-    version = save_reviews(ReviewModel.of(pipeline, **card), folder)
-    replace_text_file(Path(folder)/'rejected.csv', rejected.to_csv(index=False, lineterminator='\n'))
-    return card | {'version': version, 'size_mb': round(disk_size_mb(Path(folder)/'model.safetensors'), 2)}
+    table = rejected.to_csv(index=False, lineterminator='\n')
+    version = save_reviews(ReviewModel.of(pipeline, **card), folder, table)
+    return card | {'version': version, 'size_mb': round(disk_size_mb(folder/'model.safetensors'), 2)}

@@ -19,7 +19,8 @@ def reviews_group() -> None:
 @reviews_group.command('train', epilog=example_epilog("mlops-course reviews train data/reviews/reviews.csv "
                                                       "--only source imdb --out models/reviews"))
 @click.argument('source', metavar='CSV', type=click.Path(dir_okay=False))
-@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for the model.")
+@click.option('--out', required=True, type=click.Path(file_okay=False), help="Folder for the model: new, empty, or "
+              "with an older model, which is replaced.")
 @click.option('--seed', default=0, show_default=True, type=click.IntRange(0), help="Of the split.")
 @click.option('--only', nargs=2, metavar='COLUMN VALUE', help="Use only the rows with this value.")
 @click.option('--refit', is_flag=True, help="After the test, fit once more on all rows.")
