@@ -462,6 +462,14 @@ def test_unknown_labels_are_rejected_and_named(tmp_path):
     assert "an unknown label: 'so-so'" in done.stderr
 
 
+@pytest.mark.parametrize(('only', 'said'), [(('source', 'x'), "no row whose source is 'x'; there are a, b. Choose"), (('from', 'a'), "no column 'from'")])
+def test_unknown_value_of_only_is_told(tmp_path, only, said):
+    toy().assign(source=['a', 'b']*100).to_csv(tmp_path/'in.csv', index=False)
+    done = in_process('train', tmp_path/'in.csv', '--out', tmp_path/'model', '--only', *only)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+
+
 def test_rows_that_are_not_utf8_are_rejected(folder, tmp_path):
     (tmp_path/'in.csv').write_bytes(b'\xef\xbb\xbfreview\r\ngood\r\nsch\xf6n\r\nbad\r\n')
     assert rejected(folder, tmp_path/'in.csv') == [(2, 'byte 4 of the row is not UTF-8')]

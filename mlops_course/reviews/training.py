@@ -49,7 +49,11 @@ def train_reviews(
         if where[0] not in frame:
             raise ValueError(f"{source} has no column {where[0]!r}; it has {', '.join(map(str, frame))}. "
                              "Choose among these")
+        there = sorted(set(map(str, frame[where[0]])))
         frame = frame[frame[where[0]] == where[1]]
+        if frame.empty:
+            raise ValueError(f"{source} has no row whose {where[0]} is {where[1]!r}; there are "
+                             f"{', '.join(o[:40] for o in there[:6])}. Choose among these")
     good,refused = check_reviews(frame)
     rejected = pd.concat([unreadable, refused]).sort_values('row')
     counts = good['sentiment'].value_counts()
