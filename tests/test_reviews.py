@@ -509,6 +509,14 @@ def test_open_quote_takes_only_its_own_line(folder, tmp_path):
     assert {3, 6} & {o for o,_ in found} == set() # row 6 is the disc: the two lines may be read apart
 
 
+@pytest.mark.parametrize(('names', 'twice'), [
+    (('row', 'text', 'label'), 'row'), (('Text', 'sentiment', 'SENTIMENT'), 'sentiment'), (('review', 'label', 'review'), 'review'),
+    (('review', 'x', 'label', 'x'), 'x')])
+def test_column_that_stands_there_twice_is_named(tmp_path, names, twice):
+    source = write_csv(tmp_path/'in.csv', [['x']*len(names)], names)
+    with pytest.raises(ValueError, match=f"a column '{twice}' too many"): read_table(source)
+
+
 def test_columns_are_found_by_their_names(tmp_path):
     write_csv(tmp_path/'in.csv', [(1, 'x')], (' Label ', 'TEXT'))
     columns = read_columns(tmp_path/'in.csv', labelled=True)

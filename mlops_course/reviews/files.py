@@ -126,6 +126,8 @@ def read_table(
     names = list(columns.names)
     names[columns.text] = 'review'
     if columns.label is not None: names[columns.label] = 'sentiment'
+    if twice := [o for i,o in enumerate(names) if o and o in ['row', *names[:i]]]: # `row` is ours
+        raise ValueError(f"{path} has a column {twice[0]!r} too many. Rename it in the first line")
     good,bad = [],[]
     with Path(path).open('rb') as file:
         for row,record in enumerate(read_records(file, columns.end, len(names)), 1):
