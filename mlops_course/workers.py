@@ -63,5 +63,5 @@ def open_pool(
             raise ConnectionError(f"No scheduler with workers at {scheduler}: {e}. Start them: dask scheduler, and "
                                   f"dask worker ADDRESS on each machine") from e
         pool = client.get_executor(pure=False)
-        try: yield WorkerPool(pool, lambda: len(client.scheduler_info(n_workers=-1)['workers']), (KilledWorker,))
+        try: yield WorkerPool(pool, lambda: len(client.scheduler_info(n_workers=-1).get('workers', ())), (KilledWorker,))
         finally: pool.shutdown(wait=False)

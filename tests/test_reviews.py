@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -22,14 +24,14 @@ from conftest import until
 
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
-from mlops_course.reviews.batch import Progress, predict_file, predict_frame
+from mlops_course.reviews.batch import Progress, predict_file, predict_frame, score_batch
 from mlops_course.reviews.data import REVIEWS_PACKAGE, check_reviews_file, fetch_reviews, reviews_file
 from mlops_course.reviews.files import MOST_BYTES, MOST_CHARACTERS, read_columns, read_records, read_table
 from mlops_course.reviews.model import BREAK, ReviewModel, WordCounts, check_reviews, clean_text, load_reviews, review_pipeline, save_reviews, split_reviews
 from mlops_course.reviews.service import create_reviews_app
 from mlops_course.reviews.training import train_reviews
 from mlops_course.tools.cli import main
-from mlops_course.workers import local_cluster
+from mlops_course.workers import WorkerPool, local_cluster, open_pool
 
 COURSE = Path(sys.executable).with_name('mlops-course')
 GOOD,BAD = ('great', 'good', 'warm', 'fun'),('dull', 'bad', 'cold', 'long')
@@ -422,6 +424,36 @@ def test_dask_scores_the_same(folder, tmp_path):
     here = pd.read_csv(tmp_path/'here.csv')
     pd.testing.assert_frame_equal(here, pd.read_csv(tmp_path/'there.csv'))
     assert scored['probability'].tolist() == pytest.approx(here['probability'].tolist())
+
+
+@pytest.mark.parametrize('error', [ZeroDivisionError, CancelledError]) # as Dask has it for a dead worker, and for a dead scheduler
+def test_death_of_the_workers_is_one_line_and_the_same_command_goes_on(folder, tmp_path, monkeypatch, error):
+    source = write_csv(tmp_path/'in.csv', [(i, 'a good film') for i in range(30)])
+    @contextmanager
+    def mortal(*_):
+        with ThreadPoolExecutor(1) as pool: yield WorkerPool(pool, lambda: 1, (ZeroDivisionError,))
+    def score(rows, first, **more):
+        if first > 10: raise error
+        return score_batch(rows, first, **more)
+    with monkeypatch.context() as m:
+        m.setattr('mlops_course.reviews.batch.open_workers', mortal)
+        m.setattr('mlops_course.reviews.batch.score_batch', score)
+        with pytest.raises(ConnectionError, match=r"scheduler died.* 10 rows of .* are done"):
+            predict_file(folder, source, tmp_path/'out.csv', rows=10, every_s=0)
+    assert predict_file(folder, source, tmp_path/'out.csv')['resumed_at'] == 10
+    assert outcome(tmp_path/'out.csv') == (list(range(1, 31)), [])
+
+
+def test_dead_scheduler_has_no_workers(monkeypatch):
+    class Client:
+        def __init__(self, *_, **more): pass
+        def __enter__(self): return self
+        def __exit__(self, *_): pass
+        def wait_for_workers(self, *_, **more): pass
+        def get_executor(self, **more): return ThreadPoolExecutor(1)
+        def scheduler_info(self, **more): return {} # as Dask says once the scheduler is gone
+    monkeypatch.setattr('distributed.Client', Client)
+    with open_pool('tcp://127.0.0.1:1') as workers: assert workers.size() == 0
 
 
 # Bad input

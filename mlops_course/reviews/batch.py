@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -234,8 +234,9 @@ def predict_file(
             raise OSError(e.errno, f"The disk is full: {progress.at['row']} rows of {source} are done. "
                           "Make room, then give the same command again: it goes on there") from e
         except BrokenExecutor as e:
-            raise ConnectionError(f"A worker died, perhaps of too little memory: {progress.at['row']} rows of {source} "
-                                  "are done. Give the same command again, with fewer jobs: it goes on there") from e
+            raise ConnectionError("A worker or the scheduler died, perhaps of too little memory: "
+                                  f"{progress.at['row']} rows of {source} are done. "
+                                  "Give the same command again, with fewer jobs: it goes on there") from e
         finally: progress.close()
         progress.finish()
     finally:
@@ -260,7 +261,8 @@ def score_all(progress:Progress, source:str|Path, columns:Columns, folder:str, j
             nonlocal saved
             future,end = flying.popleft()
             bar.update(end - progress.at['end'])
-            progress.add(future.result(), end)
+            try: progress.add(future.result(), end)
+            except (*workers.deadly, CancelledError) as e: raise BrokenExecutor(str(e)) from e # Dask's own errors
             if time.monotonic() - saved >= every_s:
                 progress.save()
                 bar.set_postfix(rows=progress.at['row'], rejected=progress.at['bad'])
