@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import until
 
+from mlops_course.base.files import replace_text_file
 from mlops_course.base.servers import on_free_port
 from mlops_course.base.settings import ApiSettings
 from mlops_course.reviews.batch import Progress, predict_file, predict_frame, score_batch
@@ -385,6 +386,20 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(folder, tmp_path, li
     done = course('predict', folder, source, tmp_path/'out.csv', '--jobs', '1')
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path/'out.csv') == (list(range(1, 20_001)), [])
+
+
+@pytest.mark.parametrize('write', [1, 2, 3]) # of the first note, of that after 10 rows, and of the next
+def test_disk_may_be_full_from_the_beginning(folder, tmp_path, monkeypatch, write):
+    source,wrote = write_csv(tmp_path/'in.csv', [(i, 'a good film') for i in range(30)]),[]
+    def full(path, text, ordinary=replace_text_file):
+        wrote.append(path)
+        if len(wrote) == write: raise OSError(errno.ENOSPC, 'No space left on device')
+        ordinary(path, text)
+    with monkeypatch.context() as m:
+        m.setattr('mlops_course.reviews.batch.replace_text_file', full)
+        with pytest.raises(OSError, match=r"The disk is full: .* rows of .* are done"): predict_file(folder, source, tmp_path/'out.csv', rows=10, every_s=0)
+    predict_file(folder, source, tmp_path/'out.csv')
+    assert outcome(tmp_path/'out.csv') == (list(range(1, 31)), [])
 
 
 @pytest.mark.slow

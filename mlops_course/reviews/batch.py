@@ -22,7 +22,7 @@ from hashlib import sha256
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -104,19 +104,22 @@ class Progress:
         self.resumed = self.note.exists()
         if self.resumed: self.resume(source)
         self.check_free()
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.files = [] if self.at['done'] else [o.open('ab') for o in self.parts]
+        self.columns,self.files = columns,list[BinaryIO]()
+    def __repr__(self): return f"Progress({self.at['good']} scored, {self.at['bad']} rejected, in {self.target.name})"
+
+    def open(self) -> None:
+        "Open both files, and begin them if this run is new."
+        if not self.at['done']: self.files += [o.open('ab') for o in self.parts]
         for file,size in zip(self.files, self.at['sizes']):
             file.seek(size) # or else `tell` would count what is cut off
             file.truncate()
         if not self.resumed:
-            others = [o for i,o in enumerate(columns.names) if i != columns.text]
+            others = [o for i,o in enumerate(self.columns.names) if i != self.columns.text]
             heads = ['row', *others, 'predicted', 'probability'],['row', 'reason', 'text']
             for file,names in zip(self.files, heads):
                 csv.writer(line := CsvText()).writerow(names)
                 file.write(line.getvalue().encode('utf-8'))
             self.save()
-    def __repr__(self): return f"Progress({self.at['good']} scored, {self.at['bad']} rejected, in {self.target.name})"
 
     def check_free(self) -> None:
         "Raise ValueError if this run would overwrite a file."
@@ -228,7 +231,9 @@ def predict_file(
     try:
         progress = Progress(source, target, version, columns)
         began = progress.at['row']
-        try: score_all(progress, source, columns, str(Path(folder).resolve()), jobs, scheduler, rows, every_s)
+        try:
+            progress.open()
+            score_all(progress, source, columns, str(Path(folder).resolve()), jobs, scheduler, rows, every_s)
         except OSError as e:
             if e.errno not in FULL: raise
             raise OSError(e.errno, f"The disk is full: {progress.at['row']} rows of {source} are done. "
