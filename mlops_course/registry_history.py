@@ -65,6 +65,7 @@ def tries_against_champion(
 def model_history(
     store:Store,
     name:str=MODEL_NAME,
+    agrees:bool=True, # Must the champion agree with it?
 ) -> list[dict]: # Oldest first: n, when, who, what, version, why, gates, before, hash
     "The history of `name`. Raises ValueError if its hash chain is broken or the champion does not agree with it."
     with explain_store_errors(store.uri): model = store.client.get_registered_model(name)
@@ -73,7 +74,7 @@ def model_history(
         raise ValueError(f"The history of {name} is damaged: {'; '.join(wrong)}. "
                          "Bring the store back from a backup, and ask who did it")
     expected = str(expected_aliases(entries).get('champion', 'nothing'))
-    if (actual := str(model.aliases.get('champion', 'nothing'))) != expected:
+    if agrees and (actual := str(model.aliases.get('champion', 'nothing'))) != expected:
         raise ValueError(f"The champion of {name} was moved by hand, or a step was cut off: champion points to "
                          f"{actual}, and the history says {expected}. "
                          f"Put it back with restore_aliases(store, {name!r})")
@@ -84,10 +85,10 @@ def restore_aliases(
     store:Store,
     name:str=MODEL_NAME,
 ) -> dict[str, int]: # As from `expected_aliases`
-    "Point `champion` to the version that the history names. Removes `challenger` if it is the same version."
+    "Point `champion` to the version that a sound history names. Removes `challenger` if it is the same version."
+    expected = expected_aliases(model_history(store, name, agrees=False))
     with explain_store_errors(store.uri):
         model = store.client.get_registered_model(name)
-        expected = expected_aliases(parse_history(model.tags)[0])
         if expected: store.client.set_registered_model_alias(name, 'champion', str(expected['champion']))
         elif 'champion' in model.aliases: store.client.delete_registered_model_alias(name, 'champion')
         if str(model.aliases.get('challenger')) == str(expected.get('champion')):

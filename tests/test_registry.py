@@ -324,6 +324,9 @@ def test_a_forged_history_is_refused(model, fill, what):
     else: client.delete_registered_model_tag(name, key)
     if what == 'changed with a fresh hash': client.set_registered_model_tag(name, f'history.000002.{fingerprint(text)}', text)
     with pytest.raises(ValueError, match=r'history of .* is damaged: entry \d'): roll_back(model.store, 'cleo', 'night', name)
+    client.set_registered_model_alias(name, 'champion', '1')
+    with pytest.raises(ValueError, match=r'history of .* is damaged: entry \d'): restore_aliases(model.store, name)
+    assert client.get_registered_model(name).aliases['champion'] in (1, '1')
 
 
 def test_two_entries_of_one_number_are_a_fork():
