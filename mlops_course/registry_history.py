@@ -8,6 +8,7 @@ __all__ = ['MODEL_NAME', 'parse_history', 'champions', 'expected_aliases', 'trie
 
 # %% ../nbs/library/registry_history.ipynb #cb81ce1e
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,8 +27,11 @@ def parse_history(
     tags:Mapping[str, str], # Of a registered model
 ) -> tuple[list[dict], list[str]]: # Entries, oldest first, and the problems found
     "The entries of the history in `tags`. Each has the `hash` of its text."
-    keys = sorted(key for key in tags if key.startswith('history.')) # history.000001.its hash
-    entries = [{**json.loads(tags[key]), 'hash': key.split('.')[2]} for key in keys]
+    keys = sorted(key for key in tags if re.fullmatch(r'history\.\d+\.\w+', key)) # history.000001.its hash
+    def read(key):
+        try: return {**json.loads(tags[key]), 'hash': key.split('.')[2]}
+        except (ValueError, TypeError): return {'hash': key.split('.')[2]} # of which the chain says what is wrong
+    entries = [read(key) for key in keys]
     checked = ((f"entry {int(key.split('.')[1])}", entry, fingerprint(tags[key])) for key,entry in zip(keys, entries))
     return entries,broken_links(checked)
 

@@ -335,6 +335,17 @@ def test_two_entries_of_one_number_are_a_fork():
     assert wrong == ['entry 1 does not follow the one before it']
 
 
+@pytest.mark.parametrize('text', ['{"n": 1', '[]', '7', ''])
+def test_an_entry_that_cannot_be_read_is_a_damaged_one(text):
+    whole = json.dumps({'n': 1, 'what': 'promoted', 'version': 1, 'before': ''})
+    assert parse_history({f'history.000001.{fingerprint(whole)}': text})[1] == ['entry 1 was changed or cut off after it was written']
+    assert parse_history({f'history.000001.{fingerprint(text)}': text})[1] == ['entry 1 does not follow the one before it']
+
+
+def test_a_tag_of_somebody_else_is_no_entry():
+    assert parse_history({'history.note': 'moved here in May', 'history.': '', 'owner': 'ana'}) == ([], [])
+
+
 def test_an_unknown_version_names_those_there_are(model, fill):
     name = fill('promoted', 'registered')
     with pytest.raises(ValueError, match=r"has no 'champoin'. Its versions: 1 \(champion\), 2 \(challenger\)"): load_version(model.store, 'champoin', name)
