@@ -42,8 +42,8 @@ def champions(
     "The versions that have been champion, the current one last. Versions that were rolled back are left out."
     versions:list[int] = []
     for entry in entries:
-        if entry['what'] == 'promoted': versions.append(entry['version'])
-        if entry['what'] == 'rolled back': versions.pop()
+        if entry['what'] == 'promoted' and versions[-1:] != [entry['version']]: versions.append(entry['version'])
+        while entry['what'] == 'rolled back' and versions[-1] != entry['version']: versions.pop()
     return versions
 
 # %% ../nbs/library/registry_history.ipynb #8225f172
@@ -127,6 +127,9 @@ def append_history(
 ) -> None:
     "Append an entry to the history and update the aliases. Call it inside `registry_lock`."
     entries = model_history(store, name)
+    if what == 'rolled back' and version not in champions(entries)[:-1]:
+        raise ValueError(f"Version {version} of {name} has not been champion before. Promote it instead")
+    with explain_store_errors(store.uri): store.client.get_model_version(name, str(version)) # no entry without one
     entry = {'n': len(entries) + 1, 'when': datetime.now(UTC).isoformat(timespec='seconds'), 'who': who, 'what': what,
              'version': version, 'why': why, 'gates': list(gates), 'before': entries[-1]['hash'] if entries else ''}
     text = json.dumps(entry, ensure_ascii=False)

@@ -156,6 +156,12 @@ def test_rollbacks_go_back_step_by_step():
     assert expected_aliases(steps[:0]) == {}
 
 
+def test_a_champion_that_is_promoted_again_is_one_champion():
+    steps = [{'what': 'promoted', 'version': o} for o in (1, 2, 2, 1, 1)]
+    assert champions(steps) == [1, 2, 1]
+    assert champions([*steps, {'what': 'rolled back', 'version': 2}]) == [1, 2]
+
+
 def test_tries_count_the_refusals_by_this_champion():
     steps = [{'what': o} for o in ('registered', 'promoted', 'refused', 'canary', 'refused')]
     assert tries_against_champion(steps) == 3
@@ -279,6 +285,14 @@ def test_rollback_twice_reaches_the_first_champion_and_a_third_is_refused(model,
     assert [roll_back(model.store, 'cleo', 'night', name) for _ in range(2)] == [2, 1]
     with pytest.raises(ValueError, match='nothing to roll back to'): roll_back(model.store, 'cleo', 'night', name)
     assert find_version(model.store, 'champion', name)['version'] == 1
+
+
+@pytest.mark.parametrize(('what', 'version', 'said'), [('rolled back', 1, 'has not been champion before'), ('rolled back', 2, 'has not been champion before'),
+                                                       ('promoted', 9, 'version=9.* not found')])
+def test_an_entry_that_cannot_be_followed_is_not_written(model, fill, what, version, said):
+    name = fill('promoted', 'registered')
+    with pytest.raises(ValueError, match=said), registry_lock(model.store, name): append_history(model.store, name, what, version, 'ana', 'test')
+    assert len(model_history(model.store, name)) == 3
 
 
 def test_a_damaged_artifact_is_refused_by_its_fingerprint(model, fill):
