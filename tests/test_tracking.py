@@ -669,6 +669,12 @@ def test_what_no_record_holds_is_not_made_again(store, more, said):
     with pytest.raises(ValueError, match=said): reproduce_training(store, run_id, metric)
 
 
+@pytest.mark.parametrize('metric', ['loss', 'seconds'])
+def test_what_differs_between_equal_trainings_is_not_compared(store, metric):
+    _, run_id = train_tracked(QUICK, store, every=4)
+    with pytest.raises(ValueError, match=f'`{metric}` .* Compare another metric'): reproduce_training(store, run_id, metric)
+
+
 def test_a_failed_run_is_not_made_again(store):
     with pytest.raises(OSError), spooled_run(store) as run: raise OSError('the disk is gone')
     with pytest.raises(ValueError, match='it is FAILED'): reproduce_training(store, run.id)
