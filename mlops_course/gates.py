@@ -13,7 +13,7 @@ import pandas as pd
 
 from .base.settings import Gates, load_settings
 from .base.stats import latency
-from .scoring import compare
+from .scoring import METRICS, compare
 
 # %% ../nbs/library/gates.ipynb #eaee903d
 class Gate(NamedTuple):
@@ -69,6 +69,10 @@ def check_gates(
 ) -> list[Gate]:
     "Evaluate every gate, even if an earlier one failed. More `tries` ask for a wider interval (Bonferroni)."
     gates = gates or load_settings().params.gates
+    for rows in [new] if old is None else [new, old]: # a sum would take what is missing for no errors at all
+        needed = [o for o in ('dataset', *METRICS.get(metric, (metric,))) if o in rows]
+        if missing := int(rows[needed].isna().any(axis=1).sum()):
+            raise ValueError(f"{missing} of {len(rows)} rows have no value in {', '.join(needed)}. Score all items again")
     found = [lines_gate(new, gates)]
     if old is not None:
         found.append(better_gate(new, old, metric, 1 - .05/tries))

@@ -141,6 +141,14 @@ def test_two_trials_on_other_lines_are_not_compared():
     with pytest.raises(ValueError, match='items missing'): check_gates(rows_of([0]*30), rows_of([0]*29), 1, OPEN)
 
 
+@pytest.mark.parametrize('column', ['edits', 'chars', 'dataset'])
+@pytest.mark.parametrize('which', ['new', 'old'])
+def test_a_missing_number_is_no_perfect_score(column, which):
+    trials = {'new': rows_of(edits(.4)), 'old': rows_of(edits(.2))}
+    trials[which][column] = trials[which][column].astype(object).where(trials[which]['edits'] < 2, None)
+    with pytest.raises(ValueError, match='rows have no value in dataset, edits, chars'): check_gates(trials['new'], trials['old'], 1, OPEN)
+
+
 def test_budgets_say_by_how_much_they_were_missed():
     assert budget_gate('size', 6.5, 5, 'MB').over == 1.5
     assert budget_gate('size', 5, 5, 'MB').passed
