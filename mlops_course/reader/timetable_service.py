@@ -121,7 +121,7 @@ def build_timetable_page(service:Service) -> Any: # Gradio's Blocks
         if Path(path).resolve().is_relative_to(Path(photo.GRADIO_CACHE).resolve()): return path
         raise gr.Error("Only what was uploaded here is read")
     async def kept(path): return uploaded(path)
-    def saved(*table): return save_table(*table, save.GRADIO_CACHE) # what lies there is deleted in time
+    def saved(route, to, frame): return save_table(route, to, frame, save.GRADIO_CACHE) # it is deleted there in time
     nothing = gr.Column(visible=False),None,'','','',None,None
 
     async def read(path, roles, request:gr.Request):
