@@ -104,6 +104,11 @@ def test_a_copy_has_the_number_of_another_patient(tmp_path):
     assert len(clean_scans(checked)) == 27
 
 
+def test_more_copies_than_slices_are_refused_in_plain_words(tmp_path):
+    with pytest.raises(ValueError, match="10 copies of 9 slices"): make_phantoms(tmp_path / "set", patients=9, slices=1, copies=10)
+    assert not (tmp_path / "set").exists()
+
+
 # Folders
 
 def test_patients_come_from_names_or_else_from_blocks(tmp_path, phantoms):
