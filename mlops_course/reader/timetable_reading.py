@@ -115,7 +115,7 @@ def check_format(name:str) -> str:
     return name
 
 def to_csv(results:Iterable[dict[str, Any]]) -> str:
-    "One line for each time: file, route, destination, stop, trip, time, and whether the cell is doubtful."
+    "One line for each cell: file, route, destination, stop, trip, time or nothing, and whether the cell is doubtful."
     rows = [dict(file=o['file'], route=table.route, destination=table.destination, stop=stop, trip=j + 1, time=time,
                  doubtful=(i, j + 1) in table.doubtful)
             for o in results for table in [o['timetable']]

@@ -82,6 +82,6 @@ def ingest_scans(
     return frame
 
 def left_out_scans(to:str|Path) -> int:
-    "How many scans `ingest_scans` put aside. rejected.csv has a line for each finding, so a scan may stand there twice."
+    "How many scans `ingest_scans` put aside. rejected.csv has a line for each finding, and a scan may have several."
     import pandas as pd
     return pd.read_csv(Path(to)/'rejected.csv', dtype=str)['file'].nunique()

@@ -68,8 +68,8 @@ class ScanModel:
         "The fingerprints of the pictures that the model was trained on. A package for a service has none."
         path = self.folder/'trained_on.json'
         if not path.is_file():
-            raise FileNotFoundError(f"No {path.name} in {self.folder}, and nothing else tells which scans the model was "
-                                    "trained on. Name the folder that `mlops-course scans train` wrote")
+            raise FileNotFoundError(f"No {path.name} in {self.folder}, and nothing else tells which scans the model "
+                                    "was trained on. Name the folder that `mlops-course scans train` wrote")
         try: found = json.loads(path.read_text(encoding='utf-8'))
         except ValueError: found = None
         if not isinstance(found, list) or not all(isinstance(o, str) for o in found):
