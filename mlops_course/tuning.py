@@ -56,5 +56,8 @@ def trial_run(
         mlflow.set_tag('pruned', str(e))
         raise
     finally:
-        mlflow.log_params(trial.params)
-        mlflow.end_run(status)
+        try: mlflow.log_params(trial.params)
+        except BaseException:
+            status = 'FAILED'
+            raise
+        finally: mlflow.end_run(status) # or the next trial would go on in this run

@@ -155,6 +155,18 @@ def test_a_run_ends_as_its_trial_and_has_its_parameters(store, error, status, st
     assert run.get('tags.pruned') == ('too slow' if status == 'KILLED' else None)
 
 
+def test_a_run_ends_even_if_its_parameters_cannot_be_kept(store):
+    def objective(trial):
+        with trial_run(trial):
+            trial.suggest_float('x', 0, 1)
+            mlflow.log_param('x', 2) # what is logged cannot be changed
+            return .5
+    with mlflow.start_run() as parent:
+        with pytest.raises(mlflow.MlflowException): optuna.create_study().optimize(objective, n_trials=1)
+        assert mlflow.active_run().info.run_id == parent.info.run_id
+    assert [o['status'] for o in children(parent.info.run_id).values()] == ['FAILED']
+
+
 def test_a_run_finds_a_parent_in_another_process(store):
     with mlflow.start_run() as parent: pass
     with trial_run(optuna.trial.FixedTrial({}, 7), parent.info.run_id): pass
