@@ -42,7 +42,9 @@ def find_version(
     "Find the version `which`."
     known = list_versions(store, name)
     for version in known:
-        if str(which) in (str(version['version']), *version['aliases']): return version
+        if str(which) == str(version['version']): return version
+    for version in known: # a number may also be an alias, of another version
+        if str(which) in version['aliases']: return version
     def label(version): return ', '.join(version['aliases'])
     said = ', '.join(f"{o['version']} ({label(o)})" if o['aliases'] else f"{o['version']}" for o in known) or 'none yet'
     raise ValueError(f"{name} has no {which!r}. Its versions: {said}. Name one of them, or register and promote first")

@@ -373,6 +373,12 @@ def test_an_unknown_version_names_those_there_are(model, fill):
     with pytest.raises(ValueError, match=r"has no 'champoin'. Its versions: 1 \(champion\), 2 \(challenger\)"): load_version(model.store, 'champoin', name)
 
 
+def test_a_number_names_a_version_before_an_alias(model, fill):
+    name = fill('promoted', 'registered')
+    model.store.client.set_registered_model_alias(name, '2', '1')
+    assert find_version(model.store, 2, name)['version'] == 2
+
+
 PROMOTE = '''
 import sys
 from pathlib import Path
