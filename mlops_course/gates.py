@@ -72,7 +72,8 @@ def check_gates(
     for rows in [new] if old is None else [new, old]: # a sum would take what is missing for no errors at all
         needed = [o for o in ('dataset', *METRICS.get(metric, (metric,))) if o in rows]
         if missing := int(rows[needed].isna().any(axis=1).sum()):
-            raise ValueError(f"{missing} of {len(rows)} rows have no value in {', '.join(needed)}. Score all items again")
+            raise ValueError(f"{missing} of {len(rows)} rows have no value in {', '.join(needed)}. Score all items "
+                             "again")
     found = [lines_gate(new, gates)]
     if old is not None:
         found.append(better_gate(new, old, metric, 1 - .05/tries))

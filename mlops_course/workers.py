@@ -63,5 +63,6 @@ def open_pool(
             raise ConnectionError(f"No scheduler with workers at {scheduler}: {e}. Start them: dask scheduler, and "
                                   f"dask worker ADDRESS on each machine") from e
         pool = client.get_executor(pure=False)
-        try: yield WorkerPool(pool, lambda: len(client.scheduler_info(n_workers=-1).get('workers', ())), (KilledWorker,))
+        def size() -> int: return len(client.scheduler_info(n_workers=-1).get('workers', ()))
+        try: yield WorkerPool(pool, size, (KilledWorker,))
         finally: pool.shutdown(wait=False)

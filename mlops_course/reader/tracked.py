@@ -82,8 +82,9 @@ def reproduce_training(
 ) -> Reproduction:
     "Train again from the record of a run of `train_tracked`, and compare `metric` to the last bit."
     if metric in ('loss', 'seconds'):
-        why = "is the mean since the report before" if metric == 'loss' else "depend on the machine and what else it does"
-        raise ValueError(f"The {metric} of equal trainings differ: `{metric}` {why}. Compare another metric, such as cer")
+        why = "is the mean since the report before" if metric == 'loss' else "depend on the machine and its other work"
+        raise ValueError(f"The {metric} of equal trainings differ: `{metric}` {why}. Compare another metric, such as "
+                         "cer")
     with explain_store_errors(store.uri): run = store.client.get_run(run_id)
     missing = [name for name in Recipe.model_fields if name not in run.data.params]
     beyond = run.data.tags.get('beyond_recipe')

@@ -262,12 +262,13 @@ def score_all(progress:Progress, source:str|Path, columns:Columns, folder:str, j
                desc=Path(source).name, disable=None) as bar):
         flying:deque[tuple[Any, int]] = deque()
         sent = progress.at['row']
+        deadly:tuple[type[Exception], ...] = (*workers.deadly, CancelledError)
         def collect() -> None:
             nonlocal saved
             future,end = flying.popleft()
             bar.update(end - progress.at['end'])
             try: progress.add(future.result(), end)
-            except (*workers.deadly, CancelledError) as e: raise BrokenExecutor(str(e)) from e # Dask's own errors
+            except deadly as e: raise BrokenExecutor(str(e)) from e # Dask's own errors
             if time.monotonic() - saved >= every_s:
                 progress.save()
                 bar.set_postfix(rows=progress.at['row'], rejected=progress.at['bad'])

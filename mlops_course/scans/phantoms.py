@@ -113,8 +113,8 @@ def make_phantoms(
     if patients < len(PHANTOM_CLASSES):
         raise ValueError(f"{patients} patients cannot fill {len(PHANTOM_CLASSES)} classes. Ask for 3 or more")
     if copies > patients*slices:
-        raise ValueError(f"{copies} copies of {patients*slices} slices were asked for, and each is copied once at most. "
-                         "Ask for fewer copies")
+        raise ValueError(f"{copies} copies of {patients*slices} slices were asked for, and each is copied once at "
+                         "most. Ask for fewer copies")
     rng = np.random.default_rng(seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as tmp:
