@@ -11,8 +11,9 @@ import pytest
 from conftest import code, write_notebook
 
 from mlops_course.base.processes import end_process_tree
-from mlops_course.tools.exercises import exercise_faults, solution_paths, stale_exercises
+from mlops_course.tools.exercises import exercise_faults, make_exercises, solution_paths, stale_exercises
 from mlops_course.tools.house import lessons
+from mlops_course.tools.progress import question_progress
 from mlops_course.tools.warm import WarmProcess, can_fork
 
 SOLUTIONS = solution_paths()
@@ -202,3 +203,22 @@ def test_a_broken_cell_costs_only_its_own_question_while_the_kernel_lives(tmp_pa
     assert found['first']['outcome'] == 'passed'
     assert found['second']['outcome'] in ('error', 'not run')
     assert found['third']['outcome'] == third
+
+
+@pytest.mark.parametrize('left', [b'{"cells": [', b'\xff\xfe', b''])
+def test_a_damaged_exercise_is_put_aside_as_it_is(tmp_path, left):
+    write_notebook(tmp_path/'solutions'/'98_odd.ipynb', 'x = 1')
+    out = tmp_path/'exercises'/'98_odd.ipynb'
+    out.parent.mkdir()
+    out.write_bytes(left)
+    assert len(stale_exercises(tmp_path)) == 1
+    assert [o.split(':')[0] for o in make_exercises(tmp_path)] == ['put aside 98_odd.backup1.ipynb', 'wrote 98_odd.ipynb']
+    assert out.with_name('98_odd.backup1.ipynb').read_bytes() == left
+    assert stale_exercises(tmp_path) == []
+
+
+def test_a_damaged_solution_is_named(tmp_path):
+    (tmp_path/'solutions').mkdir()
+    (tmp_path/'solutions'/'98_odd.ipynb').write_text('{')
+    for do in (make_exercises, stale_exercises, question_progress):
+        with pytest.raises(ValueError, match=r'98_odd\.ipynb is no notebook, or damaged'): do(tmp_path)

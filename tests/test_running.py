@@ -13,7 +13,9 @@ from rich.console import Console
 
 from mlops_course.base.files import source_hash
 from mlops_course.tools import running
-from mlops_course.tools.house import lessons, library_pages
+from mlops_course.tools.house import Lesson, lessons, library_pages
+from mlops_course.tools.mutants import mutants_of
+from mlops_course.tools.overview import needed_lessons
 from mlops_course.tools.running import Job, assign_parameters, known_parameters, run_lessons
 
 pytestmark = pytest.mark.slow
@@ -78,7 +80,7 @@ INTERRUPTED = '''
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it
 from pathlib import Path
-from mlops_course.tools.house import lessons, library_pages
+from mlops_course.tools.house import Lesson, lessons, library_pages
 from mlops_course.tools.running import run_lessons
 run_lessons(lessons(Path(sys.argv[1])), out=Path(sys.argv[1], 'out'))
 '''
@@ -122,3 +124,19 @@ def test_a_stamp_follows_the_text_and_not_the_outputs(tmp_path):
     assert source_hash(path) == before
     write_notebook(path, 'print(2)')
     assert source_hash(path) != before
+
+
+@pytest.mark.parametrize('text', ['', '{"cells": [', '[]', '{"nbformat": 4}'], ids=['empty', 'cut off', 'a list', 'no cells'])
+def test_a_file_that_is_no_notebook_is_named(tmp_path, text):
+    path = tmp_path/'98_odd.ipynb'
+    path.write_text(text, encoding='utf-8')
+    with pytest.raises(ValueError, match='98_odd'): run_lessons(lessons(tmp_path), out=tmp_path/'out', console=QUIET)
+    with pytest.raises(ValueError, match='98_odd'): mutants_of(path)
+    assert running.failing_cell(path) == {} # papermill was stopped while it wrote
+
+
+@pytest.mark.parametrize('cells', [[], ['']])
+def test_a_notebook_without_a_title_is_named(tmp_path, cells):
+    lesson = Lesson(write_notebook(tmp_path/'98_odd.ipynb', *cells))
+    for ask in (lambda: lesson.title, lambda: needed_lessons(lesson)):
+        with pytest.raises(ValueError, match=r'98_odd\.ipynb has no title'): ask()

@@ -22,6 +22,7 @@ from types import CodeType
 from IPython.utils.capture import capture_output
 
 from ..base.files import find_root, replace_text_file
+from .house import read_notebook
 from .practice import Outcome, question_of
 
 # %% ../../nbs/tools/exercises.ipynb #89c20611
@@ -75,10 +76,11 @@ def has_learner_work(
     wanted:str,   # The text it would be given
 ) -> bool:        # Would writing it lose somebody's work?
     "Does the exercise at `path` have uncommitted changes, and lines that `wanted` lacks?"
-    def lines(text):
-        return {line.strip() for c in json.loads(text)['cells'] for line in ''.join(c['source']).splitlines()
-                if line.strip()}
-    return path.exists() and not is_committed(path) and bool(lines(path.read_text(encoding='utf-8')) - lines(wanted))
+    def lines(notebook):
+        return {line.strip() for c in notebook['cells'] for line in ''.join(c['source']).splitlines() if line.strip()}
+    if not path.exists() or is_committed(path): return False
+    try: return bool(lines(read_notebook(path)) - lines(json.loads(wanted)))
+    except ValueError: return True # damaged: who knows what is in it
 
 def make_exercises(
     root:Path|None=None, # Folder that holds `solutions` and `exercises`; the project if none
@@ -87,8 +89,8 @@ def make_exercises(
     root,said = root or find_root(),[]
     for path in solution_paths(root/'solutions'):
         out = root/'exercises'/path.name
-        wanted = notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
-        if out.exists() and out.read_text(encoding='utf-8') == wanted: continue
+        wanted = notebook_text(exercise_from(read_notebook(path)))
+        if out.exists() and out.read_text(encoding='utf-8', errors='replace') == wanted: continue
         if has_learner_work(out, wanted):
             aside = next(p for i in range(1, 1000) if not (p := out.with_suffix(f'.backup{i}.ipynb')).exists())
             os.replace(out, aside)
@@ -104,8 +106,8 @@ def stale_exercises(
     root,said = root or find_root(),[]
     for path in solution_paths(root/'solutions'):
         out = root/'exercises'/path.name
-        wanted = notebook_text(exercise_from(json.loads(path.read_text(encoding='utf-8'))))
-        have = out.read_text(encoding='utf-8') if out.exists() else ''
+        wanted = notebook_text(exercise_from(read_notebook(path)))
+        have = out.read_text(encoding='utf-8', errors='replace') if out.exists() else ''
         diff = unified_diff(have.splitlines(), wanted.splitlines(), f'exercises/{out.name}',
                             f'from solutions/{out.name}', n=1, lineterm='')
         if have != wanted: said.append('\n'.join(diff))
@@ -173,7 +175,7 @@ def exercise_faults(
 ) -> list[str]:                       # What is broken, a line each
     "Try the stub, the solution, and the right and wrong answers of each question at `path`, and list the faults."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
-    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    cells = read_notebook(path)['cells']
     broken = []
     def expect(who, got, outcome, message=''):
         if got.outcome != outcome or message not in got.message:

@@ -30,7 +30,7 @@ from ..base.environment import fingerprint
 from ..base.files import find_root, replace_text_file
 from ..mutation import mutate_source, shared_start
 from .exercises import SOLUTION_MARK, at_answers, cell_role, check_answer, solution_paths
-from .house import select_lessons
+from .house import read_notebook, select_lessons
 from .practice import question_of
 from .trials import import_all, new_modules, run_forked
 
@@ -80,7 +80,7 @@ def mutants_of(
     most:int|None=None, # Of each question; all if none
 ) -> list[AnswerMutant]:
     "The mutants of all questions of the notebook at `path`."
-    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    cells = read_notebook(path)['cells']
     return [o for c in cells if cell_role(c) == 'answer' for o in answer_mutants(cells, question_of(c), most)]
 
 # %% ../../nbs/tools/mutants.ipynb #539fee33
@@ -100,7 +100,7 @@ def try_mutants(
 ) -> Iterator[list[MutantTrial]]: # One list for each question
     "Try the mutants of every question of the notebook at `path`. Runs its cells in this process, so use a new one."
     os.environ['MLOPS_COURSE_BATCH'] = '1'
-    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    cells = read_notebook(path)['cells']
     names:dict = {'__name__': '__main__'}
     def trial(rest, source):
         def outcome():
@@ -202,7 +202,7 @@ def lab_fingerprint(
     path:Path, # A solved notebook
 ) -> str:
     "A hash of the code that decides which mutants survive: the set-up, the answers and the checks."
-    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    cells = read_notebook(path)['cells']
     return fingerprint(*(''.join(o['source']) for o in cells
                          if o['cell_type'] == 'code' and cell_role(o) not in ('right', 'wrong')))
 

@@ -121,8 +121,7 @@ def needed_lessons(
     lesson:Lesson,
 ) -> list[str]: # Numbers, such as `06`
     "The lessons that the first cell of `lesson` links to."
-    first = ''.join(lesson.cells[0]['source'])
-    return sorted(set(re.findall(r'\]\((\d\d)_\w+\.ipynb\)', first)))
+    return sorted(set(re.findall(r'\]\((\d\d)_\w+\.ipynb\)', '\n'.join(lesson.first_lines))))
 
 def tool_line(
     lesson:Lesson,

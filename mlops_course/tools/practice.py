@@ -7,7 +7,6 @@ __all__ = ['OUTCOME_MIME', 'OUTCOME_COLOURS', 'OUTCOME_HEADINGS', 'Outcome', 'qu
            'escape_text', 'help_html', 'explain_error', 'Check', 'Practice', 'Quiz']
 
 # %% ../../nbs/tools/practice.ipynb #71464689
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from traceback import walk_tb
 from IPython.display import display
 
 from ..base.files import find_root
+from .house import read_notebook
 from .progress import record_attempt
 
 # %% ../../nbs/tools/practice.ipynb #2a15b0ee
@@ -114,7 +114,7 @@ class Practice:
         "The folded hints and solution of `question`, as HTML; empty if the solved notebook is missing."
         path = find_root()/'solutions'/f'{self.exercise}.ipynb'
         if not path.exists(): return ''
-        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        cells = read_notebook(path)['cells']
         hints = [o.lstrip('- ') for s in cell_sources(cells, question, 'hints') for o in s.splitlines()
                  if o.startswith('- ')]
         return help_html(hints, '\n\n'.join(cell_sources(cells, question, 'answer')) if tried else '')

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.files import find_root, replace_text_file
-from .house import runs_folder
+from .house import read_notebook, runs_folder
 
 # %% ../../nbs/tools/progress.ipynb #75b44487
 def progress_file() -> Path:
@@ -55,7 +55,7 @@ def question_progress(
     "Every question there is, with what the learner has made of it."
     book = load_progress(path)
     def questions(notebook):
-        cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+        cells = read_notebook(notebook)['cells']
         return dict.fromkeys(t.removeprefix('question:') for c in cells for t in c['metadata'].get('tags', [])
                              if t.startswith('question:'))
     found = sorted(((root or find_root())/'solutions').glob('[0-9][0-9]_*.ipynb'))

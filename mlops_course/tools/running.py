@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from ..base.files import find_root, replace_text_file, source_hash
 from ..base.processes import end_process_tree, set_quiet_env, tree_memory_mb
-from .house import Lesson, runs_folder
+from .house import Lesson, read_notebook, runs_folder
 from .warm import WarmProcess
 
 # %% ../../nbs/tools/running.ipynb #da6635ed
@@ -127,11 +127,11 @@ ANSI = re.compile(r'\x1b\[[0-9;]*m')
 
 def failing_cell(
     executed:Path, # A notebook that papermill wrote
-) -> dict:         # `cell` (from 0), `source`, `traceback`; empty if no cell was started
+) -> dict:         # `cell` (from 0), `source`, `traceback`; empty if no cell was started, or it was being written
     "The cell that `executed` stopped at."
-    if not executed.exists(): return {}
-    cells = [c for c in json.loads(executed.read_text(encoding='utf-8'))['cells']
-             if 'papermill-error-cell-tag' not in c['metadata'].get('tags', [])]
+    try: written = read_notebook(executed)['cells']
+    except (FileNotFoundError, ValueError): return {}
+    cells = [c for c in written if 'papermill-error-cell-tag' not in c['metadata'].get('tags', [])]
     for number,cell in enumerate(cells):
         for output in cell.get('outputs', []):
             if output['output_type'] == 'error' and 'raises-exception' not in cell['metadata'].get('tags', []):
@@ -214,7 +214,7 @@ def known_parameters(
     path:Path, # A notebook
 ) -> set[str]: # Names
     "The names that the notebook at `path` lets a caller set."
-    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    cells = read_notebook(path)['cells']
     return {name for c in cells if 'parameters' in c['metadata'].get('tags', [])
             for name in re.findall(r'^(\w+)\s*(?::[^=]+)?=', ''.join(c['source']), re.M)}
 
