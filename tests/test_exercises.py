@@ -222,3 +222,9 @@ def test_a_damaged_solution_is_named(tmp_path):
     (tmp_path/'solutions'/'98_odd.ipynb').write_text('{')
     for do in (make_exercises, stale_exercises, question_progress):
         with pytest.raises(ValueError, match=r'98_odd\.ipynb is no notebook, or damaged'): do(tmp_path)
+
+
+def test_an_answer_without_its_mark_is_not_shown_to_learners(tmp_path):
+    write_notebook(tmp_path/'solutions'/'98_open.ipynb', code('def double(x): return 2*x', 'question:double', 'answer'))
+    with pytest.raises(ValueError, match='answer of double has no line `# solution`'): make_exercises(tmp_path)
+    assert not (tmp_path/'exercises').exists()

@@ -29,7 +29,7 @@ from IPython.utils.capture import capture_output
 from ..base.environment import fingerprint
 from ..base.files import find_root, replace_text_file
 from ..mutation import mutate_source, shared_start
-from .exercises import SOLUTION_MARK, at_answers, cell_role, check_answer, solution_paths
+from .exercises import at_answers, cell_role, check_answer, solution_paths, solution_start
 from .house import read_notebook, select_lessons
 from .practice import question_of
 from .trials import import_all, new_modules, run_forked
@@ -64,10 +64,9 @@ def answer_mutants(
 ) -> list[AnswerMutant]:
     "The mutants of the solution of `question`."
     answer = next(''.join(c['source']) for c in cells if question_of(c) == question and cell_role(c) == 'answer')
-    mark = SOLUTION_MARK.search(answer)
-    if not mark: raise ValueError(f"The answer of {question} has no line `# solution`. Write it above the solution")
+    start = solution_start(answer, question)
     mutants:dict[str, AnswerMutant] = {}
-    for source,diff in mutate_source(answer, answer[:mark.start()].count('\n') + 2):
+    for source,diff in mutate_source(answer, answer[:start].count('\n') + 2):
         name = base = f"{question}: {describe_change(diff)}"
         number = 1
         while name in mutants: name = f"{base} ({(number := number + 1)})"
