@@ -228,3 +228,8 @@ def test_an_answer_without_its_mark_is_not_shown_to_learners(tmp_path):
     write_notebook(tmp_path/'solutions'/'98_open.ipynb', code('def double(x): return 2*x', 'question:double', 'answer'))
     with pytest.raises(ValueError, match='answer of double has no line `# solution`'): make_exercises(tmp_path)
     assert not (tmp_path/'exercises').exists()
+
+
+def test_a_backup_is_no_exercise_of_the_site(tmp_path):
+    for name in ('98_open', '98_open.backup1'): write_notebook(tmp_path/f'{name}.ipynb', 'x = 1')
+    assert [o.name for o in lessons(tmp_path)] == ['98_open']

@@ -67,8 +67,9 @@ class Lesson:
 def lessons(
     folder:Path|None=None, # Folder of numbered notebooks; the course's `nbs` if none
 ) -> list[Lesson]:         # In lesson order
-    "Every lesson in `folder`, in order."
-    return [Lesson(o) for o in sorted((folder or find_root()/'nbs').glob('[0-9][0-9]_*.ipynb'))]
+    "Every lesson in `folder`, in order, without backups such as `02_ocr.backup1.ipynb`."
+    found = sorted((folder or find_root()/'nbs').glob('[0-9][0-9]_*.ipynb'))
+    return [Lesson(o) for o in found if '.' not in o.stem]
 
 # %% ../../nbs/tools/house.ipynb #28c4f83b
 def library_pages(
