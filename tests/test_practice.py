@@ -100,6 +100,16 @@ def test_a_full_disk_loses_no_progress(tmp_path, monkeypatch):
     assert [o.name for o in tmp_path.iterdir()] == ['progress.json']
 
 
+def test_no_damaged_progress_is_lost(tmp_path):
+    book, damage = tmp_path/'progress.json', [b'{', b'\xff', b'[]', b'null']
+    for o in damage:
+        book.write_bytes(o)
+        with pytest.raises(ValueError, match=r'progress\.json is damaged'): progress.load_progress(book)
+        progress.record_attempt('99_example', 'double', 'failed', book)
+        assert progress.load_progress(book)['99_example']['double']['attempts'] == 1
+    assert sorted(o.read_bytes() for o in tmp_path.glob('progress.damaged*')) == sorted(damage)
+
+
 def test_a_quiz_whose_answer_is_not_among_its_options_refuses_to_appear():
     with pytest.raises(ValueError, match="computed answer is '5'"): p.Quiz('2+3?', 2+3, {'4': 'no', '6': 'no'})
 

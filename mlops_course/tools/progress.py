@@ -8,6 +8,7 @@ __all__ = ['progress_file', 'load_progress', 'record_attempt', 'question_progres
 # %% ../../nbs/tools/progress.ipynb #c393a3a2
 import json
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 from ..base.files import find_root, replace_text_file
@@ -24,8 +25,11 @@ def load_progress(
     "What has been tried so far."
     path = path or progress_file()
     if not path.exists(): return {}
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e:
+    try:
+        book = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(book, dict): raise ValueError('no exercises by name')
+        return book
+    except ValueError as e:
         raise ValueError(f"{path} is damaged ({e}). Move it away to start afresh; nothing else depends on it") from e
 
 def record_attempt(
@@ -39,7 +43,7 @@ def record_attempt(
     path = path or progress_file()
     try: book = load_progress(path)
     except ValueError: # never lose a learner's file, not even a damaged one
-        path.replace(path.with_suffix('.damaged.json'))
+        path.replace(next(p for i in count(1) if not (p := path.with_suffix(f'.damaged{i}.json')).exists()))
         book = {}
     entry = book.setdefault(exercise, {}).setdefault(question, dict(solved='', attempts=0))
     if not entry['solved']:
