@@ -49,6 +49,12 @@ def test_help_escapes_what_stands_in_it(learner):
     assert '<p>call <code>f(x &lt; 2)</code></p>' in p.help_html(['call `f(x < 2)`'], '')
 
 
+def test_a_hint_keeps_the_sign_of_a_number(learner):
+    path = p.find_root()/'solutions'/'99_example.ipynb'
+    path.write_text(path.read_text().replace('Add it to itself.', '-1 is the last place.'))
+    assert '<p>-1 is the last place.</p>' in learner.help('double')
+
+
 def test_an_error_names_the_line_that_raised_it(learner):
     with capture_output(), learner.check('double'): int('seven')
     assert "invalid literal" in learner.outcomes['double'].message

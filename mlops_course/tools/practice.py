@@ -115,7 +115,7 @@ class Practice:
         path = find_root()/'solutions'/f'{self.exercise}.ipynb'
         if not path.exists(): return ''
         cells = read_notebook(path)['cells']
-        hints = [o.lstrip('- ') for s in cell_sources(cells, question, 'hints') for o in s.splitlines()
+        hints = [o.removeprefix('- ').strip() for s in cell_sources(cells, question, 'hints') for o in s.splitlines()
                  if o.startswith('- ')]
         return help_html(hints, '\n\n'.join(cell_sources(cells, question, 'answer')) if tried else '')
 
