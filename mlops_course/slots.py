@@ -114,9 +114,13 @@ class Slot:
     def put(self, release:Release) -> None:
         "Load `release`. Until then the previous one is served."
         import httpx
+        before = self.release
         self.point(release)
-        found = httpx.post(f'{self.url}/v1/models/reload', headers=self.admin, timeout=60, trust_env=False)
+        try: found = httpx.post(f'{self.url}/v1/models/reload', headers=self.admin, timeout=60, trust_env=False)
+        except httpx.TransportError as e:
+            raise ConnectionError(f"{before.version} does not answer, so {release.version} waits for its start") from e
         if found.status_code != 200:
+            self.point(before)
             raise ValueError(f"{release.version} could not be loaded: {found.json()['error']}. Look into "
                              f"{self.folder.name}/log")
 

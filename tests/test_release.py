@@ -6,6 +6,7 @@ from math import comb
 from time import sleep
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,7 @@ from mlops_course.experiments import (
     running_differences,
     users_needed,
 )
+from mlops_course.keys import KeyStore
 from mlops_course.load import LoadGenerator
 from mlops_course.reader.lines import line_batch
 from mlops_course.reader.recognition import ALPHABET
@@ -32,7 +34,7 @@ from mlops_course.registry_history import MODEL_NAME, append_history, expected_a
 from mlops_course.release import decision_recorder, run_canary
 from mlops_course.router import Routes
 from mlops_course.scoring import score
-from mlops_course.slots import Release, issue_keys
+from mlops_course.slots import Release, Slot, issue_keys, read_release
 from mlops_course.store import open_store
 from mlops_course.verdicts import (
     BadCount,
@@ -341,6 +343,19 @@ def test_nothing_is_promoted_that_the_audit_log_has_no_room_for(tmp_path, monkey
     assert [o['what'] for o in model_history(store)] == ['registered']
 
 
+def test_a_release_that_a_slot_cannot_load_is_not_loaded_at_its_next_start(tmp_path, monkeypatch):
+    good, bad = Release('good', 'reader/1'), Release('bad', 'reader/2')
+    slot = Slot(tmp_path, good, 'app:it', 'ocr')
+    slot.admin = {}
+    slot.point(good)
+    monkeypatch.setattr('httpx.post', lambda *_, **__: httpx.Response(409, json={'error': 'damaged'}))
+    with pytest.raises(ValueError, match='reader/2 could not be loaded: damaged'): slot.put(bad)
+    assert slot.release == read_release(tmp_path/'release.json') == good
+    monkeypatch.undo()
+    with pytest.raises(ConnectionError, match='reader/1 does not answer, so reader/2 waits for its start'): slot.put(bad)
+    assert slot.release == read_release(tmp_path/'release.json') == bad
+
+
 def test_nobody_releases_without_saying_why(tmp_path):
     audit = AuditLog(tmp_path/'audit.jsonl')
     with pytest.raises(ValueError, match='Say who does this'): decision_recorder(audit, why=' ')
@@ -491,7 +506,6 @@ def test_an_address_is_passed_on_as_it_came(target):
 
 @pytest.mark.slow
 def test_a_release_without_the_keys_of_the_users_goes_back_for_errors_and_loses_nothing(street):
-    from mlops_course.keys import KeyStore
     _, challenger = street.slots
     challenger.put(street.good._replace(version='keyless'))
     keys = KeyStore(challenger.folder/'keys.json')
