@@ -19,6 +19,8 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
+from filelock import FileLock
+
 from .base.files import save_atomically, write_json
 from .base.history import sha256_of_text
 from .base.processes import free_port, wait_until_ready
@@ -137,9 +139,11 @@ def issue_keys(
     slots:Sequence[Slot],
     names:Sequence[str],
 ) -> dict[str, str]: # Name -> key
-    "Create one key per user that is valid for all `slots`."
+    "Create one key per user that is valid for all `slots`, instead of an earlier one of the same name."
     made = {o: secrets.token_urlsafe(32) for o in names}
     for slot in slots:
         keys = KeyStore(slot.folder/'keys.json')
-        keys.write([*keys, *(ApiKey(k, 'reader', sha256_of_text(v), '') for k,v in made.items())])
+        with FileLock(f'{keys.path}.lock'):
+            old = [o for o in keys if o.name not in made]
+            keys.write([*old, *(ApiKey(k, 'reader', sha256_of_text(v), '') for k,v in made.items())])
     return made

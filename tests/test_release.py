@@ -356,6 +356,15 @@ def test_a_release_that_a_slot_cannot_load_is_not_loaded_at_its_next_start(tmp_p
     assert slot.release == read_release(tmp_path/'release.json') == bad
 
 
+def test_keys_that_are_issued_again_replace_those_before(tmp_path):
+    slot = Slot(tmp_path, Release('good', 'reader/1'), 'app:it', 'ocr')
+    first, second = issue_keys([slot], ['ana', 'ben']), issue_keys([slot], ['ana'])
+    keys = KeyStore(tmp_path/'keys.json')
+    assert sorted(o.name for o in keys) == ['ana', 'ben']
+    assert keys.find(first['ana']) is None
+    assert [keys.find(o).name for o in (second['ana'], first['ben'])] == ['ana', 'ben']
+
+
 def test_nobody_releases_without_saying_why(tmp_path):
     audit = AuditLog(tmp_path/'audit.jsonl')
     with pytest.raises(ValueError, match='Say who does this'): decision_recorder(audit, why=' ')
