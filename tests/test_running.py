@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import psutil
 import pytest
 from conftest import code, write_notebook
@@ -15,7 +16,7 @@ from mlops_course.base.files import source_hash
 from mlops_course.tools import running
 from mlops_course.tools.house import Lesson, lessons, library_pages
 from mlops_course.tools.mutants import mutants_of
-from mlops_course.tools.overview import needed_lessons
+from mlops_course.tools.overview import needed_lessons, quiz_page
 from mlops_course.tools.running import Job, assign_parameters, known_parameters, run_lessons
 
 pytestmark = pytest.mark.slow
@@ -140,3 +141,12 @@ def test_a_notebook_without_a_title_is_named(tmp_path, cells):
     lesson = Lesson(write_notebook(tmp_path/'98_odd.ipynb', *cells))
     for ask in (lambda: lesson.title, lambda: needed_lessons(lesson)):
         with pytest.raises(ValueError, match=r'98_odd\.ipynb has no title'): ask()
+
+
+def test_a_quiz_with_backticks_stays_one_block_of_the_quiz_page(tmp_path):
+    quiz = "<div class='quiz'>Which block?\n```\nend\n```\n</div>"
+    cell = code('quiz')
+    cell.outputs = [nbformat.v4.new_output('display_data', {'text/html': quiz})]
+    page = quiz_page([Lesson(write_notebook(tmp_path/'98_quiz.ipynb', nbformat.v4.new_markdown_cell('# A quiz'), cell))])
+    assert page.count('```') == 2
+    assert page.count('&#96;') == 6

@@ -191,7 +191,7 @@ def quiz_page(
             'The right answers were computed by the lessons when they last ran.\n']
     for o in (o for o in known if quizzes(o)):
         text += [f'## [{o.number}. {o.title}](nbs/{o.path.name}) {{#quiz-{o.name}}}\n',
-                 *(f'```{{=html}}\n{q}\n```\n' for q in quizzes(o))]
+                 *('```{{=html}}\n{}\n```\n'.format(q.replace('`', '&#96;')) for q in quizzes(o))] # none ends the block
     return '\n'.join(text)
 
 # %% ../../nbs/tools/overview.ipynb #1d0bd592
