@@ -121,7 +121,8 @@ def needed_lessons(
     lesson:Lesson,
 ) -> list[str]: # Numbers, such as `06`
     "The lessons that the first cell of `lesson` links to."
-    return sorted(set(re.findall(r'\]\((\d\d)_\w+\.ipynb\)', '\n'.join(lesson.first_lines))))
+    first = ''.join(line for c in lesson.cells[:1] for line in c['source'])
+    return sorted(set(re.findall(r'\]\((\d\d)_\w+\.ipynb\)', first)))
 
 def tool_line(
     lesson:Lesson,
