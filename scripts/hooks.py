@@ -22,11 +22,12 @@ def unclean(notebook: Path) -> str:
     from nbdev.config import get_config
     config = get_config(path=ROOT)
     before = notebook.read_text(encoding="utf-8")
-    notebook_data = json.loads(before)
+    name = notebook.resolve().relative_to(ROOT).as_posix()
+    try: notebook_data = json.loads(before)
+    except ValueError as e: return f"{name} is no notebook, or damaged ({e}). Bring it back from git, or remove it"
     clean_nb(notebook_data, False, config.allowed_metadata_keys.split(), config.allowed_cell_metadata_keys.split(), config.clean_ids)
     after = nb2str(notebook_data)
     if before == after: return ""
-    name = notebook.resolve().relative_to(ROOT).as_posix()
     return f"{name} is not clean ({difference(before, after)}). Call: .venv/bin/nbdev_clean --fname {name}"
 
 
