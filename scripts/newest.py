@@ -40,25 +40,31 @@ def imported(source: str) -> set[str]:
     for node in nodes:
         if not isinstance(node, ast.ImportFrom): continue
         start = "." * node.level + (node.module or "")
-        names |= {start, *(f"{start}.{alias.name}" for alias in node.names)} # what is imported may be a module itself
+        inside = f"{start}." if node.module else start
+        names |= {start, *(f"{inside}{alias.name}" for alias in node.names)} # what is imported may be a module itself
     return names
 
 
 def modules_of(lesson: Path, package: Path) -> set[str]:
     "The top-level modules that a `lesson` imports, itself or through modules of the course in `package`."
     cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
-    waiting = {name for cell in cells if cell["cell_type"] == "code" for name in imported("".join(cell["source"]))}
+    codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    waiting = {(name, package) for code in codes for name in imported(code)} # a name, and the folder of who imports it
     seen: set[Path] = set()
     found: set[str] = set()
     while waiting:
-        name = waiting.pop()
+        name, folder = waiting.pop()
         if not name.startswith((".", package.name)):
             found.add(name.partition(".")[0])
             continue
-        inner = name.lstrip(".").removeprefix(package.name).lstrip(".").replace(".", "/")
-        for file in {package / f"{inner}.py", package / "tools" / f"{inner}.py"} - seen: # `.house` may be a neighbour in tools
-            seen.add(file)
-            if file.is_file(): waiting |= imported(file.read_text(encoding="utf-8"))
+        inner = name.lstrip(".")
+        dots = len(name) - len(inner)
+        if not dots: folder, inner = package, name.removeprefix(package.name).lstrip(".")
+        for _ in range(dots - 1): folder = folder.parent
+        file = folder / f"{inner.replace('.', '/')}.py"
+        if file in seen or not file.is_file(): continue
+        seen.add(file)
+        waiting |= {(o, file.parent) for o in imported(file.read_text(encoding="utf-8"))}
     return found
 
 

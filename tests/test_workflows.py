@@ -207,6 +207,8 @@ def test_hook_finds_a_notebook_that_is_not_clean(tmp_path: Path, monkeypatch: py
     (tmp_path / "settings.ini").write_text((ROOT / "settings.ini").read_text(encoding="utf-8"), encoding="utf-8")
     assert "collapsed" in hooks.unclean(path)
     assert hooks.unclean(path).endswith("nbdev_clean --fname dirty.ipynb")
+    path.write_text("", encoding="utf-8")
+    assert hooks.unclean(path).startswith("dirty.ipynb is no notebook, or damaged")
 
 
 def test_hook_finds_a_module_that_was_edited_or_left_behind(tmp_path: Path):
@@ -244,6 +246,16 @@ class TestNewest:
         lesson = tmp_path / "02_ocr.ipynb"
         lesson.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["from mlops_course import ocr\n", "import PIL.Image"]}]}), encoding="utf-8")
         assert newest.modules_of(lesson, package) == {"structlog", "cv2", "click", "PIL"}
+
+    def test_neighbours_are_found_in_any_folder(self, tmp_path: Path):
+        package = tmp_path / "mlops_course"
+        (package / "reader").mkdir(parents=True)
+        (package / "reader" / "engines.py").write_text("from . import layout\nfrom .boxes import crop\nfrom .. import other", encoding="utf-8")
+        for at, name in (("reader/layout", "easyocr"), ("reader/boxes", "rapidocr"), ("other", "click"), ("layout", "mlflow")):
+            (package / f"{at}.py").write_text(f"import {name}", encoding="utf-8")
+        lesson = tmp_path / "02_ocr.ipynb"
+        lesson.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "from mlops_course.reader.engines import Engine"}]}), encoding="utf-8")
+        assert newest.modules_of(lesson, package) == {"easyocr", "rapidocr", "click"}
 
     def test_modules_are_named_by_their_packages(self):
         assert newest.packages_of({"cv2", "PIL", "yaml", "no_such_module"}) == {"opencv-python-headless", "pillow", "pyyaml"}
