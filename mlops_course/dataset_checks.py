@@ -35,7 +35,8 @@ def check_images(
     label:str='text',            # The column of labels
 ) -> list[Finding]:
     "Find images that are unreadable, small, blank, inverted or duplicates."
-    table = frame.reindex(columns=['file', label, 'kind', 'split'], fill_value='') # a missing column is blank
+    # A missing column or value is blank
+    table = frame.reindex(columns=['file', label, 'kind', 'split'], fill_value='').astype(object).fillna('')
     files,texts,kinds,splits = (o.tolist() for _,o in table.items())
     found = []
     for row,(file,kind,o) in enumerate(zip(files, kinds, measured)):
@@ -90,7 +91,7 @@ def check_dataset(
     label:str='text',          # The column of labels
 ) -> CheckedFolder:
     "Run all checks on all rows."
-    findings,files = check_table(frame, schema),frame['file'].tolist()
+    findings,files = check_table(frame, schema),frame['file'].astype(object).fillna('').tolist()
     measured = measure_images(folder, files)
     pairs = find_duplicates(folder, files, measured, cutoffs)
     findings += check_images(frame, measured, pairs, cutoffs, label) + check_leaks(frame, groups, pairs, shared)

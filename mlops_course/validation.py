@@ -69,6 +69,7 @@ def check_leaks(
     "Find groups and images that are in two splits."
     found: list[Finding] = []
     if 'split' not in frame: return found
+    frame = frame.assign(**{o: frame[o].astype(object).fillna('') for o in ('file', 'split')}) # NaN differs from NaN
     splits,files = frame['split'].tolist(),frame['file'].tolist()
     for column in (o for o in groups if o in frame):
         for value,part in frame.reset_index(drop=True).groupby(column):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlops_course import pictures
 from mlops_course.base.files import replace_text_file
+from mlops_course.base.images import write_png
 from mlops_course.dataset_checks import DATA_CHECKS, CheckedFolder, check_dataset, check_images
 from mlops_course.lineage import outdated_reasons, write_lineage
 from mlops_course.pictures import Cutoffs, DuplicatePair, find_duplicates, hamming_distances, has_light_ink, load_grey, measure_images, pixel_difference
@@ -347,6 +348,17 @@ def spoil(copy) -> CheckedFolder:
     paint(copy / frame.at[4, "file"], np.full((32, 90), 255, np.uint8))
     save(copy, frame)
     return check_folder(copy)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, ""])
+def test_missing_values_are_equal_and_end_in_no_traceback(tmp_path, missing):
+    picture = np.full((40, 120), 250, np.uint8)
+    picture[8:30, 10:60] = 20
+    for name in ("0.png", "1.png"): write_png(tmp_path / name, picture)
+    schema = pa.DataFrameSchema({"file": pa.Column(str, nullable=True)})
+    frame = pd.DataFrame({"file": ["0.png", "1.png", missing], "text": [missing] * 3, "split": [missing] * 3})
+    found = [(o.row, o.check) for o in check_dataset(tmp_path, frame, schema).findings]
+    assert found == [(1, "duplicate"), (2, "unreadable")]
 
 
 def test_text_with_a_lone_carriage_return_stays_whole(tmp_path):
