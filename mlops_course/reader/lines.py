@@ -25,7 +25,7 @@ from .sources import SplitSource, random_stream, split_source
 def random_text(
     source:SplitSource,
     rng:np.random.Generator,
-    longest:int, # Characters; random ones may be 12 whatever this is
+    longest:int,
 ) -> tuple[str, str]: # Text, and its route or '-'
     "A random text as in a timetable."
     what = rng.random()
@@ -64,7 +64,7 @@ def draw_line(
     source:SplitSource,                  # The trips and fonts of the split
     rng:np.random.Generator,
     fonts:Mapping[str, Path]=FONTS, # Name -> file
-    longest:int=30,                 # Characters, as for `random_text`
+    longest:int=30,                 # Characters
 ) -> DrawnLine:
     "Draw a random line of `kind`, 32 pixels high."
     text,route = random_text(source, rng, longest)
@@ -107,7 +107,7 @@ def line_batch(
     split:str='train',              # train, valid or test
     feed:Feed|None=None,            # `data/feed` of the project by default
     fonts:Mapping[str, Path]=FONTS, # Name -> file
-    longest:int=30,                 # Characters in a line, as for `random_text`
+    longest:int=30,                 # Characters in a line
 ) -> list[tuple[np.ndarray, str]]:  # Images 32 pixels high, and their texts
     "Draw `n` random lines for training."
     mix,source = version_kinds(version),split_source(split, feed, fonts)
