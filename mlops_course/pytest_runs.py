@@ -38,7 +38,8 @@ def read_junit_report(
         why = '' if bad is None else bad.get('message', '')
         said = '' if bad is None else bad.text or why
         module = case.get('file', '').removesuffix('.py').replace('\\', '/').replace('/', '.')
-        inside = case.get('classname', '').removeprefix(module).removeprefix('.') if module else ''
+        place = case.get('classname', '') # the module and the class; a decorator's file is another one
+        inside = place.removeprefix(module) if module and place.startswith(module) else ''
         name = '::'.join([*filter(None, inside.split('.')), case.get('name', '')])
         rows.append([name, outcome, why.partition('\n')[0], said, float(case.get('time', 0))])
     return pd.DataFrame(rows, columns=['test', 'outcome', 'why', 'said', 'seconds'])

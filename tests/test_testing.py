@@ -345,6 +345,10 @@ def test_a_test_is_named_with_its_class(inside, tmp_path):
     assert run_versions(CLASSES, {'one': ''})['test'].tolist() == names
 
 
+def test_a_test_whose_code_lies_in_another_file_keeps_its_name():
+    assert run_tests('from tempfile import gettempdir as test_it\n')['test'].tolist() == ['test_it']
+
+
 def test_a_flaky_test_is_named_with_its_class():
     found = find_flaky(CLASSES, 1)
     assert found[['test', 'changing']].values.tolist() == [['TestB::TestC::test_it', 'zone']]
