@@ -40,13 +40,15 @@ class Probe:
 
     def round(self) -> dict[str, dict[str, float]]: # Model -> measures; empty if an answer is missing or odd
         "Ask all questions once."
+        import httpx
         pairs:dict[str, list[tuple[Any, Any]]] = defaultdict(list) # of each model: a swap may come between
         try:
             for (model,answer),truth in zip(self.ask(self.questions), self.truths, strict=True):
                 pairs[model].append((answer, truth))
             found = {model: self.score([o for o,_ in both], [o for _,o in both]) for model,both in pairs.items()}
         except Exception as e: # noqa: BLE001 (whatever an answer lacks, an old accuracy may not stay)
-            get_logger('probe').error('no accuracy was measured', error=repr(e))
+            if not isinstance(e, httpx.HTTPError|OSError): # those are on record at the service, or it is down
+                get_logger('probe').error('no accuracy was measured', error=repr(e))
             self.failures.inc()
             found = {}
         self.accuracy.clear()
