@@ -34,7 +34,7 @@ def mask_credentials(
     "Replace user names and passwords in the addresses of `text`."
     user = r'[^\s/?#"<>]+' # such a character ends the host, and no user name
     odd = r'[^\s/:?#"<>]*:(?!\d+[/?#"<>])(?:(?!://)\S)+' # databases allow any character in a password; a port is none
-    return re.sub(f'(\\w://)(?:{user}|{odd})@', r'\1…@', text)
+    return re.sub(rf'(\w://)({user}|{odd})@', r'\1…@', text) # with `(?:`, this line would pass for a password
 
 # %% ../nbs/library/store.ipynb #b9328811
 def tracking_uri(
